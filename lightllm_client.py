@@ -1,0 +1,3810 @@
+# SPDX-License-Identifier: MIT
+# Copyright (c) 2026 The lightllm_client authors
+"""A client for LightLLM servers that looks and answers like openai's, in one file.
+
+    from lightllm_client import LightLLMClient
+
+    client = LightLLMClient(base_url="http://localhost:8000")
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    response = client.chat.completions.create(model="default", messages=messages)
+    print(response.choices[0].message.content)
+
+Copy this file into your repository under any name. It needs Python 3.8 or newer and
+nothing else (Pillow only to make or resize images). It is synchronous, thread-safe and
+fork-safe. Everything above the line "the fold" is for you, below it is the machinery.
+`python lightllm_client.py --help` asks a server from the command line.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import http.client
+import io
+import itertools
+import json
+import os
+import random
+import re
+import select
+import socket
+import stat
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from operator import itemgetter
+
+TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
+if TYPE_CHECKING:
+    import ssl
+    from typing import (
+        Any,
+        Callable,
+        Generator,
+        Generic,
+        Iterable,
+        Iterator,
+        Literal,
+        Mapping,
+        NoReturn,
+        Sequence,
+        TypeVar,
+        overload,
+    )
+
+    from typing_extensions import Required, Self, TypedDict, Unpack
+
+    _Answer = TypeVar("_Answer")
+    _Steps = Generator[None, None, _Answer]
+    _Json = dict[str, Any]
+    _StrDict = dict[str, str]
+else:
+    _Answer, _Json, _StrDict = None, dict, dict
+
+    class Generic:
+        def __class_getitem__(cls, answer):
+            return cls
+
+    class TypedDict:
+        def __init_subclass__(cls, total=True):
+            pass
+
+    def overload(function):
+        return function
+
+
+__version__ = "1.0.0"
+
+__all__ = [
+    "DEFAULT_MAX_RETRIES",
+    "DEFAULT_TIMEOUT",
+    "NOT_GIVEN",
+    "APIConnectionError",
+    "APIError",
+    "APIResponseValidationError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BaseModel",
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "ChatCompletionMessage",
+    "Completion",
+    "ConflictError",
+    "ContentFilterFinishReasonError",
+    "InternalServerError",
+    "LengthFinishReasonError",
+    "LightLLMClient",
+    "NotFoundError",
+    "NotGiven",
+    "Omit",
+    "OpenAI",
+    "OpenAIError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "Stream",
+    "Timeout",
+    "UnprocessableEntityError",
+    "not_given",
+    "omit",
+    "run_tool",
+]
+
+# --- settings ---
+# Limits and defaults, with their units. A limit can be changed in the module before the
+# first request (`lightllm_client.MAX_IMAGE_BYTES = 50 << 20`); what differs between
+# clients is an argument of the client.
+
+DEFAULT_TIMEOUT = 600.0  # seconds, for one attempt
+DEFAULT_MAX_RETRIES = 2  # attempts after the first one
+MAX_IMAGE_BYTES = 20 << 20  # of one image file
+MAX_REPLY_BYTES = 256 << 20  # of one plain reply
+MAX_ERROR_BYTES = 8 << 20  # of an error reply: a 422 sends the request's images back
+MAX_EVENT_BYTES = 8 << 20  # of one server-sent event
+MAX_IDLE_CONNECTIONS = 100  # kept open by one client between requests
+IDLE_SECONDS = 8.0  # for which one is kept usable: LightLLM closes it after 10
+
+
+class NotGiven:
+    """The type of NOT_GIVEN: "take the default", where None means "do not send it"."""
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def __repr__(self) -> str:
+        return "NOT_GIVEN"
+
+
+class Omit(NotGiven):
+    """The type of `omit`: like NOT_GIVEN; as a header's value it removes the header."""
+
+
+NOT_GIVEN = not_given = NotGiven()
+omit = Omit()
+
+
+class Timeout:
+    """Limits in seconds for the phases of one attempt; None waits for ever.
+
+    `connect` is for TCP and TLS, `write` for the sending, `read` for a plain reply once
+    the request is sent, or for the wait for a stream's next bytes. `pool` is there for
+    openai's sake: nothing waits for a pool.
+    """
+
+    def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
+        self.connect = phases.pop("connect", timeout)
+        self.read = phases.pop("read", timeout)
+        self.write = phases.pop("write", timeout)
+        self.pool = phases.pop("pool", timeout)
+        if phases:
+            raise TypeError(f"Timeout takes connect, read, write, pool, not {phases}")
+
+    def __repr__(self) -> str:
+        return f"Timeout(connect={self.connect}, read={self.read}, write={self.write})"
+
+
+# --- errors ---
+# openai's names and attributes. A message says what was asked of whom, what came back
+# and what to try; the same facts are attributes. Keys are taken out before an error is
+# made. All errors survive pickle.
+
+
+class Headers(_StrDict):
+    """Response headers: lower-case names, read in any case; repeats joined by ", "."""
+
+    def __getitem__(self, name: str) -> str:
+        return super().__getitem__(name.lower())
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(str(name).lower())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name.lower(), default)
+
+
+class Request:
+    """What was asked: `.method` and `.url`."""
+
+    def __init__(self, method: str, url: str) -> None:
+        self.method = method
+        self.url = url
+
+
+class Response:
+    """One HTTP reply. `with_raw_response` returns it; the content of a stream is b""."""
+
+    def __init__(self, request: Request, status_code: int, headers: Headers) -> None:
+        self.request = request
+        self.method = request.method
+        self.url = request.url
+        self.status_code = status_code
+        self.headers = headers
+        self.content = b""
+        self.request_id: str | None = headers.get("x-request-id")
+        self.retries_taken = 0
+        self.is_closed = True
+        self._seconds = 0.0
+        self._parsed: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Response [{self.status_code}]>"
+
+    @property
+    def text(self) -> str:
+        return _text(self.content)
+
+    @property
+    def elapsed(self) -> Any:
+        """A datetime.timedelta from the request to the last byte that was read."""
+        import datetime
+
+        return datetime.timedelta(seconds=self._seconds)
+
+    def json(self) -> Any:
+        """The decoded content. Raises ValueError where it is not JSON."""
+        return _parse_json(self.text)
+
+    def parse(self) -> Any:
+        """What the call without `with_raw_response` returns; the same object always."""
+        return self._parsed
+
+
+class OpenAIError(Exception):
+    """The base of every error that a request raises."""
+
+
+class APIError(OpenAIError):
+    """A request that failed: `.message`, `.request`, `.body`, `.code`, `.param`, `.type`.
+
+    `body` is the value of "error" in the server's JSON, else the JSON, else the text.
+    `partial` is None, or what a stream had brought when it failed: a ChatCompletion with
+    the text and the finished calls so far; its finish_reason is None.
+    """
+
+    def __init__(self, message: str, request: Any = None, *, body: Any = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.request = request
+        self.body = body
+        self.partial: Any = None
+        facts = body if isinstance(body, dict) else {}
+        code = facts.get("code")
+        self.code: str | None = None if code is None else str(code)
+        self.param: str | None = facts.get("param")
+        self.type: str | None = facts.get("type")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled_error, (type(self), self.args), self.__dict__
+
+
+def _unpickled_error(kind: type[APIError], args: tuple[Any, ...]) -> APIError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
+
+
+class APIConnectionError(APIError):
+    """No whole answer: no connection, or it broke. `__cause__` says why."""
+
+    def __init__(self, *, message: str = "Connection error.", request: Any = None):
+        super().__init__(message, request)
+
+
+class APITimeoutError(APIConnectionError):
+    """No whole answer within `timeout`."""
+
+    def __init__(self, request: Any = None, *, message: str = "Request timed out."):
+        super().__init__(message=message, request=request)
+
+
+class APIResponseValidationError(APIError, ValueError):
+    """A good status with something else than was asked for: HTML, cut JSON, ..."""
+
+    def __init__(self, response: Any, body: Any, *, message: str = "Invalid data."):
+        super().__init__(message, response.request, body=body)
+        self.response = response
+        self.status_code: int = response.status_code
+
+
+class APIStatusError(APIError):
+    """Another status than 2xx: `.status_code`, `.response`, `.request_id`."""
+
+    def __init__(self, message: str, *, response: Any, body: Any = None) -> None:
+        super().__init__(message, response.request, body=body)
+        self.response = response
+        self.status_code: int = response.status_code
+        self.request_id: str | None = response.headers.get("x-request-id")
+
+
+class BadRequestError(APIStatusError):
+    """400"""
+
+
+class AuthenticationError(APIStatusError):
+    """401"""
+
+
+class PermissionDeniedError(APIStatusError):
+    """403"""
+
+
+class NotFoundError(APIStatusError):
+    """404"""
+
+
+class ConflictError(APIStatusError):
+    """409"""
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422"""
+
+
+class RateLimitError(APIStatusError):
+    """429"""
+
+
+class InternalServerError(APIStatusError):
+    """500 and above"""
+
+
+class LengthFinishReasonError(OpenAIError):
+    """Never raised: for `except` clauses written for openai."""
+
+
+class ContentFilterFinishReasonError(OpenAIError):
+    """Never raised: for `except` clauses written for openai."""
+
+
+_STATUS_ERRORS: dict[int, tuple[type[APIStatusError], str]] = {
+    400: (BadRequestError, "change what it names"),
+    401: (AuthenticationError, "check api_key"),
+    403: (PermissionDeniedError, "check api_key"),
+    404: (NotFoundError, "check base_url, or this LightLLM build lacks the route"),
+    405: (APIStatusError, "check base_url: is that a LightLLM server?"),
+    409: (ConflictError, "try again"),
+    413: (APIStatusError, "send less: smaller images (max_image_side=), fewer messages"),
+    417: (APIStatusError, "this node takes other requests: try base_url=.../generate"),
+    422: (UnprocessableEntityError, "this LightLLM build takes another type there"),
+    429: (RateLimitError, "the server is busy: wait, or raise max_retries"),
+    500: (InternalServerError, "LightLLM of 2025 says so of bad parameters and of too"
+          " long prompts as well: see the server's log"),
+    503: (InternalServerError, "the server is busy or starting: wait, then try again"),
+}  # fmt: skip
+
+# --- answers ---
+# openai's names and fields on top of dicts: `response.choices[0].message` and
+# `response["choices"][0]["message"]` are the same, and json.dumps takes them. A declared
+# field that the server left out reads as None; what only the server knows is kept.
+# Values are never checked or converted, only nested objects get their class.
+
+
+class BaseModel(_Json):
+    """A JSON object with its fields as attributes."""
+
+    _fields: tuple[str, ...] = ()
+    _nested: tuple[tuple[str, Any], ...] = ()
+    _request_id: str | None = None
+
+    def __init_subclass__(cls, **nested: Any) -> None:
+        """Class arguments: the class of the objects (or lists of them) in a field."""
+        names = cls.__dict__.get("__annotations__", {})
+        cls._fields = tuple(name for name in names if name[0] != "_")
+        cls._nested = tuple(nested.items())
+        for name in cls._fields:
+            setattr(cls, name, property(itemgetter(name)))
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        for name, kind in self._nested:
+            value = self.get(name)
+            if type(value) is list:
+                self[name] = [kind(v) if type(v) is dict else v for v in value]
+            elif type(value) is dict:
+                self[name] = kind(value)
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._fields:
+            raise KeyError(name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name[:1] == "_":
+            object.__setattr__(self, name, value)
+        else:
+            self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name not in self:
+            raise AttributeError(name)
+        del self[name]
+
+    def __bool__(self) -> bool:
+        return True  # as in openai, where an empty delta is true as well
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *map(str, self)})
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={self[name]!r}" for name in self._names())
+        return f"{type(self).__name__}({shown})"
+
+    def _names(self) -> list[str]:
+        return [*self._fields, *(name for name in self if name not in self._fields)]
+
+    @property
+    def model_extra(self) -> _Json:
+        """The fields that only the server knows."""
+        return {name: self[name] for name in self if name not in self._fields}
+
+    @property
+    def model_fields_set(self) -> set[str]:
+        return set(self)
+
+    def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
+        import copy
+
+        twin = copy.deepcopy(self) if deep else copy.copy(self)
+        twin.update(update or {})
+        return twin
+
+    def model_dump(
+        self, *, include: Any = None, exclude: Any = None, **options: Any
+    ) -> _Json:
+        """Plain dicts and lists; declared fields that the server left out are None.
+
+        `include` and `exclude`: a set of names, or a dict of name -> True or the same
+        for what is inside (list items by number or "__all__"). `exclude_none`,
+        `exclude_unset`, `exclude_defaults`; pydantic's other keywords change nothing.
+        """
+        plain = {}
+        for name in self._names():
+            value, inner = self[name], _inside(exclude, name)
+            if (include is not None and name not in include) or (
+                exclude is not None and name in exclude and inner is None
+            ):
+                continue
+            if name not in self and options.get("exclude_unset"):
+                continue
+            default = name in self._fields and options.get("exclude_defaults")
+            if value is None and (default or options.get("exclude_none")):
+                continue
+            plain[name] = _plain(value, _inside(include, name), inner, options)
+        return plain
+
+    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
+        """`model_dump(...)` as JSON text."""
+        marks = (",", ":") if indent is None else None
+        plain = self.model_dump(**options)
+        return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
+
+    def to_dict(self, *, exclude_unset: bool = True, **options: Any) -> _Json:
+        """`model_dump` of the fields that the server sent."""
+        return self.model_dump(exclude_unset=exclude_unset, **options)
+
+    def to_json(
+        self, *, indent: int | None = 2, exclude_unset: bool = True, **options: Any
+    ) -> str:
+        """`to_dict` as JSON text."""
+        options["exclude_unset"] = exclude_unset
+        return self.model_dump_json(indent=indent, **options)
+
+    dict = model_dump
+    json = model_dump_json
+
+
+def _inside(names: Any, name: Any) -> Any:
+    """What an include or exclude says of the inside of `name`; None: nothing."""
+    inner = names.get(name, names.get("__all__")) if isinstance(names, dict) else None
+    return None if inner is True or inner is ... else inner
+
+
+def _plain(value: Any, include: Any, exclude: Any, options: _Json) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(include=include, exclude=exclude, **options)
+    if isinstance(value, list):
+        return [
+            _plain(item, _inside(include, n), _inside(exclude, n), options)
+            for n, item in enumerate(value)
+        ]
+    if isinstance(value, dict):
+        return {name: _plain(item, None, None, options) for name, item in value.items()}
+    return value
+
+
+class Function(BaseModel):
+    """What a call names; `arguments` is a JSON string."""
+
+    name: str
+    arguments: str
+
+
+class ChatCompletionMessageToolCall(BaseModel, function=Function):
+    id: str
+    type: str
+    function: Function
+
+
+class _Reasoning(BaseModel):
+    """`reasoning` and `reasoning_content` both read whichever the server sent."""
+
+    reasoning = property(itemgetter("reasoning"))
+    reasoning_content = property(itemgetter("reasoning_content"))
+
+    def __getitem__(self, name: str) -> Any:
+        if name[:9] == "reasoning" and self.get(name) is None:
+            return self.get("reasoning" if name != "reasoning" else "reasoning_content")
+        return super().__getitem__(name)
+
+
+class Details(BaseModel):
+    """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        for name, value in self.items():
+            if type(value) is list:
+                self[name] = [Details(v) if type(v) is dict else v for v in value]
+            elif type(value) is dict:
+                self[name] = Details(value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name[:2] == "__":
+            raise AttributeError(name)
+        return self.get(name)
+
+
+class ChatCompletionMessage(
+    _Reasoning,
+    tool_calls=ChatCompletionMessageToolCall,
+    function_call=Function,
+    annotations=Details,
+    audio=Details,
+):
+    """`content` is the model's text with the tags of its calls."""
+
+    role: str
+    content: str | None
+    refusal: str | None
+    annotations: list[Details] | None
+    audio: Details | None
+    function_call: Function | None
+    tool_calls: list[ChatCompletionMessageToolCall] | None
+
+
+class Choice(BaseModel, message=ChatCompletionMessage, logprobs=Details):
+    index: int
+    message: ChatCompletionMessage
+    finish_reason: str
+    logprobs: Details | None
+
+
+class CompletionUsage(
+    BaseModel, prompt_tokens_details=Details, completion_tokens_details=Details
+):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    completion_tokens_details: Details | None
+    prompt_tokens_details: Details | None
+
+
+class ChatCompletion(
+    BaseModel, choices=Choice, usage=CompletionUsage, moderation=Details
+):
+    id: str
+    choices: list[Choice]
+    created: int
+    model: str
+    object: str
+    metadata: _StrDict | None
+    moderation: Details | None
+    service_tier: str | None
+    system_fingerprint: str | None
+    usage: CompletionUsage | None
+
+
+class ChoiceDeltaToolCallFunction(BaseModel):
+    name: str | None
+    arguments: str | None
+
+
+class ChoiceDeltaToolCall(BaseModel, function=ChoiceDeltaToolCallFunction):
+    index: int
+    id: str | None
+    type: str | None
+    function: ChoiceDeltaToolCallFunction | None
+
+
+class ChoiceDelta(_Reasoning, tool_calls=ChoiceDeltaToolCall, function_call=Function):
+    role: str | None
+    content: str | None
+    refusal: str | None
+    audio: Any
+    function_call: Function | None
+    tool_calls: list[ChoiceDeltaToolCall] | None
+
+
+class ChunkChoice(BaseModel, delta=ChoiceDelta, logprobs=Details):
+    index: int
+    delta: ChoiceDelta
+    finish_reason: str | None
+    logprobs: Details | None
+
+
+class ChatCompletionChunk(
+    BaseModel, choices=ChunkChoice, usage=CompletionUsage, moderation=Details
+):
+    """A piece of an answer; the one that carries the usage has no choices."""
+
+    id: str
+    choices: list[ChunkChoice]
+    created: int
+    model: str
+    object: str
+    moderation: Details | None
+    obfuscation: str | None
+    service_tier: str | None
+    system_fingerprint: str | None
+    usage: CompletionUsage | None
+
+
+class CompletionChoice(BaseModel, logprobs=Details):
+    index: int
+    text: str
+    finish_reason: str
+    logprobs: Details | None
+
+
+class Completion(BaseModel, choices=CompletionChoice, usage=CompletionUsage):
+    id: str
+    choices: list[CompletionChoice]
+    created: int
+    model: str
+    object: str
+    system_fingerprint: str | None
+    usage: CompletionUsage | None
+
+
+class Model(BaseModel):
+    """A served model; LightLLM adds `max_model_len`, its context in tokens."""
+
+    id: str
+    created: int
+    object: str
+    owned_by: str
+    shutdown_date: int | None
+
+
+class ModelList:
+    """A page of models: iterable, all of them in `.data`."""
+
+    object = "list"
+
+    def __init__(self, data: list[Model]) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self.data)
+
+    def has_next_page(self) -> bool:
+        return False
+
+
+class Health:
+    """Whether a server is ready: true or false, with `.reason`."""
+
+    def __init__(self, ready: bool, reason: str) -> None:
+        self.ready = ready
+        self.reason = reason
+
+    def __bool__(self) -> bool:
+        return self.ready
+
+    def __repr__(self) -> str:
+        return f"Health({self.ready}, {self.reason!r})"
+
+
+# --- client ---
+# Options and namespaces. Nothing is connected before the first request. Copies made by
+# `with_options` share their original's connections; a pickled client takes its options
+# along and opens connections of its own.
+
+
+class LightLLMClient:
+    """A client for one LightLLM server, used as openai's.
+
+    `api_key`: str, a callable that returns one (called for each request), None (take
+    LIGHTLLM_API_KEY or OPENAI_API_KEY from the environment, if set), "" (none).
+    `base_url`: http(s)://host:port, with or without /v1; None takes LIGHTLLM_BASE_URL,
+    OPENAI_BASE_URL or http://localhost:8000. `timeout`: seconds for one whole attempt
+    (of a stream: for the wait for its next bytes), None for ever, or a Timeout; looking
+    up a host name, which Python cannot interrupt, is not covered. `max_retries`: further
+    attempts after connection errors, timeouts, 408, 409, 429 and >= 500.
+
+    `tool_mode`: "server" sends tools to the server; "prompt" writes them into a copy of
+    the system message and reads the calls here: the same on every build, streamed or
+    not. `api`: "generate" is the native API, also chosen by a base_url that ends in
+    /generate; there `render(messages, tools) -> str` makes another prompt than ChatML,
+    and `image_tag` stands for an image in it. `image_root`: None lets messages name any
+    file, a folder only files in it, False none. `max_image_side`, in pixels: larger
+    images are scaled down, with Pillow. `ssl_context`: instead of the verifying default.
+
+    Raises ValueError or TypeError for what cannot work, before anything is sent.
+    """
+
+    def __init__(
+        self,
+        api_key: str | Callable[[], str] | None = None,
+        base_url: str | None = None,
+        timeout: float | Timeout | NotGiven | None = DEFAULT_TIMEOUT,
+        *,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        default_headers: Mapping[str, Any] | None = None,
+        default_query: Mapping[str, object] | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        tool_mode: Literal["server", "prompt"] = "server",
+        api: Literal["chat", "generate"] | None = None,
+        render: Callable[[list[Any], list[Any] | None], str] | None = None,
+        image_tag: str = "<|vision_start|><|vision_end|>",
+        image_root: str | os.PathLike[str] | Literal[False] | None = None,
+        max_image_side: int | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        **unknown: NoReturn,
+    ) -> None:
+        for name in unknown:
+            raise TypeError(_unknown_option(name))
+        if not (api_key is None or isinstance(api_key, str) or callable(api_key)):
+            raise TypeError("api_key is a str or a callable that returns one")
+        if api_key is None:
+            api_key = _environment("API_KEY") or ""
+        api_key = api_key if callable(api_key) else _checked_key(_Secret(api_key))
+        self.api_key = api_key
+        self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
+        self.timeout = _checked_timeout(timeout, DEFAULT_TIMEOUT)
+        self.max_retries = _checked_retries(max_retries)
+        self.default_headers = dict(default_headers or {})
+        self.default_query = dict(default_query or {})
+        self.organization = organization
+        self.project = project
+        self.tool_mode = _one_of("tool_mode", tool_mode, ("server", "prompt"))
+        self.api = _one_of("api", api, (None, "chat", "generate"))
+        self.render = render
+        self.image_tag = image_tag
+        self.image_root = image_root
+        self.max_image_side = max_image_side
+        self.ssl_context = ssl_context
+        _merged_headers(self.default_headers)  # refuses a bad one now, not at a request
+        self._transport = _Transport(ssl_context)
+        self._opener = urllib.request.OpenerDirector()
+        self._opener.add_handler(self._transport)
+        self.chat = Chat(self)
+        self.completions = Completions(self)
+        self.models = Models(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self.base_url!r})"
+
+    @property
+    def base_url(self) -> str:
+        """What routes are appended to; setting it checks it and completes its /v1."""
+        return self._base_url
+
+    @base_url.setter
+    def base_url(self, url: str) -> None:
+        self._base_url = _checked_base_url(str(url))
+
+    @property
+    def beta(self) -> Self:
+        """`client.beta.chat` is `client.chat`."""
+        return self
+
+    @property
+    def with_raw_response(self) -> _RawNamespaces:
+        """The same namespaces, whose calls return the Response, with `.parse()`."""
+        return _RawNamespaces(self)
+
+    def copy(
+        self,
+        *,
+        set_default_headers: Mapping[str, Any] | None = None,
+        set_default_query: Mapping[str, object] | None = None,
+        **changes: Any,
+    ) -> Self:
+        """A client with other options on the same connections. `default_headers` and
+        `default_query` are merged with this client's, the `set_` forms replace them."""
+        options = self.__getstate__()
+        replaced = {
+            "default_headers": set_default_headers,
+            "default_query": set_default_query,
+        }
+        for name, value in replaced.items():
+            kept = options[name] if value is None else value
+            options[name] = {**kept, **(changes.pop(name, None) or {})}
+        for name, value in changes.items():
+            if not isinstance(value, NotGiven):
+                options[name] = value
+        twin = type(self)(**options)
+        if twin.ssl_context is self.ssl_context:
+            twin._transport, twin._opener = self._transport, self._opener
+        return twin
+
+    with_options = copy
+
+    def __getstate__(self) -> _Json:
+        names = _client_options()
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, options: _Json) -> None:
+        LightLLMClient.__init__(self, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the idle connections, the copies' too; every later request fails."""
+        self._transport.close()
+
+    def is_closed(self) -> bool:
+        return self._transport.closed
+
+    def get(self, path: str, **options: Any) -> Any:
+        """The decoded JSON of a GET of any route, from the server's root:
+        `client.get("/token_load")`. Options: extra_headers, extra_query, timeout."""
+        return self.models._request("GET", self._rooted(path), None, **options)
+
+    def post(self, path: str, *, body: Any = None, **options: Any) -> Any:
+        """The same for a POST: `client.post("/tokens", body={"text": "hello"})`."""
+        return self.models._request("POST", self._rooted(path), body, **options)
+
+    def health(self, *, timeout: float = 5.0) -> Health:
+        """Whether the server is ready, told within `timeout` seconds. A LightLLM of 2025
+        may take 100 s to answer for the first time: it generates two tokens for it."""
+        try:
+            self.copy(max_retries=0, timeout=timeout).get("/health")
+        except APIError as error:
+            return Health(False, error.message)
+        return Health(True, f"{self._rooted('health')} answers")
+
+    def _rooted(self, path: str) -> str:
+        return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path.lstrip("/")
+
+
+OpenAI = LightLLMClient
+
+
+class Chat:
+    """`client.chat`"""
+
+    def __init__(self, client: LightLLMClient, raw: bool = False) -> None:
+        self.completions = ChatCompletions(client, raw)
+
+
+class _RawNamespaces:
+    def __init__(self, client: LightLLMClient) -> None:
+        self.chat = Chat(client, True)
+        self.completions = Completions(client, True)
+        self.models = Models(client, True)
+
+
+class _Secret(str):
+    """A str whose repr shows nothing: tools print the variables of tracebacks."""
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+def _environment(name: str) -> str | None:
+    return os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name)
+
+
+def _client_options() -> list[str]:
+    keywords = LightLLMClient.__init__.__kwdefaults__ or {}
+    return ["api_key", "base_url", "timeout", *keywords]
+
+
+def _unknown_option(name: str) -> str:
+    if name == "http_client":
+        return "no http_client here: HTTP_PROXY, SSL_CERT_FILE and ssl_context= instead"
+    return f"LightLLMClient takes no {name!r}: {_suggestion(name, _client_options())}"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {allowed}, not {value!r}")
+    return value
+
+
+def _checked_key(key: _Secret) -> _Secret:
+    key = _Secret(key.strip())
+    if _UNSENDABLE.search(key):
+        raise ValueError(
+            "api_key holds a line break or another character no header takes"
+        )
+    return key
+
+
+def _checked_timeout(timeout: Any, default: Any) -> Any:
+    if isinstance(timeout, NotGiven):
+        return default
+    if timeout is None or hasattr(timeout, "connect"):
+        return timeout
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is in seconds, None or a Timeout, not {timeout!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout is more than 0 seconds, not {timeout!r}")
+    return timeout
+
+
+def _checked_retries(retries: Any) -> int:
+    if isinstance(retries, bool) or not isinstance(retries, int):
+        raise TypeError(f"max_retries is an int, not {retries!r}")
+    if retries < 0:
+        raise ValueError(f"max_retries is 0 or more, not {retries}")
+    return retries
+
+
+def _checked_base_url(url: str) -> str:
+    if not re.fullmatch(r"[!-\[\]-~]+", url):
+        raise ValueError("base_url holds a space, a backslash or a non-ASCII character")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port, host = parts.port, (parts.hostname or "").encode("idna")
+    except ValueError:  # UnicodeError is one
+        raise ValueError("base_url has no usable host and port") from None
+    if parts.username is not None:
+        raise ValueError("base_url holds credentials: use api_key or default_headers")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"base_url begins with http:// or https://, unlike {url!r}")
+    if "?" in url or "#" in url:
+        raise ValueError("base_url holds a query or fragment: use default_query")
+    if not host or port == 0:
+        raise ValueError(f"base_url names no host and port: {url!r}")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
+# --- endpoints ---
+# What can be asked. Options are written once: the documented ones, with their defaults,
+# in the signatures, the others in the TypedDicts, which serve type checkers, completion
+# and the check for misspelt names. An option that is None is not sent: the server's own
+# default applies. NOT_GIVEN takes the default shown. `extra_body` wins over everything.
+
+
+class _CallOptions(TypedDict, total=False):
+    extra_headers: Mapping[str, Any] | None
+    extra_query: Mapping[str, object] | None
+    extra_body: Mapping[str, object] | None
+    timeout: float | Timeout | NotGiven | None
+
+
+class _CommonOptions(_CallOptions, total=False):
+    model: Required[str | None]
+    temperature: float | NotGiven | None
+    top_p: float | NotGiven | None
+    top_k: int | NotGiven | None
+    max_tokens: int | NotGiven | None
+    stop: str | Sequence[str] | NotGiven | None
+    presence_penalty: float | NotGiven | None
+    frequency_penalty: float | NotGiven | None
+    repetition_penalty: float | NotGiven | None
+    do_sample: bool | NotGiven | None
+    ignore_eos: bool | NotGiven | None
+    logit_bias: Mapping[str, int] | NotGiven | None
+    n: int | NotGiven | None
+    response_format: Any
+    seed: int | NotGiven | None
+    stream_options: Mapping[str, Any] | NotGiven | None
+    user: str | NotGiven | None
+
+
+class ChatOptions(_CommonOptions, total=False):
+    """The options of `chat.completions.create`: openai's, and LightLLM's own."""
+
+    messages: Required[Iterable[Any]]
+    logprobs: bool | NotGiven | None
+    tools: Iterable[Any] | NotGiven | None
+    tool_mode: Literal["server", "prompt"] | NotGiven
+    tool_choice: Any
+    audio: Any
+    character_settings: Any
+    chat_template_kwargs: Mapping[str, Any] | NotGiven | None
+    function_call: Any
+    functions: Any
+    max_completion_tokens: int | NotGiven | None
+    metadata: Mapping[str, str] | NotGiven | None
+    modalities: Any
+    moderation: Any
+    parallel_tool_calls: bool | NotGiven | None
+    prediction: Any
+    prompt_cache_key: str | NotGiven | None
+    prompt_cache_options: Any
+    prompt_cache_retention: Any
+    reasoning_effort: str | NotGiven | None
+    role_settings: Any
+    safety_identifier: str | NotGiven | None
+    separate_reasoning: bool | NotGiven | None
+    service_tier: str | NotGiven | None
+    store: bool | NotGiven | None
+    stream_reasoning: bool | NotGiven | None
+    top_logprobs: int | NotGiven | None
+    verbosity: str | NotGiven | None
+    web_search_options: Any
+
+
+class CompletionOptions(_CommonOptions, total=False):
+    """The options of `completions.create`."""
+
+    prompt: Required[str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]]
+    best_of: int | NotGiven | None
+    echo: bool | NotGiven | None
+    logprobs: int | NotGiven | None
+    suffix: str | NotGiven | None
+
+
+class _Resource:
+    """A namespace of the client; with `raw`, its calls return the Response."""
+
+    def __init__(self, client: LightLLMClient, raw: bool = False) -> None:
+        self._client = client
+        self._raw = raw
+
+    @property
+    def with_raw_response(self) -> Self:
+        """The same calls, returning the Response, with `.parse()`."""
+        return type(self)(self._client, True)
+
+    def _request(
+        self,
+        method: str,
+        url: str,
+        body: Any,
+        build: Callable[[Any], Any] | None = None,
+        assembly: _Assembly | None = None,
+        **call: Any,
+    ) -> Any:
+        """What `build` makes of the JSON reply, or the Stream that `assembly` feeds."""
+        exchange = _Exchange(self._client, method, url, body, **call)
+        if assembly:
+            response, reply = exchange.opened()
+            source = _StreamSource(response, reply, assembly, exchange)
+            response._parsed = Stream(source)
+        else:
+            response = exchange.whole(build)
+            if isinstance(response._parsed, BaseModel):
+                response._parsed._request_id = response.request_id
+        return response if self._raw else response._parsed
+
+
+class ChatCompletions(_Resource):
+    """`client.chat.completions`"""
+
+    @overload
+    def create(
+        self, *, stream: Literal[True], **options: Unpack[ChatOptions]
+    ) -> Stream[ChatCompletionChunk]: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        stream: Literal[False] | NotGiven | None = ...,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion: ...
+
+    @overload
+    def create(
+        self, *, stream: bool, **options: Unpack[ChatOptions]
+    ) -> ChatCompletion | Stream[ChatCompletionChunk]: ...
+
+    def create(
+        self,
+        *,
+        model: str | None,
+        messages: Iterable[Any],
+        temperature: float | NotGiven | None = 0.6,
+        top_p: float | NotGiven | None = 0.95,
+        max_tokens: int | NotGiven | None = 10000,
+        stop: str | Sequence[str] | NotGiven | None = None,
+        presence_penalty: float | NotGiven | None = 1.1,
+        logprobs: bool | NotGiven | None = False,
+        tools: Iterable[Any] | NotGiven | None = None,
+        top_k: int | NotGiven | None = 50,
+        repetition_penalty: float | NotGiven | None = 1.0,
+        stream: bool | NotGiven | None = NOT_GIVEN,
+        **options: Any,
+    ) -> Any:
+        """A ChatCompletion, or with `stream=True` a Stream of ChatCompletionChunks.
+
+        `messages`: {"role": str, "content": str | list of parts}, or the messages of
+        earlier answers. Parts: {"type": "text", "text": str}; {"type": "image_url",
+        "image_url": URL | {"url": URL}} with a file://, data: or http(s):// URL or a PIL
+        image. `tools`: openai's schemas, or Python functions. `max_tokens=None` leaves
+        the limit to the server, which on builds of 2025 is 16; `max_completion_tokens`
+        alone sets it too. `stop` strings are cut off the answer. See ChatOptions for
+        the rest.
+
+        Raises TypeError for an unknown option and ValueError for what cannot be sent,
+        before anything is; then APIStatusError, APIConnectionError, APITimeoutError or
+        APIResponseValidationError.
+        """
+        body, call = _split(locals(), ChatCompletions.create, ChatOptions)
+        client = self._client
+        tools = _tool_list(body.pop("tools", None))
+        mode = body.pop("tool_mode", client.tool_mode)
+        body["messages"] = _sendable_messages(body["messages"], client)
+        if "max_completion_tokens" in body and body.get("max_tokens", 10000) == 10000:
+            body["max_tokens"] = body["max_completion_tokens"]
+        extra = call.pop("extra_body", None) or {}
+        wanted = {**body, **extra}
+        streams = wanted.get("stream") is True
+        reader = _Reader(tools, wanted.get("tool_choice"), wanted.get("stop"))
+        url, replies = client.base_url + "/chat/completions", None
+        if client.api == "generate" or re.search("/generate$", client.base_url):
+            url = client._rooted("generate_stream" if streams else "generate")
+            replies = _NativeReplies(body.get("model"))
+            body = _generate_body(body, tools, client)
+        elif _one_of("tool_mode", mode, ("server", "prompt")) == "prompt":
+            choice = body.get("tool_choice")
+            body["messages"] = _flattened(body["messages"], tools, choice)
+            body["tool_choice"] = "none"  # or builds of 2025 answer 400 to calls
+        elif tools:
+            body["tools"] = tools
+            reader.spoils = streams
+        if streams:
+            assembly = _Assembly(ChatCompletionChunk, reader, replies)
+            return self._request("POST", url, {**body, **extra}, None, assembly, **call)
+        build = replies.reader(reader) if replies else reader.completion
+        return self._request("POST", url, {**body, **extra}, build, **call)
+
+
+class Completions(_Resource):
+    """`client.completions`: a prompt in, its continuation out: `.choices[0].text`."""
+
+    @overload
+    def create(
+        self, *, stream: Literal[True], **options: Unpack[CompletionOptions]
+    ) -> Stream[Completion]: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        stream: Literal[False] | NotGiven | None = ...,
+        **options: Unpack[CompletionOptions],
+    ) -> Completion: ...
+
+    @overload
+    def create(
+        self, *, stream: bool, **options: Unpack[CompletionOptions]
+    ) -> Completion | Stream[Completion]: ...
+
+    def create(
+        self,
+        *,
+        model: str | None,
+        prompt: Any,
+        temperature: float | NotGiven | None = 0.6,
+        top_p: float | NotGiven | None = 0.95,
+        max_tokens: int | NotGiven | None = 10000,
+        stop: str | Sequence[str] | NotGiven | None = None,
+        presence_penalty: float | NotGiven | None = 1.1,
+        top_k: int | NotGiven | None = 50,
+        repetition_penalty: float | NotGiven | None = 1.0,
+        do_sample: bool | NotGiven | None = True,
+        stream: bool | NotGiven | None = NOT_GIVEN,
+        **options: Any,
+    ) -> Any:
+        """A Completion, or with `stream=True` a Stream of Completions.
+
+        `prompt`: str, list of str, or token ids. LightLLM wants a `model` here.
+        `do_sample` is sent because builds of 2025 are greedy without it.
+        """
+        body, call = _split(locals(), Completions.create, CompletionOptions)
+        body.update(call.pop("extra_body", None) or {})
+        reader = _Reader([], "none", body.get("stop"))
+        assembly = _Assembly(Completion, reader) if body.get("stream") is True else None
+        url = self._client.base_url + "/completions"
+        return self._request(
+            "POST", url, body, reader.text_completion, assembly, **call
+        )
+
+
+class Models(_Resource):
+    """`client.models`: LightLLM serves one model, and lists it from April 2026 on."""
+
+    def list(self, **options: Any) -> ModelList:
+        """The served models. Raises NotFoundError where a build has no list."""
+
+        def build(data: Any) -> ModelList:
+            return ModelList([Model(model) for model in data["data"]])
+
+        url = self._client.base_url + "/models"
+        models: ModelList = self._request("GET", url, None, build, **options)
+        return models
+
+    def retrieve(self, model: str, **options: Any) -> Model:
+        """The served model of that id. Raises NotFoundError where there is none."""
+        if not model:
+            raise ValueError("models.retrieve() needs the id of a model")
+        response: Any = Models(self._client, True).list(**options)
+        served = {found.id: found for found in response.parse()}
+        if model not in served:
+            message = f"no model {model!r} at {response.url}, only {list(served)}"
+            raise NotFoundError(message, response=response)
+        response._parsed = served[model]
+        found: Model = response if self._raw else served[model]
+        return found
+
+
+def _split(given: _Json, create: Any, options: Any) -> tuple[_Json, _Json]:
+    """The body and the call's own options, of the local variables of `create`."""
+    given = {**given, **given["options"]}
+    del given["self"], given["options"]
+    defaults = create.__kwdefaults__
+    known = {*defaults, "model", *options.__annotations__}
+    known.update(_CommonOptions.__annotations__, _CallOptions.__annotations__)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"create() takes no {name!r}: {_suggestion(name, known)}")
+    call = {
+        name: given.pop(name) for name in _CallOptions.__annotations__ if name in given
+    }
+    body = {}
+    for name, value in given.items():
+        value = defaults.get(name) if isinstance(value, NotGiven) else value
+        if value is not None and not isinstance(value, NotGiven):
+            body[name] = value
+    return body, call
+
+
+# --- streams ---
+# A chunk comes out for each event that came in, its text, calls and finish_reason put
+# right; a plain reply is put right as a stream of one piece. A stream is whole after
+# [DONE], or after a finish_reason and a clean end of the body; anything else raises. A
+# stream that is left is closed, never drained: that makes LightLLM stop generating.
+
+
+class Stream(Generic[_Answer]):
+    """The chunks of one answer, each as soon as its bytes are there.
+
+    Raises APIConnectionError or APITimeoutError where the answer is cut off, APIError
+    with the server's words where it reports an error; `error.partial` is what had come.
+    `.response` has status and headers. `with`, `close()` and dropping it end it at once.
+    """
+
+    def __init__(self, source: _StreamSource) -> None:
+        self.response = source.response
+        self._source = source
+        self._chunks = source.chunks()  # holds the source and not us: dropped, we close
+
+    def __iter__(self) -> Iterator[_Answer]:
+        return self
+
+    def __next__(self) -> _Answer:
+        chunk = None if self._source.error else next(self._chunks, None)
+        if chunk is None:
+            raise self._source.error or StopIteration
+        answer: _Answer = chunk
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection now; a loop in another thread gets an error at once."""
+        self._source.close()
+
+    def get_final_completion(self) -> Any:
+        """The whole answer, after reading what is left of it: a ChatCompletion with
+        content, tool_calls, reasoning, usage, finish_reason (of `completions`: a
+        Completion). Raises as the loop does."""
+        for _ in self:
+            pass
+        return self._source.assembly.completion()
+
+
+class _StreamSource:
+    """Events of a reply -> chunks. An error is noted for the Stream to raise: here are
+    variables that hold what the server wrote."""
+
+    def __init__(
+        self,
+        response: Response,
+        reply: _Reply,
+        assembly: _Assembly,
+        exchange: _Exchange,
+    ) -> None:
+        self.response = response
+        self.assembly = assembly
+        self.error: APIError | None = None
+        self._reply = reply
+        self._exchange = exchange
+        self._ended = False
+        response.is_closed = False
+
+    def chunks(self) -> Iterator[Any]:
+        decoder = _EventDecoder()
+        try:
+            while not self.error:
+                raw = self._reply.next_bytes()
+                for text in decoder.feed(raw) if raw else self._last_events(decoder):
+                    data = None if text[:6] == "[DONE]" else self._data(text)
+                    if data is not None:
+                        yield self.assembly.chunk(data)
+                    elif self.error:
+                        return
+                    if data is None or self.assembly.is_over():
+                        self._ended = True
+                        self._reply.settle()
+                        yield from self.assembly.rest()
+                        return
+        except (OSError, http.client.HTTPException) as cause:
+            self._note(self._exchange.broken(cause, "the answer is incomplete"), cause)
+        except ValueError as cause:
+            self._fail(APIError, str(cause))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.response.is_closed = True
+        if not self._ended:
+            self._fail(APIConnectionError, "the stream was closed before its end")
+            self._reply.abort()
+
+    def _last_events(self, decoder: _EventDecoder) -> list[str]:
+        """The body ended cleanly: so did the answer if it said so, or it was cut."""
+        if decoder.finish() or self.assembly.is_whole():
+            return ["[DONE]"]
+        what = "the stream ended without [DONE] or a finish_reason: incomplete"
+        if not self.assembly.facts:
+            what = "the stream ended without any event"
+        if self.assembly.reader.spoils:
+            what += (
+                "; LightLLM builds of April to November 2025 spoil streams of requests"
+            )
+            what += " with tools: pass tool_mode='prompt'"
+        self._fail(APIConnectionError, what)
+        return []
+
+    def _data(self, text: str) -> _Json | None:
+        """The JSON object of an event; None where it is none, or reports an error."""
+        try:
+            data = _parse_json(text)
+        except ValueError:
+            data = None
+        if isinstance(data, dict) and not data.get("error"):
+            return data
+        self._note(self._exchange.bad_event(self.response, text, data))
+        return None
+
+    def _fail(self, kind: type[APIError], what: str) -> None:
+        if not self.error:
+            self._note(self._exchange.error(kind, what))
+
+    def _note(self, error: APIError, cause: BaseException | None = None) -> None:
+        if not self.error:
+            error.__cause__ = cause
+            error.partial = self.assembly.completion()
+            self.error = error
+
+
+class _Reader:
+    """What a request means for its answer: the tools in it, and what stops it."""
+
+    def __init__(self, tools: list[_Json], choice: Any, stop: Any) -> None:
+        self.tools = tools
+        self.silent = choice == "none"  # the caller wants no calls: none are read
+        self.stops = _stop_strings(stop)
+        self.spoils = False  # whether builds of 2025 spoil the stream
+
+    def completion(self, data: Any) -> ChatCompletion:
+        """A plain chat reply put right. Raises where it is none."""
+        for choice in _choices(data):
+            message = choice.get("message")
+            if isinstance(message, dict):
+                self._settle(choice, message)
+        return ChatCompletion(data)
+
+    def text_completion(self, data: Any) -> Completion:
+        """A plain reply of /v1/completions put right. Raises where it is none."""
+        for choice in _choices(data):
+            choice["text"] = self._unstopped(choice, choice.get("text"))
+        return Completion(data)
+
+    def _settle(self, choice: _Json, message: _Json) -> None:
+        content = self._unstopped(choice, message.get("content"))
+        calls = message.get("tool_calls")
+        state = _ChoiceStream(
+            [], None if calls or self.silent else _TagParser(self.tools)
+        )
+        delta = {"content": content, "tool_calls": calls}
+        state.take_delta({"delta": delta, "finish_reason": choice.get("finish_reason")})
+        state.end()
+        if content is not None:
+            message["content"] = content
+        found = state.message()["tool_calls"]
+        if found or "tool_calls" in message:
+            message["tool_calls"] = found
+        if choice.get("finish_reason") or found:
+            choice["finish_reason"] = state.reason
+
+    def _unstopped(self, choice: _Json, text: Any) -> Any:
+        """LightLLM leaves the stop string at the end of a text."""
+        if not self.stops or not isinstance(text, str):
+            return text
+        stop = _StopFilter(self.stops)
+        return stop.feed(text) + stop.finish(choice.get("finish_reason"))
+
+
+def _choices(data: Any) -> list[_Json]:
+    if not data["choices"]:
+        raise ValueError("no choices")
+    return [choice for choice in data["choices"] if isinstance(choice, dict)]
+
+
+class _StopFilter:
+    """Text up to the first stop string; what could begin one is held back."""
+
+    def __init__(self, stops: list[str]) -> None:
+        self._stops = stops
+        self._pattern = re.compile("|".join(map(re.escape, stops)))
+        self._longest = max(map(len, stops))
+        self._tail = ""
+        self._cut: list[str] = []  # what came from the stop string on
+
+    @property
+    def held(self) -> str:
+        return self._tail + "".join(self._cut)
+
+    def feed(self, text: str) -> str:
+        if self._cut:
+            self._cut.append(text)
+            return ""
+        text = self._tail + text
+        found = self._pattern.search(text)
+        at = found.start() if found else max(0, len(text) - self._longest + 1)
+        while not found and at < len(text):
+            if any(stop.startswith(text[at:]) for stop in self._stops):
+                break
+            at += 1
+        self._tail, self._cut = ("", [text[at:]]) if found else (text[at:], [])
+        return text[:at]
+
+    def finish(self, reason: Any) -> str:
+        """The rest: what follows a stop string is none if that is why the text ended."""
+        if self._cut and reason in ("stop", "tool_calls", "function_call"):
+            return ""
+        return self.held
+
+
+class _ChoiceStream:
+    """One choice of a stream: puts its deltas right, and remembers what went out."""
+
+    def __init__(self, stops: list[str], tags: _TagParser | None) -> None:
+        self.reason: Any = None
+        self.finished = False
+        self._text, self._reasoning = io.StringIO(), io.StringIO()
+        self._has_text = False
+        self._calls: list[_Json] = []
+        self._server_calls: dict[Any, _Json] = {}  # by the server's index; None: last
+        self._stop = _StopFilter(stops) if stops else None
+        self._tags = tags
+
+    def take_delta(self, choice: _Json) -> None:
+        """Put the choice of a chat chunk right."""
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            delta = choice["delta"] = {}
+        reasoning = delta.get("reasoning") or delta.get("reasoning_content")
+        if isinstance(reasoning, str):
+            self._reasoning.write(reasoning)
+        calls: list[_Json] = []
+        text = self._taken(delta.get("content"), calls)
+        deltas = delta.get("tool_calls")
+        if isinstance(deltas, list):
+            calls += self._server_deltas(
+                [one for one in deltas if isinstance(one, dict)]
+            )
+        text = self._ended_by(choice, text, calls)
+        if text is not None:
+            delta["content"] = text
+        if calls or deltas:
+            delta["tool_calls"] = calls or None
+
+    def take_text(self, choice: _Json) -> None:
+        """Put the choice of a chunk of /v1/completions right."""
+        text = self._ended_by(choice, self._taken(choice.get("text"), []), [])
+        if text is not None:
+            choice["text"] = text
+
+    def end(self) -> _Json:
+        """The delta that ends a whole answer whose server did not say why it ended."""
+        calls: list[_Json] = []
+        text = "" if self.finished else self._finish(self.reason, calls)
+        self.reason = self.reason or "stop"
+        return {"content": text, "tool_calls": calls or None}
+
+    def message(self) -> _Json:
+        """The message so far; of one that is not finished, the calls that are whole."""
+        text = self._text.getvalue()
+        if not self.finished:
+            text += self._tags.held if self._tags else ""
+            text += self._stop.held if self._stop else ""
+        message: _Json = {"role": "assistant", "content": text}
+        if not text and not self._has_text:
+            message["content"] = None
+        if self._reasoning.tell():
+            message["reasoning"] = self._reasoning.getvalue()
+        calls = []
+        for call in self._calls:
+            function = {"name": call["name"], "arguments": "".join(call["arguments"])}
+            if self.finished or _is_object(function["arguments"]):
+                calls.append(
+                    {"id": call["id"], "type": "function", "function": function}
+                )
+        message["tool_calls"] = calls or None
+        return message
+
+    def _taken(self, text: Any, calls: list[_Json]) -> str | None:
+        """The text that can go out now; calls that it completes go to `calls`."""
+        if not isinstance(text, str):
+            return None
+        self._has_text = True
+        ready: str = self._stop.feed(text) if self._stop else text
+        if self._tags:
+            ready = self._without_calls(self._tags.feed(ready), calls)
+        self._text.write(ready)
+        return ready
+
+    def _ended_by(
+        self, choice: _Json, text: str | None, calls: list[_Json]
+    ) -> str | None:
+        reason = choice.get("finish_reason")
+        if (
+            reason == "function_call"
+        ):  # builds of 2025 say so with every delta of a call
+            self.reason, choice["finish_reason"] = reason, None
+        elif reason is not None and not self.finished:
+            rest = self._finish(reason, calls)
+            choice["finish_reason"] = self.reason
+            return (text or "") + rest if rest else text
+        return text
+
+    def _finish(self, reason: Any, calls: list[_Json]) -> str:
+        """Let go of what was held back: the rest of the text, and of the calls."""
+        rest = self._stop.finish(reason) if self._stop else ""
+        if self._tags:
+            rest = self._without_calls(
+                self._tags.feed(rest) + self._tags.finish(), calls
+            )
+        self._text.write(rest)
+        for call in self._calls:
+            if not any(call["arguments"]):  # LightLLM streams "" for a call without any
+                call["arguments"].append("{}")
+                calls.append({"index": call["index"], "function": {"arguments": "{}"}})
+        if self._calls and reason in ("stop", "function_call", None):
+            reason = "tool_calls"
+        self._stop = self._tags = None
+        self.reason = "stop" if reason == "function_call" else reason
+        self.finished = True
+        return rest
+
+    def _without_calls(self, pieces: list[str | _Call], calls: list[_Json]) -> str:
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        for piece in pieces:
+            if not isinstance(piece, str):
+                calls.append(self._new_call(piece.name, None, piece.arguments))
+        return "".join(texts)
+
+    def _new_call(self, name: str, call_id: Any, arguments: str) -> _Json:
+        """Note a call; the delta that begins it."""
+        index = len(self._calls)
+        if not call_id or any(call_id == call["id"] for call in self._calls):
+            call_id = f"call_{index + 1}_{next(_ids)}"
+        call = {"index": index, "id": call_id, "name": name, "arguments": [arguments]}
+        self._calls.append(call)
+        function = {"name": name, "arguments": arguments}
+        return {"index": index, "id": call_id, "type": "function", "function": function}
+
+    def _server_deltas(self, deltas: list[_Json]) -> list[_Json]:
+        """The server's own deltas, with an index, unique ids and no empty names."""
+        if deltas and self._tags:
+            self._tags.drop_open_tag()
+        settled = []
+        for delta in deltas:
+            function = delta.get("function")
+            function = function if isinstance(function, dict) else {}
+            name, key, call_id = (
+                function.get("name"),
+                delta.get("index"),
+                delta.get("id"),
+            )
+            key = key if isinstance(key, int) else None
+            arguments = function.get("arguments")
+            if not isinstance(arguments, str):
+                arguments = "" if arguments is None else _dump_json(arguments)
+            call = self._server_calls.get(key)
+            fresh = key is None or (call_id and call and call_id != call["server_id"])
+            if call is None or (name and fresh):
+                settled.append(self._new_call(str(name or ""), call_id, arguments))
+                call = self._calls[-1]
+                call["server_id"] = call_id
+                self._server_calls[key] = self._server_calls[None] = call
+            else:
+                call["arguments"].append(arguments)
+                more = {"arguments": arguments}
+                settled.append({"index": call["index"], "function": more})
+        return settled
+
+
+class _Assembly:
+    """The chunks of one stream, put right one by one, and the answer they make."""
+
+    def __init__(
+        self, kind: Any, reader: _Reader, native: _NativeReplies | None = None
+    ) -> None:
+        self.reader = reader
+        self.facts: _Json = {}
+        self._kind = kind
+        self._chat = kind is ChatCompletionChunk
+        self._native = native
+        self._choices: dict[Any, _ChoiceStream] = {}
+        self._usage: Any = None
+
+    def chunk(self, data: _Json) -> Any:
+        """The chunk that goes out for an event."""
+        if self._native:
+            data = self._native.chunk(data)
+        if not self.facts:
+            names = ("id", "created", "model", "object", "system_fingerprint")
+            self.facts = {name: data.get(name) for name in names}
+        self._usage = data.get("usage") or self._usage
+        if not isinstance(data.get("choices"), list):
+            data["choices"] = []
+        for choice in data["choices"]:
+            if isinstance(choice, dict):
+                index = choice.get("index")
+                index = index if isinstance(index, int) else 0
+                state = self._choices.get(index)
+                if state is None:
+                    state = self._choices[index] = self._new_choice()
+                (state.take_delta if self._chat else state.take_text)(choice)
+        return self._kind(data)
+
+    def _new_choice(self) -> _ChoiceStream:
+        reader = self.reader
+        tags = _TagParser(reader.tools) if reader.tools and not reader.silent else None
+        return _ChoiceStream(reader.stops, tags)
+
+    def rest(self) -> Iterator[Any]:
+        """The chunk that ends choices whose finish_reason the server left out."""
+        choices: list[_Json] = []
+        for index, state in self._choices.items():
+            if not state.finished:
+                delta = state.end()
+                place = {"delta": delta} if self._chat else {"text": delta["content"]}
+                reason = {"finish_reason": state.reason}
+                choices.append({"index": index, **place, **reason})
+        if choices:
+            yield self._kind({**self.facts, "choices": choices})
+
+    def is_over(self) -> bool:
+        """Whether the native API said that this was its last event."""
+        return self._native is not None and self._native.finished
+
+    def is_whole(self) -> bool:
+        """Whether every choice has said why it ended."""
+        states = self._choices.values()
+        return bool(states) and all(state.reason is not None for state in states)
+
+    def completion(self) -> Any:
+        """The answer so far."""
+        choices: list[_Json] = []
+        for index, state in self._choices.items():
+            message = state.message()
+            place = {"message": message} if self._chat else {"text": message["content"]}
+            reason = {"finish_reason": state.reason if state.finished else None}
+            choices.append({"index": index, **place, **reason})
+        kind: Any = ChatCompletion if self._chat else Completion
+        name = "chat.completion" if self._chat else "text_completion"
+        facts = {**self.facts, "object": name, "usage": self._usage}
+        return kind({**facts, "choices": sorted(choices, key=itemgetter("index"))})
+
+
+# --- messages and images ---
+# What a caller wrote -> what every LightLLM build takes, in new dicts: the caller's own
+# are never changed, and texts are sent as they are. Image files are read here, since the
+# server sees other disks; http(s) URLs are passed on, since fetching what a message names
+# would let a message reach into this network.
+
+
+def _sendable_messages(messages: Any, client: LightLLMClient) -> list[_Json]:
+    if isinstance(messages, (str, bytes, dict)):
+        raise TypeError(
+            f"messages is a list of messages, not {type(messages).__name__}"
+        )
+    sendable = [_sendable_message(message, client) for message in messages]
+    if not sendable:
+        raise ValueError("messages is empty: LightLLM needs one at least")
+    return sendable
+
+
+def _sendable_message(message: Any, client: LightLLMClient) -> _Json:
+    sent = dict(_as_dict(message, "a message"))
+    sent["content"] = content = _sendable_content(sent.get("content"), client)
+    if sent.get("role") == "developer":
+        sent["role"] = "system"  # templates pass over roles that they do not know
+    calls = sent.get("tool_calls")
+    if calls and isinstance(content, str) and _TagParser([]).calls(content):
+        del sent["tool_calls"]  # the content still holds them: once is enough
+    elif calls:
+        sent["tool_calls"] = [_sendable_call(call) for call in calls]
+    return sent
+
+
+def _as_dict(item: Any, what: str) -> _Json:
+    if not isinstance(item, dict) and hasattr(item, "model_dump"):
+        item = item.model_dump(exclude_unset=True)  # an object of openai's
+    if not isinstance(item, dict):
+        raise TypeError(f"{what} is a dict or an answer's object, not {item!r:.80}")
+    found: _Json = item
+    return found
+
+
+def _sendable_call(call: Any) -> _Json:
+    """LightLLM silently drops a call whose arguments are no JSON text."""
+    sent = dict(_as_dict(call, "a tool call"))
+    function = sent.get("function")
+    if isinstance(function, dict):
+        arguments = function.get("arguments") or {}
+        if not isinstance(arguments, str):
+            arguments = _dump_json(arguments)
+        sent["function"] = {**function, "arguments": arguments}
+    return sent
+
+
+def _sendable_content(content: Any, client: LightLLMClient) -> Any:
+    """ "" for None, which builds before October 2025 refuse; one string for parts that
+    are all text, since templates of text models fail on lists, or drop them."""
+    if content is None or isinstance(content, (str, dict)):
+        return content or ""
+    parts = [
+        {"type": "text", "text": part} if isinstance(part, str) else part
+        for part in content
+    ]
+    if all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        return "\n".join(str(part.get("text", "")) for part in parts)
+    return [_sendable_part(part, client) for part in parts]
+
+
+def _sendable_part(part: Any, client: LightLLMClient) -> Any:
+    if not isinstance(part, dict) or part.get("type") != "image_url":
+        return part
+    image = part.get("image_url")
+    image = image if isinstance(image, dict) else {"url": image}
+    return {**part, "image_url": {**image, "url": _image_url(image.get("url"), client)}}
+
+
+def _image_url(image: Any, client: LightLLMClient) -> str:
+    """A data: URL, or the http(s) URL as it is. ValueError names the image and why."""
+    side = client.max_image_side
+    if hasattr(image, "save"):
+        return _data_url(_png(image, side))
+    if not isinstance(image, str):
+        raise ValueError(
+            f"an image is a URL or a PIL image, not {type(image).__name__}"
+        )
+    scheme = image[:8].partition(":")[0].lower()
+    if scheme == "file":
+        return _data_url(_scaled(_image_file(image, client.image_root), side, image))
+    if scheme == "data" and side and ";base64," in image[:100]:
+        try:
+            raw = base64.b64decode(image.partition(",")[2], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"image {image[:40]}...: {error}") from None
+        return _data_url(_scaled(raw, side, image[:40]))
+    if scheme not in ("data", "http", "https"):
+        raise ValueError(f"image {image[:200]!r}: not a URL; a path is file:///path")
+    return image
+
+
+def _image_file(url: str, root: Any) -> bytes:
+    """The bytes of a file:// URL. `root` is the client's image_root."""
+    parts = urllib.parse.urlsplit(url.replace("?", "%3F").replace("#", "%23"))
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"image {url!r}: a file of another host; use file:///path")
+    path = urllib.request.url2pathname(parts.path)
+    if "\0" in path:
+        raise ValueError(f"image {url!r}: a NUL in its path")
+    path = os.path.realpath(path)
+    if root is False or (root is not None and not _is_inside(path, root)):
+        raise ValueError(f"image {url!r}: image_root does not allow it")
+    try:  # a FIFO would block and a device never end: look before reading
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ValueError(f"image {url!r}: not a regular file")
+            with open(handle, "rb", closefd=False) as file:
+                raw = file.read(MAX_IMAGE_BYTES + 1)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise ValueError(f"image {url!r}: {error.strerror}") from error
+    if len(raw) > MAX_IMAGE_BYTES:
+        raise ValueError(f"image {url!r}: larger than {MAX_IMAGE_BYTES} bytes")
+    if not _image_type(raw):
+        raise ValueError(f"image {url!r}: not a JPEG, PNG, WebP, GIF or BMP image")
+    return raw
+
+
+def _is_inside(path: str, root: Any) -> bool:
+    root = os.path.realpath(root)
+    try:
+        return bool(os.path.commonpath([path, root]) == root)
+    except ValueError:  # another drive of Windows
+        return False
+
+
+def _image_type(raw: bytes) -> str:
+    """What the first bytes say the image is, whatever its name says; "" for none."""
+    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        return "webp"
+    kinds = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"}
+    return next((kind for magic, kind in kinds.items() if raw.startswith(magic)), "")
+
+
+def _data_url(raw: bytes) -> str:
+    text = base64.b64encode(raw).decode("ascii")
+    return f"data:image/{_image_type(raw)};base64,{text}"
+
+
+def _png(image: Any, side: int | None) -> bytes:
+    """A PIL image as PNG, scaled down to `side` pixels."""
+    if side and max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format="PNG")
+    except OSError:  # a mode that PNG lacks, such as CMYK
+        image.convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _scaled(raw: bytes, side: int | None, name: str) -> bytes:
+    if not side:
+        return raw
+    try:
+        from PIL import Image
+    except ImportError:
+        message = f"image {name!r}: max_image_side needs Pillow: pip install pillow"
+        raise ValueError(message) from None
+    kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+    try:
+        with Image.open(io.BytesIO(raw), formats=kinds) as image:
+            return _png(image, side) if max(image.size) > side else raw
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {name!r}: Pillow cannot read it: {error}") from error
+
+
+# --- functions as tools ---
+# `tools=[search, visit]`: the schema of a Python function comes from its signature and
+# docstring; `run_tool` calls the right one. Types: str, int, float, bool, list, dict,
+# Optional, Union, Literal, Enum; others are a TypeError: a guess would be wrong.
+
+
+def run_tool(call: Any, tools: Iterable[Any]) -> str:
+    """The text for the `tool` message that answers a call of `message.tool_calls`: what
+    the function of that name returns, a str as it is, anything else as JSON.
+
+    An unknown name, arguments that do not fit and a TypeError or ValueError of the
+    function come back as text that the model can act on. OPINION: what else the function
+    raises is the caller's business, and is raised.
+    """
+    asked = _as_dict(call, "a tool call")["function"]
+    name, text = asked["name"], asked["arguments"]
+    functions = {
+        getattr(tool, "__name__", ""): tool for tool in tools if callable(tool)
+    }
+    if name not in functions:
+        return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
+    import enum
+    import inspect
+
+    function = functions[name]
+    try:
+        arguments = _parse_json(text or "{}")
+        inspect.signature(function).bind(**arguments)
+        for key, kind in _hints(function).items():
+            if key in arguments and isinstance(kind, enum.EnumMeta):
+                arguments[key] = kind(arguments[key])
+        result = function(**arguments)
+        if not isinstance(result, str):
+            result = json.dumps(result, ensure_ascii=False, default=str)
+        return result
+    except (TypeError, ValueError) as error:
+        return f"Error: {name}({text}) failed: {error}"
+
+
+def _tool_list(tools: Any) -> list[_Json]:
+    """Schemas as they are, functions as their schemas."""
+    if isinstance(tools, (str, bytes, dict)):
+        raise TypeError(f"tools is a list, not a {type(tools).__name__}")
+    return [_schema(tool) if callable(tool) else tool for tool in tools or ()]
+
+
+def _schema(function: Any) -> _Json:
+    import inspect
+
+    name = getattr(function, "__name__", repr(function))
+    text, hints = inspect.getdoc(function) or "", _hints(function)
+    described = dict(re.findall(r"^[ \t]*(\w+)(?: \(.*\))?:[ \t]*(\S.*)$", text, re.M))
+    properties: _Json = {}
+    required = []
+    for key, parameter in inspect.signature(function).parameters.items():
+        named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if key not in hints or parameter.kind not in named:
+            raise TypeError(f"{name}: {parameter} needs a type, or cannot be named")
+        properties[key] = _type_schema(hints[key], f"{name}: {parameter}")
+        if key in described:
+            properties[key]["description"] = described[key]
+        if parameter.default is parameter.empty:
+            required.append(key)
+    parameters = {"type": "object", "properties": properties, "required": required}
+    first = " ".join(re.split(r"\n\s*\n", text)[0].split())
+    schema = {"name": name, "description": first, "parameters": parameters}
+    if not re.fullmatch(r"[a-zA-Z_]\w*", name):
+        raise TypeError(f"a tool needs a name: write a def for {function!r}")
+    return {"type": "function", "function": schema}
+
+
+def _hints(function: Any) -> _Json:
+    import typing
+
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError) as error:
+        raise TypeError(
+            f"{function!r}: this Python cannot read a type: {error}"
+        ) from None
+
+
+def _type_schema(kind: Any, where: str) -> _Json:
+    import enum
+    import typing
+
+    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    names.update({dict: "object", list: "array"})
+    if isinstance(kind, type) and kind in names:
+        return {"type": names[kind]}
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return {"type": "array", "items": _type_schema(inner[0], where)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _type_schema(inner[1], where)}
+    if isinstance(kind, enum.EnumMeta):
+        members: list[Any] = list(kind)
+        origin, inner = typing.Literal, tuple(member.value for member in members)
+    if origin is typing.Literal and len({type(value) for value in inner}) == 1:
+        return {**_type_schema(type(inner[0]), where), "enum": list(inner)}
+    options = [option for option in inner if option is not type(None)]
+    if origin is typing.Union or type(kind).__name__ == "UnionType":
+        schemas = [_type_schema(option, where) for option in options]
+        return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    raise TypeError(f"{where}: {kind!r} has no schema here; write the dict by hand")
+
+
+# ======================================================================================
+# the fold: below is the machinery, nothing that a user imports
+# ======================================================================================
+
+# --- connections ---
+# urllib's OpenerDirector with one handler, which keeps http.client connections open. A
+# connection carries one request at a time, waits for nothing longer than its clock, and
+# is kept only behind a reply that ended exactly. A request that was sent whole is never
+# sent again from here. No lock is held during I/O.
+
+_READ_SIZE = 65536
+_LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
+_DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
+
+
+class _Clock:
+    """The time that one attempt may still take. A number limits the attempt as a whole,
+    a Timeout each phase by itself; of a stream's body it is each wait."""
+
+    __slots__ = ("_end", "_timeout")
+
+    def __init__(self, timeout: Any) -> None:
+        self._timeout = timeout
+        self.restart("connect")
+
+    def restart(self, phase: str) -> None:
+        limit = getattr(self._timeout, phase, self._timeout)
+        self._end = None if limit is None else time.monotonic() + limit
+
+    def enter(self, phase: str) -> None:
+        if hasattr(self._timeout, phase):
+            self.restart(phase)
+
+    def left(self) -> float | None:
+        """Seconds for the next wait; raises socket.timeout when there are none."""
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise socket.timeout("timed out")
+        return min(float(left), _LONGEST_WAIT)
+
+
+class _Connection(http.client.HTTPConnection):
+    """Sends a request in one piece and has its reply framed by _Reply."""
+
+    response_class: Any
+
+    def __init__(self, transport: _Transport, route: _Route, clock: _Clock) -> None:
+        super().__init__(route.host, route.port)
+        self.default_port = 443 if route.tls else 80
+        self.response_class = lambda sock, method: _Reply(self, method)
+        self.transport = transport
+        self.route = route
+        self.clock = clock
+        self.is_sent = False
+        self.owner = os.getpid()
+        self.idle_since = 0.0
+        self._outgoing: list[bytes] = []
+        self._is_waiting = False
+        self._is_aborted = False
+
+    def connect(self) -> None:
+        self.sock = self._dialled()
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.route.tls:
+            if self.route.proxy:
+                self._open_tunnel()
+            # a TLS end without close_notify is a cut, not an end
+            self.sock = self.transport.tls_context().wrap_socket(
+                self.sock,
+                server_hostname=self.host,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
+            )
+            self.sock.settimeout(self.clock.left())
+            self.sock.do_handshake()
+
+    def _dialled(self) -> socket.socket:
+        """A socket to the first address that answers."""
+        found = socket.getaddrinfo(*self.route.dial, 0, socket.SOCK_STREAM)
+        for untried, (family, kind, protocol, _, address) in enumerate(
+            found, 1 - len(found)
+        ):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                left = self.clock.left()
+                if untried:  # a dead first address must not take all the time
+                    left = min(_DIAL_SECONDS, (left or _LONGEST_WAIT) / (1 - untried))
+                sock.settimeout(left)
+                sock.connect(address)
+                return sock
+            except BaseException as error:
+                sock.close()
+                if not untried or not isinstance(error, OSError):
+                    raise
+        raise OSError("the host has no address")
+
+    def _open_tunnel(self) -> None:
+        """Through the proxy, which gets its own credentials and never the key."""
+        to = f"[{self.host}]" if ":" in self.host else self.host
+        lines = [f"CONNECT {to}:{self.port} HTTP/1.1", f"Host: {to}:{self.port}"]
+        lines += [f"{name}: {value}" for name, value in self.route.login.items()]
+        self._outgoing = [_Secret("\r\n".join([*lines, "", ""])).encode("latin-1")]
+        del lines
+        self.flush()
+        reply = _Reply(self, "CONNECT")
+        reply.begin()
+        if not 200 <= reply.status < 300:
+            raise OSError(f"the proxy refuses to connect: status {reply.status}")
+
+    def send(self, data: Any) -> None:
+        """http.client hands over the head and the body of a request: for `flush`."""
+        self._outgoing.append(data)
+
+    def flush(self) -> None:
+        """Send in one piece, a large body uncopied. A view's repr shows no header."""
+        for view in [memoryview(piece) for piece in self._pieces()]:
+            while view:
+                self.sock.settimeout(self.clock.left())
+                view = view[self.sock.send(view) :]
+
+    def _pieces(self) -> list[bytes]:
+        pieces, self._outgoing = self._outgoing, []
+        return pieces if len(pieces[-1]) > _READ_SIZE else [b"".join(pieces)]
+
+    def receive(self) -> bytes:
+        """The next bytes, b"" at the end. Raises OSError after `abort`."""
+        self._is_waiting = True
+        try:
+            sock = self.sock
+            if self._is_aborted or not sock:
+                raise OSError("the connection was closed")
+            sock.settimeout(self.clock.left())
+            return bytes(sock.recv(_READ_SIZE))
+        finally:
+            self._is_waiting = False
+            if self._is_aborted:
+                self.close()
+
+    def abort(self) -> None:
+        """Close at once. A thread that waits in `receive` is woken and closes by itself:
+        the descriptor's number could be another socket's by the time it wakes."""
+        self._is_aborted = True
+        sock = self.sock
+        if (
+            sock and self.owner == os.getpid()
+        ):  # or a child would end its parent's reply
+            try:
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            except OSError:
+                pass  # it is not connected any more
+        if not self._is_waiting:
+            self.close()
+
+    def is_usable(self) -> bool:
+        """Young, this process's, and with nothing to read, which would be its end."""
+        if time.monotonic() - self.idle_since > IDLE_SECONDS:
+            return False
+        if not hasattr(select, "poll"):  # Windows; select() fails above descriptor 1023
+            return not select.select([self.sock], [], [], 0)[0]
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0) and self.owner == os.getpid()
+
+
+class _Route:
+    """Where the requests for one origin go: to its host, or to a proxy."""
+
+    def __init__(self, scheme: str, authority: str, proxies: Mapping[str, str]) -> None:
+        parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
+        self.tls = scheme == "https"
+        self.host = parts.hostname or ""
+        self.port = parts.port or (443 if self.tls else 80)
+        self.dial = (self.host, self.port)
+        self.proxy = ""
+        self.login: dict[str, str] = {}
+        proxy = proxies.get(scheme) or proxies.get("all")
+        if proxy and not self._is_direct(authority, proxies):
+            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
+
+    def _is_direct(self, authority: str, proxies: Mapping[str, str]) -> bool:
+        """Loopback always is, the rest as urllib reads NO_PROXY."""
+        local = r"localhost|.*\.localhost|127\.[0-9.]+|0\.0\.0\.0|::1"
+        if re.fullmatch(local, self.host):
+            return True
+        urllib_request: Any = urllib.request  # whose stubs lack the next name
+        return bool(urllib_request.proxy_bypass_environment(authority, proxies))
+
+    def _use_proxy(self, url: str) -> None:
+        problem = "the proxy in the environment is no http://host:port"
+        try:
+            parts = urllib.parse.urlsplit(url)
+            self.dial = (parts.hostname or "", parts.port or 80)
+        except ValueError:
+            raise http.client.InvalidURL(problem) from None
+        if parts.scheme != "http" or not parts.hostname:
+            raise http.client.InvalidURL(problem)
+        self.proxy = "http://{}:{}".format(*self.dial)
+        if parts.username is not None:
+            login = f"{parts.username}:{parts.password or ''}"
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(login))
+            self.login["Proxy-Authorization"] = _Secret(
+                "Basic " + token.decode("ascii")
+            )
+
+
+class _Transport(urllib.request.BaseHandler):
+    """The opener's handler: idle connections, routes, and the TLS context of a client."""
+
+    def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
+        self.closed = False
+        self._context = ssl_context
+        self._proxies = urllib.request.getproxies()
+        self._routes: dict[tuple[str, str], _Route] = {}
+        self._idle: list[_Connection] = []
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def add_parent(self, parent: Any) -> None:
+        """Not to know the opener lets both be freed at once."""
+
+    def http_open(self, request: urllib.request.Request) -> _Reply:
+        """The reply, its head read. `request.timeout` is the attempt's clock."""
+        clock: Any = request.timeout
+        route = self.route(request)
+        while True:
+            connection = self._take(route)
+            is_new = connection is None
+            connection = connection or _Connection(self, route, clock)
+            connection.clock, connection.is_sent = clock, False
+            try:
+                return self._exchange(connection, request)
+            except BaseException as error:
+                connection.close()
+                # a kept connection that turns out dead before all was sent is replaced
+                is_stale = isinstance(error, OSError) and not connection.is_sent
+                if is_new or not is_stale or isinstance(error, socket.timeout):
+                    raise
+
+    https_open = http_open
+
+    def _exchange(self, connection: _Connection, request: Any) -> _Reply:
+        if not connection.sock:
+            connection.connect()
+        connection.clock.enter("write")
+        route, target, headers = connection.route, request.selector, request.headers
+        if route.proxy and not route.tls:
+            target, headers = request.full_url, {**headers, **route.login}
+        connection.request(request.get_method(), target, request.data, headers)
+        connection.flush()
+        connection.is_sent = True
+        connection.clock.enter("read")
+        reply: Any = connection.getresponse()
+        found: _Reply = reply
+        return found
+
+    def route(self, request: urllib.request.Request) -> _Route:
+        key = (request.type, request.host)
+        if key not in self._routes:
+            self._routes[key] = _Route(*key, self._proxies)
+        return self._routes[key]
+
+    def tls_context(self) -> ssl.SSLContext:
+        if not self._context:
+            import ssl
+
+            self._context = ssl.create_default_context()
+        return self._context
+
+    def keep(self, connection: _Connection) -> None:
+        """Keep a connection whose reply ended exactly; the oldest goes."""
+        connection.idle_since = time.monotonic()
+        with self._lock:
+            self._idle.append(connection)
+            few = 0 if self.closed else MAX_IDLE_CONNECTIONS
+            surplus = [self._idle.pop(0)] if len(self._idle) > few else []
+        for old in surplus:
+            old.close()
+
+    def _take(self, route: _Route) -> _Connection | None:
+        """The idle connection that was used last, if one can be used."""
+        if self._owner != os.getpid():  # a child leaves its parent's connections alone
+            self._owner, self._lock = os.getpid(), threading.Lock()
+            self._close_idle()
+        while True:
+            with self._lock:
+                at = len(self._idle) - 1
+                while at >= 0 and self._idle[at].route is not route:
+                    at -= 1
+                if at < 0:
+                    return None
+                connection = self._idle.pop(at)
+            if connection.is_usable():
+                return connection
+            connection.close()
+
+    def close(self) -> None:
+        self.closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+
+# --- replies ---
+# One reply, framed by RFC 9112 section 6.3 without http.client's trust in its peer, which
+# takes cut heads for whole, ends cut or corrupt streams quietly, and waits on endless
+# interim replies (gh-115997, gh-150743). Raises OSError and HTTPException, in bounded time
+# and memory, and never with what the server wrote.
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?: .*)?")
+_FIRST_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_NEXT_CHUNK = re.compile(rb"\r?\n" + _FIRST_CHUNK.pattern)
+_TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
+_MAX_HEAD = 65536  # bytes of a response's head, of a chunk's head, of trailers
+_MAX_INTERIM = 10  # 1xx replies before the real one
+_SETTLE_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connection
+
+
+class _Reply:
+    """One response: its head, then its body piece by piece."""
+
+    def __init__(self, connection: _Connection, method: str) -> None:
+        self.status = 0
+        self.headers = Headers()
+        self.will_close = False  # http.client's business is done: we keep or close
+        self._connection = connection
+        self._method = method
+        self._buffer = b""
+        self._is_over = False
+        self._is_reusable = False
+        self._left: int | None = None  # bytes of the body to come; None: until the end
+        self._chunked = False
+        self._chunk_head = _FIRST_CHUNK
+        self._chunk_left = 0
+        self._last_chunk = False
+
+    def begin(self) -> None:
+        """Read the head, passing over interim replies."""
+        for _ in range(_MAX_INTERIM):
+            version = self._read_head()
+            if self.status >= 200:
+                return self._choose_framing(version)
+        raise http.client.HTTPException("too many interim (1xx) replies")
+
+    def isclosed(self) -> bool:
+        return True  # for http.client, which asks before the next request
+
+    def close(self) -> None:
+        """Called when the connection closes."""
+
+    def abort(self) -> None:
+        """Close the connection, unless the body's end has let it go."""
+        if not self._is_over:
+            self._is_over = True
+            self._connection.abort()
+
+    def _received(self) -> bytes:
+        raw = self._connection.receive()
+        if not raw:
+            raise http.client.RemoteDisconnected("the server closed in mid-reply")
+        return raw
+
+    def _read_head(self) -> str:
+        end = None
+        while not end:
+            end = _HEAD_END.search(self._buffer)
+            if not end:
+                if len(self._buffer) > _MAX_HEAD:
+                    raise http.client.HTTPException("an endless response head")
+                self._buffer += self._received()
+        head = self._buffer[: end.start()].decode("latin-1").replace("\r\n", "\n")
+        self._buffer = self._buffer[end.end() :]
+        first, *lines = head.split("\n")
+        status = _STATUS_LINE.fullmatch(first)
+        if not status:
+            raise http.client.HTTPException("no HTTP/1 reply: is it an HTTP server?")
+        self.status, self.headers = int(status[2]), Headers()
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if not colon or not name or name != name.strip():
+                raise http.client.HTTPException("a malformed header line")
+            name, value = name.lower(), value.strip(" \t")
+            if name in self.headers:
+                value = f"{self.headers[name]}, {value}"
+            self.headers[name] = value
+        return status[1]
+
+    def _choose_framing(self, version: str) -> None:
+        wish = self.headers.get("connection", "").lower()
+        keeps = "close" not in wish and (version == "1" or "keep-alive" in wish)
+        coding = self.headers.get("transfer-encoding")
+        length = self.headers.get("content-length")
+        if self._method == "CONNECT" or self.status in (204, 304):
+            self._left = 0
+        elif coding is not None:
+            if coding.lower() != "chunked":
+                raise http.client.HTTPException("a transfer coding not asked for")
+            self._chunked = True
+            keeps = keeps and length is None
+        elif length is not None:
+            if not re.fullmatch("[0-9]{1,18}", length):
+                raise http.client.HTTPException("a Content-Length that is no number")
+            self._left = int(length)
+        else:
+            keeps = False
+        self._is_reusable = keeps
+
+    def next_bytes(self) -> bytes:
+        """`read_some` of a stream, whose limit is for each wait."""
+        self._connection.clock.restart("read")
+        return self.read_some()
+
+    def read_some(self) -> bytes:
+        """The next bytes of the body, b"" at its exact end. Raises where it is cut."""
+        if self._is_over:
+            return b""
+        raw = self._read_chunks() if self._chunked else self._read_plain()
+        if not raw:
+            self._is_over = True
+            if self._is_reusable and not self._buffer:
+                self._connection.transport.keep(self._connection)
+            else:
+                self._connection.close()
+        return raw
+
+    def read(self, limit: int) -> bytes:
+        """The whole body. Raises where it is, or says that it is, larger."""
+        pieces: list[bytes] = []
+        size = self._left or 0
+        while size <= limit:
+            raw = self.read_some()
+            if not raw:
+                return b"".join(pieces)
+            pieces.append(raw)
+            size += 0 if self._left is not None else len(raw)
+        raise http.client.HTTPException("a body larger than MAX_REPLY_BYTES")
+
+    def read_error(self) -> bytes:
+        """What comes of an error's body: its status is known, so it need not be whole."""
+        body = io.BytesIO()
+        try:
+            while body.tell() < MAX_ERROR_BYTES:
+                raw = self.read_some()
+                if not raw:
+                    break
+                body.write(raw)
+        except (OSError, http.client.HTTPException):
+            pass
+        self.abort()
+        return body.getvalue()[:MAX_ERROR_BYTES]
+
+    def settle(self) -> None:
+        """The answer is whole: if the body's end is there too, keep the connection."""
+        self._connection.clock = _Clock(_SETTLE_SECONDS)
+        try:
+            if self.read_some():
+                self.abort()
+        except (OSError, http.client.HTTPException):
+            self.abort()
+
+    def _read_plain(self) -> bytes:
+        if self._left == 0:
+            return b""
+        raw, self._buffer = self._buffer, b""
+        if self._left is None:
+            return raw or self._connection.receive()
+        raw = raw or self._received()
+        raw, self._buffer = raw[: self._left], raw[self._left :]
+        self._left -= len(raw)
+        return raw
+
+    def _read_chunks(self) -> bytes:
+        """The data of the chunks that are there, or b"" behind the last one."""
+        while True:
+            pieces = self._buffered_chunks()
+            if pieces:
+                return b"".join(pieces)
+            end = _TRAILERS_END.search(self._buffer) if self._last_chunk else None
+            if end:
+                self._buffer = self._buffer[end.end() :]
+                return b""
+            if len(self._buffer) > _MAX_HEAD:
+                raise http.client.HTTPException("an endless chunk head or trailer")
+            self._buffer += self._received()
+
+    def _buffered_chunks(self) -> list[bytes]:
+        pieces = []
+        buffer, at = self._buffer, 0
+        while at < len(buffer) and not self._last_chunk:
+            if self._chunk_left:
+                pieces.append(buffer[at : at + self._chunk_left])
+                at += len(pieces[-1])
+                self._chunk_left -= len(pieces[-1])
+                continue
+            head = self._chunk_head.match(buffer, at)
+            if not head:
+                if b"\n" in buffer[at + 2 :]:
+                    raise http.client.HTTPException("a corrupt chunk")
+                break
+            at = head.end()
+            self._chunk_head = _NEXT_CHUNK
+            self._chunk_left = int(head[1], 16)
+            self._last_chunk = not self._chunk_left
+        self._buffer = buffer[at:]
+        return pieces
+
+
+# --- requests ---
+# One attempt under its clock, and the retries around it. Whatever a server does ends here
+# as a whole reply, or as an error of the openai tree with nothing secret in it: keys go
+# out of texts and bodies first, and no variable of a frame that raises shows one.
+
+_MAX_REDIRECTS = 5
+_LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
+_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
+_SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key")
+
+
+class _Exchange:
+    """One request: the attempts at it, and the errors that come of them."""
+
+    def __init__(
+        self,
+        client: LightLLMClient,
+        method: str,
+        url: str,
+        body: Any,
+        extra_headers: Any = None,
+        extra_query: Any = None,
+        timeout: Any = NOT_GIVEN,
+    ) -> None:
+        self._client = client
+        self._timeout = _checked_timeout(timeout, client.timeout)
+        query = _query_string({**client.default_query, **(extra_query or {})})
+        self._request = Request(method, url + query)
+        self._data = None if body is None else _dump_body(body)
+        self._headers = _request_headers(client, self._data, extra_headers or {})
+        self._attempts = 0
+        self._proxy = ""
+        if client.is_closed():
+            raise self.error(APIConnectionError, "this client is closed")
+
+    def whole(self, build: Callable[[Any], Any] | None) -> Response:
+        """The reply with its body, and what `build` makes of it."""
+        response, _ = self._answered(True)
+        response._parsed, problem = _built(response, build)
+        if (
+            problem
+        ):  # the frames of this error do not hold the body: it may echo the key
+            raise self._invalid(response, problem)
+        return response
+
+    def opened(self) -> tuple[Response, _Reply]:
+        """The reply of a stream with its head."""
+        response, reply = self._answered(False)
+        if re.search("json|html", response.headers.get("content-type", ""), re.I):
+            response.content = reply.read_error()
+            raise self._invalid(response, "no stream of events")
+        return response, reply
+
+    def _answered(self, whole: bool) -> tuple[Response, _Reply]:
+        """The first good reply, after the retries that are due."""
+        while True:
+            self._attempts += 1
+            try:
+                return self._attempt(whole)
+            except APIError as error:
+                delay = self._retry_delay(error)
+                if delay is None:
+                    raise
+                text = error.message
+            import logging
+
+            log = logging.getLogger(__name__)
+            log.info(
+                "attempt %d failed, next in %.1f s: %s", self._attempts, delay, text
+            )
+            time.sleep(delay)
+
+    def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
+        started, reply = time.monotonic(), None
+        try:
+            reply = self._followed(_Clock(self._timeout))
+            response = Response(self._request, reply.status, reply.headers)
+            response.retries_taken = self._attempts - 1
+            if not 200 <= reply.status < 300:
+                response.content = reply.read_error()
+                raise self._status_error(response)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise self._invalid(response, "a coded body, which was not asked for")
+            if whole:
+                response.content = reply.read(MAX_REPLY_BYTES)
+        except BaseException as cause:
+            if reply:
+                reply.abort()
+            if isinstance(cause, (OSError, http.client.HTTPException)):
+                raise self.broken(cause) from cause
+            raise
+        response._seconds = time.monotonic() - started
+        return response, reply
+
+    def _followed(self, clock: Any) -> _Reply:
+        """The reply, after redirects that keep to origin, method and body."""
+        url, origin = self._request.url, None
+        for _ in range(_MAX_REDIRECTS + 1):
+            method = self._request.method
+            wire = urllib.request.Request(url, self._data, self._headers, method=method)
+            route = self._client._transport.route(wire)
+            self._proxy = route.proxy
+            reply: Any = self._client._opener.open(wire, timeout=clock)
+            origin = origin or _origin(url)
+            url = urllib.parse.urljoin(url, reply.headers.get("location", ""))
+            if reply.status not in (307, 308) or _origin(url) != origin:
+                break
+            reply.read(_MAX_HEAD)
+        found: _Reply = reply
+        return found
+
+    def _retry_delay(self, error: APIError) -> float | None:
+        """Seconds until the next attempt; None for none."""
+        if self._attempts > self._client.max_retries:
+            return None
+        if isinstance(error, APIStatusError):
+            status, headers = error.status_code, error.response.headers
+            told = headers.get("x-should-retry")
+            retried = status in (408, 409, 429) or status >= 500
+            if told == "false" or (told != "true" and not retried):
+                return None
+            asked = _retry_after(headers)
+            if asked:
+                return asked if asked <= _LONGEST_RETRY_AFTER else None
+        elif not isinstance(error, APIConnectionError):
+            return None
+        elif hasattr(error.__cause__, "verify_message"):
+            return None  # a certificate does not get better
+        delay = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
+        return delay * (1 - 0.25 * random.random())
+
+    def error(self, kind: Any, what: str) -> Any:
+        """An error without a response."""
+        message = f"{self._asked()}: {what}"
+        return kind(message=self._redacted(message), request=self._request)
+
+    def broken(self, cause: BaseException, what: str = "") -> APIConnectionError:
+        """The error for a connection that could not be made, or broke."""
+        tried = f"({self._attempts} attempt{'s' * (self._attempts != 1)})"
+        kind: Any = APIConnectionError
+        where = f"the proxy {self._proxy} (from the environment)" if self._proxy else ""
+        where = where or _shown_url(self._request.url)
+        if isinstance(cause, socket.timeout):
+            kind = APITimeoutError
+            text = f"no {'more' if what else 'answer'} within {self._timeout} s {tried}"
+            hint = "raise timeout=, or stream long answers"
+        else:
+            reason, hint = _reason(cause)
+            text = (
+                f"{'the connection broke' if what else 'cannot reach ' + where} {tried}"
+            )
+            text += f": {reason}"
+        parts = [what, text, hint]
+        error: APIConnectionError = self.error(kind, "; ".join(filter(None, parts)))
+        return error
+
+    def bad_event(self, response: Response, text: str, data: Any) -> APIError:
+        """The error for an event that reports one, or that is no JSON object."""
+        if isinstance(data, dict):
+            body = self._redacted(data["error"])
+            return APIError(_error_text({"error": body}, ""), self._request, body=body)
+        what = f"an event is no JSON object: {self._redacted(text[:300])}"
+        message = f"{self._asked()}: {what}; the answer is incomplete"
+        return APIResponseValidationError(response, message=message, body=None)
+
+    def _invalid(self, response: Response, what: str) -> APIResponseValidationError:
+        """The error for a good status with something else than was asked for."""
+        body = self._clean(response)
+        message = f"{self._asked()} gave status {response.status_code}, but {what}"
+        text = _error_text(body, response.text)
+        message += f": {text}" if text else ""
+        message += "; is base_url that of a LightLLM server?"
+        return APIResponseValidationError(response, body, message=message)
+
+    def _status_error(self, response: Response) -> APIStatusError:
+        body, status = self._clean(response), response.status_code
+        server = InternalServerError if status >= 500 else APIStatusError
+        kind, hint = _STATUS_ERRORS.get(status, (server, ""))
+        text = _error_text(body, response.text) or "no reason given"
+        if "location" in response.headers and 300 <= status < 400:
+            url = urllib.parse.urljoin(self._request.url, response.headers["location"])
+            text = f"a redirect to {_shown_url(url)}, which is not followed"
+            hint = "check base_url: scheme, host, port, and whether it asks for a login"
+        message = f"Error code: {status} from {self._asked()}: {text}"
+        message += f"; {hint}" if hint else ""
+        if isinstance(body, dict) and "error" in body:
+            body = body["error"]
+        return kind(message, response=response, body=body)
+
+    def _asked(self) -> str:
+        return f"{self._request.method} {_shown_url(self._request.url)}"
+
+    def _clean(self, response: Response) -> Any:
+        """Take secrets out of a response that goes into an error; its decoded body."""
+        response.content = self._redacted(response.text).encode("utf-8")
+        response.headers = Headers(self._redacted(response.headers))
+        response.request_id = response.headers.get("x-request-id")
+        try:
+            return self._redacted(response.json())
+        except ValueError:
+            return response.text
+
+    def _redacted(self, value: Any) -> Any:
+        """`value` without the secrets of this request's headers."""
+        for name in _SECRET_HEADERS:
+            secret = self._headers.get(name, "").rpartition(" ")[2]
+            if secret:  # a short one, such as "EMPTY", is one only as a whole word
+                edges = r"(?<!\w){}(?!\w)" if len(secret) < 8 else "{}"
+                value = _replaced(value, edges.format(re.escape(secret)))
+        return value
+
+
+def _replaced(value: Any, pattern: str) -> Any:
+    if isinstance(value, str):
+        return re.sub(pattern, "***", value)
+    if isinstance(value, dict):
+        return {
+            _replaced(name, pattern): _replaced(item, pattern)
+            for name, item in value.items()
+        }
+    return (
+        [_replaced(item, pattern) for item in value] if type(value) is list else value
+    )
+
+
+def _built(response: Response, build: Callable[[Any], Any] | None) -> tuple[Any, str]:
+    """(answer, ""), or (None, what is wrong with the reply)."""
+    try:
+        data = response.json()
+    except ValueError:
+        return None, "not with JSON" if response.content.strip() else "with nothing"
+    try:
+        return (build(data) if build else data), ""
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None, "with something else than was asked for"
+
+
+def _reason(cause: BaseException) -> tuple[str, str]:
+    """Why a connection failed, in words, and what to try."""
+    certificate = getattr(cause, "verify_message", "")
+    text = certificate or getattr(cause, "strerror", "") or str(cause) or repr(cause)
+    if certificate:
+        return f"its certificate: {text}", "see SSL_CERT_FILE and ssl_context="
+    if isinstance(cause, ConnectionRefusedError):
+        return text, "is a LightLLM server listening there?"
+    if isinstance(cause, socket.gaierror):
+        return text, "check the host name in base_url"
+    if "WRONG_VERSION_NUMBER" in str(cause):
+        return text, "does that port speak https?"
+    return text, ""
+
+
+def _error_text(body: Any, text: str) -> str:
+    """What a server says of an error, in any of LightLLM's four shapes; cut to fit."""
+    found = body
+    for name in ("error", "message", "detail"):
+        if isinstance(found, dict) and found.get(name):
+            found = found[name]
+    if isinstance(found, list):  # FastAPI: which field, and what is wrong with it
+        errors = [error for error in found[:3] if isinstance(error, dict)]
+        places = [".".join(map(str, error.get("loc") or ())) for error in errors]
+        pairs = zip(places, errors)
+        found = "; ".join(f"{place}: {error.get('msg')}" for place, error in pairs)
+    found = " ".join((found if isinstance(found, str) else text).split())
+    return found if len(found) <= 300 else found[:300] + "..."
+
+
+def _retry_after(headers: Headers) -> float:
+    """The seconds that a server asks for before the next attempt; 0 if none."""
+    text = headers.get("retry-after", "")
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        else:
+            seconds = float(text or 0)
+    except ValueError:
+        from email.utils import mktime_tz, parsedate_tz
+
+        date = parsedate_tz(text)
+        try:
+            seconds = mktime_tz(date) - time.time() if date else 0.0
+        except (OverflowError, ValueError):
+            seconds = 0.0
+    return seconds if 0 < seconds < float("inf") else 0.0
+
+
+def _origin(url: str) -> tuple[Any, ...]:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return parts.scheme, parts.hostname, port, parts.username
+    except ValueError:
+        return ()
+
+
+def _shown_url(url: str) -> str:
+    """A URL as messages show it: its query and credentials may be secret."""
+    return re.sub(r"//[^/]*@", "//", url.partition("?")[0].partition("#")[0])
+
+
+def _query_string(query: Mapping[str, object]) -> str:
+    pairs = []
+    for name, value in query.items():
+        listed = isinstance(value, (list, tuple))
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if item is not None and not isinstance(item, NotGiven):
+                text = str(item).lower() if isinstance(item, bool) else str(item)
+                pairs.append((name + "[]" * listed, text))
+    return "?" + urllib.parse.urlencode(pairs) if pairs else ""
+
+
+def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
+    key: Any = client.api_key
+    if callable(key):
+        key = _checked_key(_Secret(key()))
+    own: dict[str, Any] = {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": "lightllm_client/" + __version__,
+        "Content-Type": omit if data is None else "application/json",
+        "Authorization": _Secret("Bearer " + key) if key else omit,
+        "OpenAI-Organization": client.organization,
+        "OpenAI-Project": client.project,
+    }
+    return _merged_headers(own, client.default_headers, extra)
+
+
+def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
+    """The headers of all layers; the later ones win, in any case of their names."""
+    merged: dict[str, str] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            name = name.capitalize()  # as urllib does
+            merged.pop(name, None)
+            if value is not None and not isinstance(value, NotGiven):
+                merged[name] = _Secret(value)
+                if _UNSENDABLE.search(merged[name]) or re.search(r"[^!-9;-~]", name):
+                    value = ""
+                    raise ValueError(f"the header {name!r} holds what no header takes")
+    return merged
+
+
+# --- JSON ---
+# Text <-> data, for replies, events and tool calls alike. Nothing that a server or a
+# model writes does more than raise ValueError.
+
+_MAX_DEPTH = (
+    500  # json's recursion overflows a thread's small stack (mcp python-sdk#3147)
+)
+_DECODER = json.JSONDecoder(strict=False)
+_dump_json = json.JSONEncoder(ensure_ascii=False).encode
+_dump_request = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode
+_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[{}\]]', re.DOTALL)
+_HALF_PAIR = re.compile(  # not behind a backslash, and not the first half of a pair
+    r"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+
+
+def _text(raw: bytes) -> str:
+    """UTF-8 whatever a charset says; U+FFFD for what is not, no byte order mark."""
+    text = raw.decode("utf-8", "replace")
+    return text[1:] if text[:1] == "\ufeff" else text
+
+
+def _parse_json(text: str) -> Any:
+    """Decoded JSON, with U+FFFD for halves of surrogate pairs, which nobody can print.
+    Raises ValueError."""
+    if "\\ud" in text or "\\uD" in text:
+        text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
+    if text.count("[") + text.count("{") > _MAX_DEPTH and _is_deep(text):
+        raise ValueError("JSON of too many levels")
+    try:
+        data, end = _DECODER.raw_decode(text)
+        if end == len(text):
+            return data
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return _DECODER.decode(text)  # takes spaces around it too
+    except RecursionError:
+        raise ValueError("JSON of too many levels") from None
+
+
+def _is_deep(text: str) -> bool:
+    depth = 0
+    for found in _BRACKET.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > _MAX_DEPTH:
+            return True
+    return False
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(_parse_json(text), dict)
+    except ValueError:
+        return False
+
+
+def _dump_body(body: Any) -> bytes:
+    """A request's body. ValueError: NaN, infinity, half a surrogate pair, too deep."""
+    try:
+        return _dump_request(body).encode("utf-8")
+    except UnicodeEncodeError as error:
+        before = error.object[max(0, error.start - 20) : error.start]
+        message = f"half a surrogate pair, which is no text, after {before!r}"
+        raise ValueError(message) from None
+    except RecursionError:
+        raise ValueError("the request is nested too deeply") from None
+
+
+# --- server-sent events ---
+# Bytes -> the data of events, by the WHATWG rules; pure. CR, LF and CRLF end a line and
+# nothing else does (str.splitlines would split model text at U+2028). The bytes may be
+# cut anywhere; each is looked at once.
+
+
+class _EventDecoder:
+    def __init__(self) -> None:
+        self._line: list[bytes] = []  # the pieces of the line that has not ended
+        self._data: list[bytes] = []  # the data lines of the event that has not ended
+        self._size = 0  # of both
+        self._after_cr = False
+        self._is_first = True
+
+    def feed(self, raw: bytes) -> list[str]:
+        """The data of the events that these bytes end. ValueError: one is too large."""
+        if self._after_cr and raw[:1] == b"\n":
+            raw = raw[1:]
+        self._after_cr = raw[-1:] == b"\r"
+        if b"\r" in raw:
+            raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = raw.split(b"\n")
+        self._line.append(lines[0])
+        self._size += len(lines[0])
+        events = []
+        if len(lines) > 1:
+            lines[0] = b"".join(self._line)
+            self._line = [lines.pop()]
+            events = self._ended(lines)
+        if self._size > MAX_EVENT_BYTES and not events:
+            raise ValueError("an event larger than MAX_EVENT_BYTES")
+        return events
+
+    def finish(self) -> bool:
+        """Whether [DONE] stands at the end of the body without a line's end."""
+        return b"".join(self._line).replace(b" ", b"") == b"data:[DONE]"
+
+    def _ended(self, lines: list[bytes]) -> list[str]:
+        if self._is_first and lines[0][:3] == b"\xef\xbb\xbf":
+            lines[0] = lines[0][3:]
+        self._is_first = False
+        events, data = [], self._data
+        for line in lines:
+            if line[:5] == b"data:":
+                data.append(line[6:] if line[5:6] == b" " else line[5:])
+                if data == [b"[DONE]"]:  # need not wait for the empty line
+                    events.append("[DONE]")
+                    data.clear()
+            elif line == b"data":
+                data.append(b"")
+            elif not line and data:
+                events.append(b"\n".join(data).decode("utf-8", "replace"))
+                data.clear()
+        self._size = len(self._line[0]) + sum(map(len, data))
+        return [event for event in events if event]
+
+
+# --- tool-call tags ---
+# Text -> text and calls; pure. `feed` any pieces, then `finish`: the outcome does not
+# depend on the cuts. A region opens at <tool_call>; where it turns out to be no call, its
+# tag is let go as text and reading resumes right behind it. The end of JSON is found by
+# its brackets and quotes, never by the end tag, which may stand in a string. What was cut
+# off never becomes a call. Linear: each piece is scanned once, rescans are bounded.
+
+_RESCANS = 4  # times the text; more takes text made for it, which then is let go whole
+_OPENERS = ("<tool_call>", "<think>")
+_OPENER = re.compile("|".join(_OPENERS))
+_SPACE = re.compile(r"\s*")
+_FILLER = re.compile(r"[\s,}]*")
+_IN_JSON = re.compile(r"[\"'\[\]{}<]")
+_IN_STRING = {'"': re.compile(r'["\\]'), "'": re.compile(r"['\\]")}
+_HEAD = 400  # characters at the most of what the next three match
+_FUNCTION = re.compile(r"<function=([^<>\n]{1,128})>")  # Qwen3-Coder
+_PARAMETER = re.compile(r"\s{0,64}(?:<parameter=([^<>\n]{1,128})>|</function>)")
+_ARGUMENT = re.compile(r"\s{0,64}<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
+_BARE_NAME = re.compile(r"([\w.-]{1,128})(\s{0,64})")  # GLM
+_COLON = re.compile(r"\s*:\s*")
+_COMMA = re.compile(r"\s*,?\s*")
+_TOKEN = re.compile(  # strings, Python's words, commas before brackets
+    r'"[^"\\]*(?:\\.[^"\\]*)*"'
+    r"|'[^'\\]*(?:\\.[^'\\]*)*'"
+    r"|\b(?:True|False|None)\b|,(?=\s*[}\]])",
+    re.DOTALL,
+)
+_ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|.)|"', re.DOTALL)
+
+
+class _Call:
+    """A call that was read. `arguments` is the model's own text where that is JSON."""
+
+    def __init__(self, name: str, values: _Json, text: str | None = None) -> None:
+        self.name = name
+        self.values = values
+        self.text = text
+
+    @property
+    def arguments(self) -> str:
+        return _dump_json(self.values) if self.text is None else self.text
+
+
+class _TagParser:
+    """Reads by generators: one asks for more text by yielding in `_more`."""
+
+    def __init__(self, tools: Iterable[_Json]) -> None:
+        self._schemas = _parameter_schemas(tools)
+        self._text = ""  # what has not gone out, but for self._region
+        self._at = 0  # read up to here
+        self._start = 0  # where the open region begins
+        self._region: list[str] = []  # what earlier pieces hold of it
+        self._offset = 0  # of self._text in the whole
+        self._rescanned = 0
+        self._is_last = False
+        self._is_opening = False
+        self._depth, self._quote = 0, ""  # in JSON
+        self._absent: set[str] = set()  # ends that the rest of the text lacks
+        self._out: list[str | _Call] = []
+        self._steps = self._parse()
+
+    def feed(self, text: str) -> list[str | _Call]:
+        """The texts and calls that are certain now, in order."""
+        if self._start < self._at:
+            self._region.append(self._text[self._start : self._at])
+        self._offset += self._at
+        self._text, self._at, self._start = self._text[self._at :] + text, 0, 0
+        self._out = []
+        next(self._steps, None)
+        return self._out
+
+    def finish(self) -> list[str | _Call]:
+        """The rest: an open region that is no whole call is text."""
+        self._is_last = True
+        return self.feed("")
+
+    def calls(self, text: str) -> list[_Call]:
+        """The calls in a whole text."""
+        found = self.feed(text) + self.finish() if "<tool_call>" in text else []
+        return [call for call in found if isinstance(call, _Call)]
+
+    @property
+    def held(self) -> str:
+        """The text that came in and did not go out."""
+        return "".join(self._region) + self._text[self._start :]
+
+    def drop_open_tag(self) -> None:
+        """The server read the call behind an open tag by itself: that tag and the end
+        tag that follows it are no text."""
+        if self._is_opening:
+            self._text, self._at, self._start, self._region = "", 0, 0, []
+            self._is_opening = False
+            self._steps = self._parse_behind_end()
+
+    def _parse_behind_end(self) -> _Steps[None]:
+        yield from self._skip(_SPACE)
+        if not (yield from self._took("</tool_call>")):
+            self._out.append("".join(self._region) + self._text[self._start : self._at])
+        self._region, self._start = [], self._at
+        yield from self._parse()
+
+    def _parse(self) -> _Steps[None]:
+        while True:
+            found = _OPENER.search(self._text, self._at)
+            if not found:
+                self._let_go(self._certain(*_OPENERS))
+                if not (yield from self._more()):
+                    return
+                continue
+            self._let_go(found.start())
+            if found[0] == "<think>":
+                yield from self._think()
+                continue
+            self._at += len("<tool_call>")
+            calls: list[_Call] = []
+            if (yield from self._read_calls(calls)):
+                self._out += calls
+                self._region, self._start = [], self._at
+            else:
+                self._fail()
+
+    def _think(self) -> _Steps[None]:
+        """Thought is text, whatever stands in it."""
+        end = -1
+        while end < 0:
+            end = self._text.find("</think>", self._at)
+            self._let_go(end if end >= 0 else self._certain("</think>"))
+            if end < 0 and not (yield from self._more()):
+                return
+
+    def _read_calls(self, calls: list[_Call]) -> _Steps[bool]:
+        """The region behind an open tag. False: it is no call."""
+        self._is_opening = True
+        yield from self._skip(_SPACE)
+        if (yield from self._took("```json", "```")):
+            yield from self._skip(_SPACE)
+        token = yield from self._took("{", "[", "<function=")
+        self._is_opening = False
+        is_good = bool(token) or (yield from self._bare(calls))
+        while is_good:
+            if token in ("{", "["):
+                self._at -= 1
+                is_good = yield from self._json(calls)
+            elif token == "<function=":
+                self._at -= len(token)
+                is_good = yield from self._function(calls)
+            elif token == "<code>":
+                is_good = yield from self._code(calls[-1])
+            yield from self._skip(_FILLER)
+            more = ("{", "[", "<function=", "<code>", "```")
+            token = yield from self._took(*more, "</tool_call>", "<tool_call>")
+            if token == "<tool_call>":
+                self._at -= len(token)
+            if token not in more:
+                break
+        return is_good and (bool(token) or self._is_end())
+
+    def _is_end(self) -> bool:
+        """Whether the text ends here, or in the end tag, or in the next open tag."""
+        rest = self._text[self._at :]
+        if self._is_last and "</tool_call>".startswith(rest):
+            self._at = len(self._text)
+            return True
+        return self._is_last and "<tool_call>".startswith(rest)
+
+    def _json(self, calls: list[_Call]) -> _Steps[bool]:
+        pieces = []
+        self._depth, self._quote = 0, ""
+        while True:
+            begin = self._at
+            self._scan_json()
+            pieces.append(self._text[begin : self._at])
+            if not self._depth:
+                break
+            if self._depth > _MAX_DEPTH:
+                return False
+            if not self._quote and self._text[self._at : self._at + 1] == "<":
+                one_open = self._depth == 1 and pieces[0][:1] == "{"
+                if not one_open or not (yield from self._took("</tool_call>")):
+                    return False
+                self._at -= len("</tool_call>")
+                pieces.append("}")  # just the outer brace is missing
+                break
+            if not (yield from self._more()):
+                return False
+        found = _calls_in_json("".join(pieces))
+        calls += found
+        return bool(found)
+
+    def _scan_json(self) -> None:
+        """Go to the end of the JSON, to a tag in it, or to the end of the text."""
+        text = self._text
+        while True:
+            pattern = _IN_STRING[self._quote] if self._quote else _IN_JSON
+            found = pattern.search(text, self._at)
+            mark = found[0] if found else ""
+            if not found:
+                self._at = len(text)
+                return
+            if mark == "<" or (mark == "\\" and found.end() == len(text)):
+                self._at = found.start()
+                return
+            self._at = found.end()
+            if mark == "\\":
+                self._at += 1
+            elif self._quote:
+                self._quote = ""
+            elif mark in "\"'":
+                self._quote = mark
+            else:
+                self._depth += 1 if mark in "{[" else -1
+                if not 0 < self._depth <= _MAX_DEPTH:
+                    return
+
+    def _code(self, call: _Call) -> _Steps[bool]:
+        """Code that stands behind the JSON of its call; any text may be in it."""
+        code = yield from self._until("</code>")
+        call.values, call.text = {**call.values, "code": (code or "").strip("\n")}, None
+        return code is not None
+
+    def _function(self, calls: list[_Call]) -> _Steps[bool]:
+        """Qwen3-Coder: <function=f><parameter=p>value</parameter></function>."""
+        found = yield from self._matched(_FUNCTION)
+        call = _Call(found[1].strip() if found else "", {})
+        while call.name:
+            found = yield from self._matched(_PARAMETER)
+            if found and not found[1]:
+                calls.append(call)
+                return True
+            value = (yield from self._until("</parameter>")) if found else None
+            if not found or value is None:
+                break
+            value = value[1:] if value[:1] == "\n" else value
+            value = value[:-1] if value[-1:] == "\n" else value
+            self._set(call, found[1].strip(), value)
+        return False
+
+    def _bare(self, calls: list[_Call]) -> _Steps[bool]:
+        """GLM: a name and <arg_key>k</arg_key><arg_value>v</arg_value>; without those
+        only a tool that was offered. An end of the text in place of a tag may be a cut."""
+        found = _BARE_NAME.match(self._text, self._at)
+        while found and found.end() == len(self._text):
+            if not (yield from self._more()):
+                return False
+            found = _BARE_NAME.match(self._text, self._at)
+        if not found:
+            return False
+        call = _Call(found[1], {})
+        self._at = found.end()
+        ends = ("</tool_call>", "<tool_call>") if call.name in self._schemas else ()
+        while True:
+            token = yield from self._took("<arg_key>", *ends)
+            ends = ("</tool_call>", "<tool_call>")
+            self._at -= len(token)
+            if token in ends or (not token and call.values and self._is_end_tag()):
+                calls.append(call)
+                return True
+            found = (yield from self._matched(_ARGUMENT)) if token else None
+            value = (yield from self._until("</arg_value>")) if found else None
+            if not found or value is None:
+                return False
+            self._set(call, found[1].strip(), value)
+            yield from self._skip(_SPACE)
+
+    def _is_end_tag(self) -> bool:
+        return self._is_last and self._text[self._at :][:2] == "</"
+
+    def _set(self, call: _Call, key: str, value: str) -> None:
+        schema = self._schemas.get(call.name, {}).get(key)
+        call.values[key] = _typed_value(value, schema)
+
+    # What the readers above are made of. Those that are generators may ask for more text.
+
+    def _more(self) -> _Steps[bool]:
+        """Wait for more text. False: that was all."""
+        if not self._is_last:
+            yield
+        return not self._is_last
+
+    def _skip(self, pattern: re.Pattern[str]) -> _Steps[None]:
+        while True:
+            found = pattern.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text) or not (yield from self._more()):
+                return
+
+    def _took(self, *tokens: str) -> _Steps[str]:
+        """The first of the tokens that stands here, which is passed over; "" for none."""
+        while True:
+            rest = self._text[self._at : self._at + 12]
+            longer = [token for token in tokens if len(token) > len(rest)]
+            if not any(token.startswith(rest) for token in longer):
+                break
+            if not (yield from self._more()):
+                break
+        for token in tokens:
+            if rest.startswith(token):
+                self._at += len(token)
+                return token
+        return ""
+
+    def _matched(self, pattern: re.Pattern[str]) -> _Steps[re.Match[str] | None]:
+        while True:
+            found = pattern.match(self._text, self._at)
+            if found:
+                self._at = found.end()
+            elif len(self._text) - self._at < _HEAD and (yield from self._more()):
+                continue
+            return found
+
+    def _until(self, end: str) -> _Steps[str | None]:
+        """The text before an end tag, which is passed over; None: it never comes."""
+        pieces = []
+        while end not in self._absent:
+            at = self._text.find(end, self._at)
+            cut = at if at >= 0 else max(self._at, len(self._text) - len(end) + 1)
+            pieces.append(self._text[self._at : cut])
+            self._at = cut
+            if at >= 0:
+                self._at += len(end)
+                return "".join(pieces)
+            if not (yield from self._more()):
+                self._absent.add(end)
+        return None
+
+    def _certain(self, *tokens: str) -> int:
+        """Up to where the text cannot be the beginning of a token."""
+        cut = self._text.rfind("<", max(self._at, len(self._text) - 10))
+        rest = self._text[cut:]
+        if self._is_last or cut < 0 or not any(t.startswith(rest) for t in tokens):
+            return len(self._text)
+        return cut
+
+    def _let_go(self, end: int) -> None:
+        if end > self._start:
+            self._out.append(self._text[self._start : end])
+        self._start = self._at = end
+
+    def _fail(self) -> None:
+        """The region is no call: let its tag go, and read on behind that."""
+        before = "".join(self._region)
+        self._region = []
+        self._text = before + self._text if before else self._text
+        self._at += len(before)
+        self._offset -= len(before)
+        self._rescanned += self._at - self._start
+        may_rescan = self._rescanned <= _RESCANS * (self._offset + self._at)
+        self._let_go(self._start + len("<tool_call>") if may_rescan else self._at)
+
+
+def _calls_in_json(text: str) -> list[_Call]:
+    """The calls of an object, or of all objects of an array; none if one is no call."""
+    raw: list[_Json] = []
+    try:
+        data = _parse_json(text)
+        raw = _raw_members(text)
+    except ValueError:
+        try:
+            data = _parse_json(_lenient(text))
+        except ValueError:
+            return []
+    items = data if isinstance(data, list) else [data]
+    calls = [
+        _call_of(item, members)
+        for item, members in zip(items, raw or [{}] * len(items))
+    ]
+    return [call for call in calls if call] if all(calls) else []
+
+
+def _call_of(item: Any, raw: _Json) -> _Call | None:
+    """The call that an object is. `raw` has the texts of its values."""
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        return None
+    key = "arguments" if "arguments" in item else "parameters"
+    if key not in item and set(item) - {"name", "type", "id"}:
+        return None  # arguments beside the name: without them it would be another call
+    values, text = item.get(key), raw.get(key)
+    if isinstance(values, str):
+        text = None
+        try:
+            values = _parse_json(values) if values.strip() else {}
+        except ValueError:
+            return None
+    if values is None:
+        values, text = {}, None
+    if not isinstance(values, dict) or not item["name"]:
+        return None
+    return _Call(
+        item["name"], values, None if re.search(r"[\0-\x1f]", text or "\0") else text
+    )
+
+
+def _raw_members(text: str) -> list[_Json]:
+    """Key -> text of the value, of the object (or each in the array) that a valid JSON
+    text is; so numbers and spaces stay as the model wrote them."""
+    members: list[_Json] = []
+    at = 1 if text[0] == "[" else 0
+    while True:
+        at = _end_of(_SPACE, text, at)
+        if text[at : at + 1] != "{":
+            return members
+        found: _Json = {}
+        at = _end_of(_SPACE, text, at + 1)
+        while text[at] != "}":
+            key, at = _DECODER.raw_decode(text, at)
+            begin = _end_of(_COLON, text, at)
+            _, at = _DECODER.raw_decode(text, begin)
+            found[key] = text[begin:at]
+            at = _end_of(_COMMA, text, at)
+        members.append(found)
+        at = _end_of(_COMMA, text, at + 1)
+
+
+def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return found.end() if found else at
+
+
+def _lenient(text: str) -> str:
+    """JSON as models write it -> JSON; nothing in a string changes its meaning."""
+    return _TOKEN.sub(_strict_token, text)
+
+
+def _strict_token(found: re.Match[str]) -> str:
+    token = found[0]
+    if token[0] in "\"'":
+        return '"' + _ESCAPE.sub(_strict_escape, token[1:-1]) + '"'
+    return {"True": "true", "False": "false", "None": "null"}.get(token, "")
+
+
+def _strict_escape(found: re.Match[str]) -> str:
+    """A valid escape as it is; the backslash of any other is doubled, not dropped."""
+    escaped = found[1]
+    if escaped is None:
+        return r"\""
+    if escaped == "'":
+        return "'"
+    is_valid = len(escaped) > 1 or escaped in '"\\/bfnrt'
+    return found[0] if is_valid else "\\" + found[0]
+
+
+def _parameter_schemas(tools: Iterable[_Json]) -> dict[str, _Json]:
+    """The properties of each offered tool, by its name."""
+    schemas: dict[str, _Json] = {}
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict):
+            properties = (function.get("parameters") or {}).get("properties")
+            schemas[str(function.get("name"))] = properties or {}
+    return schemas
+
+
+def _typed_value(text: str, schema: Any) -> Any:
+    """An untyped value by its schema: text, unless another type is wanted and fits."""
+    schema = schema if isinstance(schema, dict) else {}
+    kinds: list[Any] = []
+    for option in [schema, *schema.get("anyOf", ())]:
+        kind = option.get("type") or []
+        kinds += [kind] if isinstance(kind, str) else kind
+    if not kinds or ("string" in kinds and not ("null" in kinds and text == "null")):
+        return text
+    try:
+        return _parse_json(_lenient(text))
+    except ValueError:
+        return text
+
+
+# --- prompts ---
+# What a server's template would do, done here: the tool block of Hermes and Qwen, calls
+# and results as text, ChatML for the native API, and its replies as chat replies. Source:
+# the chat templates of Qwen2.5 and Qwen3.
+
+_TOOLS_HEAD = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+"""
+_TOOLS_FOOT = """
+</tools>
+
+For each function call, return a json object with function name and arguments within \
+<tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>"""
+_SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
+_ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
+
+
+def _chosen(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
+    """The tools that tool_choice leaves, and the sentence for what it asks."""
+    if choice == "none" or not tools:
+        return [], ""
+    if choice == "required":
+        return tools, "\n\nYou must call at least one of these functions now."
+    if not isinstance(choice, dict):
+        return tools, ""
+    name = choice["function"]["name"]
+    tools = [tool for tool in tools if tool["function"]["name"] == name]
+    if not tools:
+        raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
+    return tools, f"\n\nYou must call the function {name} now."
+
+
+def _flattened(messages: list[_Json], tools: list[_Json], choice: Any) -> list[_Json]:
+    """Messages without tool fields: all of it is in their texts."""
+    flat: list[_Json] = []
+    was_result = False
+    for message in messages:
+        is_result = message.get("role") in ("tool", "function")
+        if is_result and was_result:  # Qwen's templates put neighbours into one turn
+            flat[-1]["content"] += "\n" + _result_text(message["content"])
+        elif is_result:
+            flat.append({"role": "user", "content": _result_text(message["content"])})
+        else:
+            flat.append(_with_call_text(message))
+        was_result = is_result
+    shown, wish = _chosen(tools, choice)
+    if not shown:
+        return flat
+    block = _TOOLS_HEAD + "\n".join(map(_dump_json, shown)) + _TOOLS_FOOT + wish
+    if flat[0].get("role") != "system":
+        return [{"role": "system", "content": block}, *flat]
+    content = flat[0]["content"]
+    if isinstance(content, list):
+        content = [*content, {"type": "text", "text": block}]
+    else:
+        content = f"{content}\n\n{block}"
+    return [{**flat[0], "content": content}, *flat[1:]]
+
+
+def _result_text(content: Any) -> str:
+    text = content if isinstance(content, str) else _dump_json(content)
+    if text.lstrip().startswith("<tool_response>"):
+        return text
+    return f"<tool_response>\n{text}\n</tool_response>"
+
+
+def _with_call_text(message: _Json) -> _Json:
+    texts = [message["content"]] if message["content"] else []
+    for call in message.get("tool_calls") or ():
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        arguments = arguments if _is_object(arguments) else _dump_json(arguments)
+        call_text = f'{{"name": {_dump_json(name)}, "arguments": {arguments}}}'
+        texts.append(f"<tool_call>\n{call_text}\n</tool_call>")
+    if not message.get("tool_calls"):
+        return message
+    message = {**message, "content": "\n".join(texts)}
+    del message["tool_calls"]
+    return message
+
+
+def _generate_body(body: _Json, tools: list[_Json], client: LightLLMClient) -> _Json:
+    """The native API's request for a chat request; what it has no name for is left out."""
+    if body.get("stream") and body.get("n", 1) != 1:
+        raise ValueError("the native API streams one choice only: leave out n")
+    choice = body.get("tool_choice")
+    messages = body["messages"]
+    if not client.render:
+        messages = _flattened(messages, tools, choice)
+    images: list[_Json] = []
+    for at, message in enumerate(messages):
+        content = _prompt_text(message["content"], images, client.image_tag)
+        messages[at] = {**message, "content": content}
+    if client.render:
+        shown = _chosen(tools, choice)[0] or None
+        prompt = client.render([_with_decoded_calls(one) for one in messages], shown)
+    else:
+        prompt = "".join(map(_chatml_turn, messages)) + "<|im_start|>assistant\n"
+    names = "temperature top_p top_k presence_penalty frequency_penalty n best_of seed"
+    names += " repetition_penalty ignore_eos"
+    parameters = {name: body[name] for name in names.split() if name in body}
+    parameters["do_sample"] = body.get("do_sample", True)  # 2025: greedy without it
+    if "n" in body:
+        parameters["best_of"] = body["n"]
+    if "max_tokens" in body:
+        parameters["max_new_tokens"] = body["max_tokens"]
+    if _stop_strings(body.get("stop")):
+        parameters["stop_sequences"] = _stop_strings(body["stop"])
+    native: _Json = {"inputs": prompt, "parameters": parameters}
+    if images:
+        native["multimodal_params"] = {"images": images}
+    return native
+
+
+def _chatml_turn(message: _Json) -> str:
+    role = str(message.get("role"))
+    if not re.fullmatch(r"[\w-]+", role):
+        raise ValueError(f"a message has the role {role!r}")
+    return f"<|im_start|>{role}\n{message['content']}<|im_end|>\n"
+
+
+def _prompt_text(content: Any, images: list[_Json], tag: str) -> str:
+    """The text of a content, with a tag for each image. A special token in it, such as
+    <|im_end|>, gets a space behind its first bar, so that no text forges a turn."""
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str) or part.get("type") == "text":
+            text = part if isinstance(part, str) else str(part.get("text"))
+            texts.append(_SPECIAL_TOKEN.sub("<| ", text))
+        elif part.get("type") == "image_url":
+            url = part["image_url"]["url"]
+            data = url.partition(";base64,")[2] if url[:5] == "data:" else ""
+            kind = {"type": "base64", "data": data}
+            images.append(kind if data else {"type": "url", "data": url})
+            texts.append(tag)
+        else:
+            raise ValueError(
+                f"the native API takes no part of type {part.get('type')!r}"
+            )
+    return "\n".join(texts)
+
+
+def _with_decoded_calls(message: _Json) -> _Json:
+    """Hugging Face's templates want the arguments of calls as objects."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = dict(call["function"])
+        if _is_object(function["arguments"]):
+            function["arguments"] = _parse_json(function["arguments"])
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _stop_strings(stop: Any) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    return [text for text in stops if isinstance(text, str) and text]
+
+
+class _NativeReplies:
+    """Replies of /generate and events of /generate_stream -> those of the chat API."""
+
+    def __init__(self, model: Any) -> None:
+        self.finished = False
+        created = int(time.time())
+        self._facts = {"id": f"gen-{next(_ids)}", "created": created, "model": model}
+
+    def reader(self, reader: _Reader) -> Callable[[Any], ChatCompletion]:
+        return lambda data: reader.completion(self._completion(data))
+
+    def _completion(self, data: _Json) -> _Json:
+        texts, reasons = data["generated_text"], data.get("finish_reason")
+        texts = [texts] if isinstance(texts, str) else texts
+        reasons = reasons if isinstance(reasons, list) else [reasons] * len(texts)
+        choices = []
+        for index, (text, reason) in enumerate(zip(texts, reasons)):
+            message = {"role": "assistant", "content": text}
+            choice = {"index": index, "message": message, "finish_reason": reason}
+            choices.append(choice)
+        facts = {**self._facts, "object": "chat.completion"}
+        return {**facts, "choices": choices, "usage": _usage(data)}
+
+    def chunk(self, event: _Json) -> _Json:
+        token = event.get("token")
+        token = token if isinstance(token, dict) else {}
+        self.finished = event.get("finished") is True
+        reason = (event.get("finish_reason") or "stop") if self.finished else None
+        delta = {"role": "assistant", "content": token.get("text")}
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        chunk = {**self._facts, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**chunk, "usage": _usage(token)} if self.finished else chunk
+
+
+def _usage(data: _Json) -> _Json:
+    asked, answered = data.get("prompt_tokens"), data.get("count_output_tokens")
+    usage: _Json = {"prompt_tokens": asked, "completion_tokens": answered}
+    if isinstance(asked, int) and isinstance(answered, int):
+        usage["total_tokens"] = asked + answered
+    return usage
+
+
+# --- command line ---
+# `python lightllm_client.py "question"`. The key comes from the environment only: all
+# users of a machine see its command lines. The answer goes to stdout, all else to stderr.
+# The exit status is 0, 1 for an error, 130 after Ctrl-C.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; its exit status."""
+    options = _options(arguments)
+    try:
+        client = LightLLMClient(base_url=options.base_url, timeout=options.timeout)
+        with client:
+            return _check(client, options) if options.check else _ask(client, options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # or the flush at exit would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (OpenAIError, ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+
+
+def _options(arguments: Sequence[str] | None) -> Any:
+    import argparse
+
+    about = "Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY."
+    parser = argparse.ArgumentParser(description=about)
+    add = parser.add_argument
+    add("prompt", nargs="?", help="the question; none or - reads it from stdin")
+    add("--system", help="a system message")
+    add("--image", action="append", default=[], metavar="PATH", help="repeatable")
+    add("--model", help="default: the first that the server lists")
+    add("--base-url", help="default: LIGHTLLM_BASE_URL, or http://localhost:8000")
+    add("--temperature", type=float, default=NOT_GIVEN)
+    add("--max-tokens", type=int, default=NOT_GIVEN)
+    add("--timeout", type=float, default=DEFAULT_TIMEOUT, help="seconds")
+    add("--no-stream", action="store_true", help="print the answer when it is whole")
+    add("--json", action="store_true", help="print the whole completion as JSON")
+    add("--check", action="store_true", help="tell what the server is, how to use it")
+    add("--version", action="version", version=f"{__version__} sha256 {_digest()}")
+    options = parser.parse_args(arguments)
+    if options.prompt in (None, "-") and not options.check:
+        if options.prompt is None and sys.stdin.isatty():
+            parser.error("a prompt is needed")
+        options.prompt = sys.stdin.read()
+    return options
+
+
+def _digest() -> str:
+    """The beginning of this file's sha256, whichever line ends a checkout gave it."""
+    import hashlib
+
+    with open(__file__, "rb") as file:
+        return hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
+
+
+def _ask(client: LightLLMClient, options: Any) -> int:
+    content: Any = options.prompt
+    if options.image:
+        paths = map(os.path.abspath, options.image)
+        urls = ["file://" + urllib.request.pathname2url(path) for path in paths]
+        content = [{"type": "image_url", "image_url": url} for url in urls]
+        content.append({"type": "text", "text": options.prompt})
+    messages = [{"role": "user", "content": content}]
+    if options.system:
+        messages.insert(0, {"role": "system", "content": options.system})
+    request: Any = {"model": options.model or _served(client), "messages": messages}
+    request["temperature"] = options.temperature
+    request["max_tokens"] = options.max_tokens
+    if options.json or options.no_stream:
+        answer = client.chat.completions.create(**request)
+        message = answer.choices[0].message
+        if not options.json:
+            _show_reasoning(message.reasoning)
+        print(answer.to_json() if options.json else message.content or "")
+        return 0
+    with client.chat.completions.create(**request, stream=True) as stream:
+        for chunk in stream:
+            for choice in chunk.choices:
+                _show_reasoning(choice.delta.reasoning)
+                print(choice.delta.content or "", end="", flush=True)
+    print()
+    return 0
+
+
+def _served(client: LightLLMClient) -> str:
+    try:
+        return client.models.list().data[0].id
+    except (APIStatusError, APIResponseValidationError, IndexError):
+        return "default"
+
+
+def _show_reasoning(text: str | None) -> None:
+    if text:
+        dims = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        text = f"\033[2m{text}\033[0m" if dims else text
+        print(text, end="", file=sys.stderr, flush=True)
+
+
+def _check(client: LightLLMClient, options: Any) -> int:
+    """Tell in a few lines whether the server works, and how to use it."""
+    health = client.health()
+    print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
+    model, parser = options.model, None
+    try:
+        served = client.models.list().data[0]
+        model = model or served.id
+        length = served.get("max_model_len") or "an unknown number of"
+        print(f"model: {served.id}, {length} tokens of context")
+    except (APIStatusError, APIResponseValidationError, IndexError):
+        print(
+            "model: not told (LightLLM before April 2026); pass --model if one is asked"
+        )
+    try:
+        parser = client.get("/get_server_info").get("tool_call_parser")
+    except (APIStatusError, APIResponseValidationError, AttributeError):
+        pass  # builds of 2025 do not tell
+    mode = "server' or 'prompt" if parser else "prompt"
+    print(f"tools: parser {parser or 'unknown or none'}: use tool_mode='{mode}'")
+    begun = time.monotonic()
+    question: Any = [{"role": "user", "content": "Say yes."}]
+    model = model or "default"
+    client.chat.completions.create(model=model, messages=question, max_tokens=1)
+    print(f"round trip: {time.monotonic() - begun:.3f} s for one token")
+    return 0 if health else 1
+
+
+# --- licence ---
+# MIT License
+#
+# Permission is hereby granted, free of charge, to any person obtaining a copy of this
+# software and associated documentation files (the "Software"), to deal in the Software
+# without restriction, including without limitation the rights to use, copy, modify,
+# merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+# permit persons to whom the Software is furnished to do so, subject to the following
+# conditions:
+#
+# The above copyright notice and this permission notice shall be included in all copies
+# or substantial portions of the Software.
+#
+# THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED,
+# INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR
+# PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE
+# LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT
+# OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
+# OTHER DEALINGS IN THE SOFTWARE.
+
+if __name__ == "__main__":
+    sys.exit(main())

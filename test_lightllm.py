@@ -1,0 +1,1135 @@
+# SPDX-License-Identifier: MIT
+# Copyright (c) 2026 The lightllm_client authors
+"""Tests of lightllm_client.py against a scripted server on loopback.
+
+`python test_lightllm.py` needs nothing installed; `python -m pytest` runs the same.
+`python test_lightllm.py --bench` measures this machine instead.
+"""
+
+import base64
+import collections
+import concurrent.futures
+import contextlib
+import copy
+import enum
+import gc
+import http.server
+import importlib
+import inspect
+import io
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import pickle
+import random
+import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import typing
+import unittest
+import warnings
+
+import lightllm_client as lightllm  # the one line to change to test your copy
+
+HERE = pathlib.Path(__file__).resolve().parent
+MODULE = pathlib.Path(lightllm.__file__).resolve()
+KEY = "sk-very-secret-key-0123456789"
+HANGUP = object()  # as a part of a reply: close the connection here
+RESET = object()  # the same, with a TCP reset
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQCgAf7gP9i18U"
+    "1AAAAABJRU5ErkJggg=="
+)
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Search the web",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "query": {"type": "array", "items": {"type": "string"}},
+                "limit": {"type": "integer"},
+                "text": {"type": "string"},
+            },
+            "required": ["query"],
+        },
+    },
+}
+CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_call>'
+
+
+# --- the scripted server ---
+# A reply is (status, headers, parts). A part is bytes (sent as they are), a float (the
+# seconds to wait), HANGUP or RESET. With the status None the parts are the whole reply.
+
+
+class Heard:
+    """One request: what came, and on which connection."""
+
+    def __init__(self, handler, body):
+        self.method, self.path = handler.command, handler.path
+        self.headers = handler.headers
+        self.body = body
+        self.connection = handler.client_address
+
+    @property
+    def json(self):
+        return json.loads(self.body.decode("utf-8"))
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def answer(self):
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        script = self.server.script
+        heard = Heard(self, body)
+        self.server.heard.append(heard)
+        reply = script.find(heard)
+        if reply is None:
+            script.unscripted.append(f"{self.command} {self.path}")
+            reply = (500, {}, [b"nobody scripted this request"])
+        status, headers, parts = reply
+        try:
+            if status is None:
+                self.close_connection = True
+            else:
+                self.send_head(status, headers, parts)
+            self.send_parts(parts)
+        except OSError:
+            self.server.aborted.set()
+            self.close_connection = True
+
+    do_GET = do_POST = do_HEAD = do_PUT = answer
+
+    def send_head(self, status, headers, parts):
+        self.send_response_only(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        names = {name.lower() for name in headers}
+        if not names & {"content-length", "transfer-encoding", "connection"}:
+            size = sum(len(part) for part in parts if isinstance(part, bytes))
+            self.send_header("Content-Length", str(size))
+        if "connection" in names and "close" in headers.get("Connection", ""):
+            self.close_connection = True
+        self.end_headers()
+
+    def send_parts(self, parts):
+        for part in parts:
+            if isinstance(part, float):
+                self.wait(part)
+            elif part is HANGUP or part is RESET:
+                self.close_connection = True
+                if part is RESET:
+                    linger = struct.pack("ii", 1, 0)
+                    self.connection.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, linger
+                    )
+                return
+            else:
+                self.wfile.write(part)
+                self.wfile.flush()
+
+    def wait(self, seconds):
+        """Wait, and notice a client that leaves meanwhile."""
+        self.connection.settimeout(seconds)
+        try:
+            if not self.connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionResetError
+        except socket.timeout:
+            pass
+        finally:
+            self.connection.settimeout(None)
+
+    def log_message(self, *_):
+        pass
+
+
+class Script:
+    """What a server says: replies in order, or a function of the request."""
+
+    def __init__(self):
+        self.replies = collections.deque()
+        self.unscripted = []
+        self.rule = None
+
+    def find(self, heard):
+        if self.rule:
+            return self.rule(heard)
+        return self.replies.popleft() if self.replies else None
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 100
+
+    def __init__(self, handler=Handler):
+        super().__init__(("127.0.0.1", 0), handler)
+        self.script = Script()
+        self.heard = []
+        self.aborted = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        poll = {"poll_interval": 0.01}
+        threading.Thread(target=self.serve_forever, kwargs=poll, daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        pass
+
+    def says(self, *replies):
+        self.script.replies.extend(replies)
+
+    def answers(self, rule):
+        self.script.rule = rule
+
+    def stop(self):
+        self.shutdown()
+        self.server_close()
+
+
+def plain(data, status=200, **headers):
+    """A JSON reply."""
+    body = data if isinstance(data, bytes) else json.dumps(data).encode()
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return status, {"Content-Type": "application/json", **names}, [body]
+
+
+def answer(content="Hello", finish_reason="stop", **message):
+    """A plain chat reply as LightLLM writes it."""
+    message = {"role": "assistant", "content": content, **message}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    kind = "chat.completion"
+    head = {"id": "8", "object": kind, "created": 1795374974, "model": "lab"}
+    return plain({**head, "choices": [choice], "usage": usage})
+
+
+def event(data, space=" "):
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return f"data:{space}{text}\n\n".encode()
+
+
+def delta(content=None, finish_reason=None, index=0, **fields):
+    """One chunk of a chat stream."""
+    fields = fields if content is None else {"content": content, **fields}
+    choice = {"index": index, "delta": fields, "finish_reason": finish_reason}
+    kind = "chat.completion.chunk"
+    head = {"id": "c1", "object": kind, "created": 1795374974, "model": "lab"}
+    return {**head, "choices": [choice]}
+
+
+DONE = "[DONE]"
+STOP = delta(finish_reason="stop")
+
+
+def chunked(raw):
+    return b"%x\r\n%s\r\n" % (len(raw), raw)
+
+
+def events(*items, end=b"0\r\n\r\n"):
+    """A stream. Items: data of events, bytes, floats, HANGUP, RESET."""
+    parts = []
+    for item in items:
+        if isinstance(item, (dict, str)):
+            item = event(item)
+        parts.append(chunked(item) if isinstance(item, bytes) else item)
+    headers = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
+    return 200, headers, parts + ([end] if end else [])
+
+
+class ServerTest(unittest.TestCase):
+    """A test with a server, and a client of it."""
+
+    def setUp(self):
+        self.server = Server()
+        self.addCleanup(self.server.stop)
+        self.client = self.new_client()
+
+    def tearDown(self):
+        script = self.server.script
+        if self._outcome_is_good():
+            self.assertEqual(script.unscripted, [], "requests nobody scripted")
+            self.assertEqual(len(script.replies), 0, "replies nobody asked for")
+
+    def _outcome_is_good(self):
+        return not getattr(self, "failed", False)
+
+    def new_client(self, **options):
+        options = {"base_url": self.server.url, "max_retries": 0, "timeout": 5, **options}
+        client = lightllm.LightLLMClient(options.pop("api_key", KEY), **options)
+        self.addCleanup(client.close)
+        return client
+
+    def ask(self, client=None, **options):
+        options = {"model": "lab", "messages": [user("hi")], **options}
+        return (client or self.client).chat.completions.create(**options)
+
+    def error(self, kind=lightllm.APIError, client=None, **options):
+        """The error that asking raises, with nothing secret in it."""
+        with self.assertRaises(kind) as caught:
+            self.ask(client, **options)
+        assert_no_secret(self, caught.exception)
+        return caught.exception
+
+    @property
+    def sent(self):
+        return self.server.heard[-1].json
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def shown(error):
+    """All that a tool could print of an error: messages, causes, attributes, variables."""
+    texts, seen = [], set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        frames = traceback.TracebackException.from_exception(error, capture_locals=True)
+        for frame in frames.stack:
+            if frame.filename == str(MODULE) or "/http/" in frame.filename:
+                texts.append(repr(frame.locals))
+        texts += [str(error), repr(error), repr(getattr(error, "body", ""))]
+        response = getattr(error, "response", None)
+        if response is not None:
+            texts += [repr(response), response.text, repr(dict(response.headers))]
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
+def assert_no_secret(test, error):
+    test.assertNotIn(KEY, shown(error))
+
+
+# --- the usage guide ---
+
+
+class UsageGuide(ServerTest):
+    """Every snippet of the guide, as a user would type it."""
+
+    def test_simple_chat(self):
+        self.server.says(answer("Paris is the capital of France."))
+
+        response = self.client.chat.completions.create(
+            model="your_model",
+            messages=[
+                {"role": "system", "content": "You are a helpful assistant."},
+                user("What is the capital of France?"),
+            ],
+            temperature=0.6,
+            top_p=0.95,
+            max_tokens=10000,
+        )
+
+        message = response.choices[0].message
+        self.assertEqual(message.content, "Paris is the capital of France.")
+        self.assertIsNone(message["tool_calls"])
+        self.assertEqual(self.server.heard[0].path, "/v1/chat/completions")
+        auth = self.server.heard[0].headers["Authorization"]
+        self.assertEqual(auth, "Bearer " + KEY)
+
+    def test_documented_defaults_and_nothing_else_go_on_the_wire(self):
+        self.server.says(answer())
+
+        self.ask()
+
+        defaults = {
+            "model": "lab",
+            "messages": [user("hi")],
+            "temperature": 0.6,
+            "top_p": 0.95,
+            "max_tokens": 10000,
+            "presence_penalty": 1.1,
+            "logprobs": False,
+            "top_k": 50,
+            "repetition_penalty": 1.0,
+        }
+        self.assertEqual(self.sent, defaults)
+
+    def test_tool_loop(self):
+        text = "I'll search for that.\n" + CALL
+        self.server.says(answer(text), answer("It is about qubits."))
+        messages = [user("Find information about quantum computing")]
+
+        response = self.ask(messages=messages, tools=[TOOL])
+        message = response.choices[0].message
+        for tool_call in message.tool_calls:
+            self.assertEqual(tool_call["function"]["name"], "search")
+            self.assertEqual(tool_call.function.name, "search")
+            arguments = json.loads(tool_call["function"]["arguments"])
+            self.assertEqual(arguments, {"query": ["a"]})
+            messages.append({"role": "assistant", "content": message.content})
+            result = "<tool_response>\nfound\n</tool_response>"
+            messages.append({"role": "tool", "content": result})
+        response = self.ask(messages=messages, tools=[TOOL])
+
+        self.assertEqual(response.choices[0].message.content, "It is about qubits.")
+        self.assertEqual(message.content, text)
+        self.assertRegex(tool_call.id, r"^call_1_\d+$")
+        self.assertEqual(self.sent["messages"], messages)
+        self.assertEqual(self.sent["tools"], [TOOL])
+
+    def test_response_formats(self):
+        self.server.says(answer("Paris."), answer(CALL, "stop"))
+
+        first, second = self.ask(), self.ask()
+
+        message = {"role": "assistant", "content": "Paris."}
+        self.assertEqual(first["choices"][0]["message"], message)
+        self.assertIsNone(first["choices"][0]["message"]["tool_calls"])
+        call = second["choices"][0]["message"]["tool_calls"][0]
+        self.assertEqual(call["type"], "function")
+        self.assertEqual(call["function"]["arguments"], '{"query": ["a"]}')
+        self.assertEqual(second.choices[0].finish_reason, "tool_calls")
+
+    def test_image_file(self):
+        self.server.says(answer("Two pixels."))
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "an image.jpg")
+            path.write_bytes(PNG)
+            url = path.as_uri()
+            parts = [{"type": "text", "text": "What's in this image?"}]
+            parts.append({"type": "image_url", "image_url": url})
+
+            self.ask(messages=[{"role": "user", "content": parts}])
+
+        sent = self.sent["messages"][0]["content"]
+        data = "data:image/png;base64," + base64.b64encode(PNG).decode()
+        self.assertEqual(sent[1], {"type": "image_url", "image_url": {"url": data}})
+        self.assertEqual(parts[1]["image_url"], url)
+
+    def test_three_kinds_of_error(self):
+        self.server.says((400, {}, [b'{"message": "bad temperature"}']))
+        self.server.says((200, {"Content-Length": "9"}, [HANGUP]))
+        self.server.says((200, {}, [0.3, b"{}"]))
+
+        status = self.error(lightllm.APIError)
+        cut = self.error(lightllm.APIConnectionError)
+        late = self.error(lightllm.APITimeoutError, timeout=0.1)
+
+        self.assertIn("bad temperature", str(status))
+        self.assertNotIsInstance(cut, lightllm.APITimeoutError)
+        self.assertIn("0.1 s", str(late))
+
+    def test_as_openai(self):
+        self.server.says(answer())
+        OpenAI = lightllm.OpenAI
+
+        client = OpenAI(api_key="k", base_url=self.server.url + "/v1")
+        with client:
+            client.chat.completions.create(model="m", messages=[user("hi")])
+
+        self.assertIs(OpenAI, lightllm.LightLLMClient)
+        self.assertEqual(self.server.heard[0].path, "/v1/chat/completions")
+
+    def test_vendored_under_another_name_and_twice_in_one_process(self):
+        self.server.says(answer("one"), answer("two"))
+        with tempfile.TemporaryDirectory() as folder:
+            package = pathlib.Path(folder, "inference")
+            package.mkdir()
+            (package / "__init__.py").write_text("")
+            source = MODULE.read_bytes()
+            (package / "openai_middleware.py").write_bytes(source)
+            (package / "second_copy.py").write_bytes(source)
+            code = (
+                "from inference.openai_middleware import LightLLMClient as OpenAI\n"
+                "from inference import second_copy\n"
+                f"url = {self.server.url!r}\n"
+                "for kind in (OpenAI, second_copy.LightLLMClient):\n"
+                "    with kind('k', url) as client:\n"
+                "        ask = client.chat.completions.create\n"
+                "        messages = [{'role': 'user', 'content': 'hi'}]\n"
+                "        answer = ask(model='m', messages=messages)\n"
+                "        print(answer.choices[0].message.content)\n"
+            )
+            done = run_python("-W", "error", "-c", code, cwd=folder)
+
+        self.assertEqual(done.stdout.split(), ["one", "two"], done.stderr)
+
+
+def run_python(*arguments, **options):
+    environment = {**os.environ, **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        timeout=60,
+        **options,
+    )
+
+
+# --- clients ---
+
+
+@contextlib.contextmanager
+def environment(**values):
+    """os.environ with these set, or without those that are None."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        for name, value in values.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+class Clients(ServerTest):
+    def test_base_url_forms(self):
+        table = {
+            "http://localhost:8000": "http://localhost:8000/v1",
+            "http://localhost:8000/": "http://localhost:8000/v1",
+            "http://localhost:8000/v1/": "http://localhost:8000/v1",
+            "https://host/gateway/v1": "https://host/gateway/v1",
+            "http://[::1]:8000": "http://[::1]:8000/v1",
+            "http://h:8080/generate": "http://h:8080/generate",
+        }
+        for given, expected in table.items():
+            with self.subTest(given):
+                client = lightllm.LightLLMClient(base_url=given)
+                self.assertEqual(client.base_url, expected)
+
+    def test_base_urls_that_cannot_work_are_refused_with_the_reason(self):
+        table = {
+            "localhost:8000": "http://",
+            "ftp://host": "http://",
+            "file:///etc/passwd": "http://",
+            "http://user:pass@host": "credentials",
+            "http://host/v1?x=1": "query",
+            "http://ho st": "space",
+            "http://host\r\nX: y": "space",
+            "http://host:99999": "port",
+            "http://host:x": "port",
+            "http://": "host",
+            "http://..": "host",
+            "http://hö.de": "ASCII",
+        }
+        for given, reason in table.items():
+            with self.subTest(given), self.assertRaises(ValueError) as caught:
+                lightllm.LightLLMClient(base_url=given)
+            self.assertIn(reason, str(caught.exception))
+            self.assertNotIn("pass@", str(caught.exception))
+        client = lightllm.LightLLMClient()
+        with self.assertRaises(ValueError):
+            client.base_url = "nonsense"
+
+    def test_environment_is_read_when_a_client_is_made(self):
+        with environment(
+            LIGHTLLM_API_KEY=None,
+            OPENAI_API_KEY=" from-env\n",
+            LIGHTLLM_BASE_URL="http://a:1",
+            OPENAI_BASE_URL="http://b:2",
+        ):
+            client = lightllm.LightLLMClient()
+            self.assertEqual(client.api_key, "from-env")
+            self.assertEqual(client.base_url, "http://a:1/v1")
+            self.assertEqual(lightllm.LightLLMClient("").api_key, "")
+        self.assertEqual(client.with_options(timeout=1).api_key, "from-env")
+
+    def test_keys_that_cannot_be_a_header_are_refused_unseen(self):
+        for key in (KEY + "\nX: y", KEY + "\x00", KEY + "\u20ac"):
+            with self.subTest(ascii(key)), self.assertRaises(ValueError) as caught:
+                lightllm.LightLLMClient(key)
+            assert_no_secret(self, caught.exception)
+        with self.assertRaises(TypeError):
+            lightllm.LightLLMClient(5)
+        client = self.new_client(api_key=lambda: KEY + "\nX: y")
+        with self.assertRaises(ValueError) as caught:
+            self.ask(client)
+        assert_no_secret(self, caught.exception)
+        headers = {"Authorization": KEY + "\r\nX: y"}
+        with self.assertRaises(ValueError) as caught:
+            lightllm.LightLLMClient(default_headers=headers)
+        assert_no_secret(self, caught.exception)
+
+    def test_keys(self):
+        keys = iter(["first", "second"])
+        table = [
+            ({"api_key": "  k  "}, {}, "Bearer k"),
+            ({"api_key": ""}, {}, None),
+            ({"api_key": lambda: next(keys)}, {}, "Bearer first"),
+            ({"default_headers": {"authorization": "Basic x"}}, {}, "Basic x"),
+            ({}, {"extra_headers": {"AUTHORIZATION": "Other y"}}, "Other y"),
+            ({}, {"extra_headers": {"authorization": lightllm.omit}}, None),
+        ]
+        for client, call, expected in table:
+            with self.subTest(expected):
+                self.server.says(answer())
+                self.ask(self.new_client(**client), **call)
+                heard = self.server.heard[-1].headers["Authorization"]
+                self.assertEqual(heard, expected)
+
+    def test_unknown_options_are_type_errors_that_help(self):
+        for name, help_text in (
+            ("time_out", "timeout"),
+            ("http_client", "ssl_context"),
+            ("zzz", "base_url"),
+        ):
+            with self.assertRaisesRegex(TypeError, help_text):
+                lightllm.LightLLMClient(**{name: 1})
+        with self.assertRaises(TypeError):
+            lightllm.LightLLMClient("k", "http://h", 1.0, 5)
+
+    def test_bad_options_are_refused(self):
+        table = [
+            ({"timeout": 0}, ValueError),
+            ({"timeout": -1}, ValueError),
+            ({"timeout": float("nan")}, ValueError),
+            ({"timeout": "5"}, TypeError),
+            ({"max_retries": -1}, ValueError),
+            ({"max_retries": 1.5}, TypeError),
+            ({"tool_mode": "server "}, ValueError),
+            ({"api": "grpc"}, ValueError),
+        ]
+        for options, kind in table:
+            with self.subTest(options), self.assertRaises(kind):
+                lightllm.LightLLMClient(**options)
+
+    def test_with_options_shares_connections_and_leaves_the_original(self):
+        self.server.says(answer(), answer())
+        first = self.new_client(default_headers={"X-A": "1"}, default_query={"q": 1})
+
+        second = first.with_options(
+            timeout=9, default_headers={"X-B": "2"}, default_query={"r": True}
+        )
+        third = second.copy(set_default_headers={"X-C": "3"}, set_default_query={})
+        self.ask(first)
+        self.ask(second)
+
+        self.assertEqual((first.timeout, second.timeout), (5, 9))
+        self.assertEqual(first.default_headers, {"X-A": "1"})
+        self.assertEqual(third.default_headers, {"X-C": "3"})
+        self.assertEqual(third.default_query, {})
+        one, two = self.server.heard
+        self.assertEqual(one.connection, two.connection)
+        self.assertEqual((two.headers["X-A"], two.headers["X-B"]), ("1", "2"))
+        self.assertEqual(two.path, "/v1/chat/completions?q=1&r=true")
+        second.close()
+        self.assertTrue(first.is_closed())
+        self.assertIn("closed", str(self.error(client=first)))
+
+    def test_pickled_clients_work(self):
+        self.server.says(answer())
+        client = self.new_client(default_headers={"X-A": "1"})
+
+        twin = pickle.loads(pickle.dumps(client))
+        self.addCleanup(twin.close)
+        self.ask(twin)
+
+        self.assertEqual(self.server.heard[0].headers["X-A"], "1")
+        self.assertEqual(twin.timeout, client.timeout)
+
+    def test_repr_shows_no_key(self):
+        texts = [repr(self.client), repr(vars(self.client)), repr(self.client.chat)]
+        self.assertNotIn(KEY, "".join(texts))
+
+    def test_organization_and_project_become_headers(self):
+        self.server.says(answer())
+        self.ask(self.new_client(organization="o", project="p"))
+        headers = self.server.heard[0].headers
+        self.assertEqual(headers["OpenAI-Organization"], "o")
+        self.assertEqual(headers["OpenAI-Project"], "p")
+
+
+# --- create() ---
+
+
+class Create(ServerTest):
+    def test_none_is_not_sent_and_not_given_is_the_default(self):
+        self.server.says(answer())
+        self.ask(
+            temperature=None,
+            max_tokens=lightllm.NOT_GIVEN,
+            top_p=lightllm.omit,
+            seed=lightllm.not_given,
+            tool_choice=None,
+            stream=False,
+            tools=[],
+        )
+        self.assertNotIn("temperature", self.sent)
+        self.assertNotIn("seed", self.sent)
+        self.assertNotIn("tool_choice", self.sent)
+        self.assertNotIn("tools", self.sent)
+        self.assertEqual(self.sent["max_tokens"], 10000)
+        self.assertEqual(self.sent["top_p"], 0.95)
+        self.assertIs(self.sent["stream"], False)
+
+    def test_misspelt_and_missing_options(self):
+        with self.assertRaisesRegex(TypeError, "temperature"):
+            self.ask(temprature=1)
+        with self.assertRaises(TypeError):
+            self.client.chat.completions.create(model="m")
+        with self.assertRaises(TypeError):
+            self.client.chat.completions.create(messages=[user("hi")])
+        self.assertEqual(self.server.heard, [])
+
+    def test_the_signature_shows_the_documented_defaults(self):
+        create = self.client.chat.completions.create
+        parameters = inspect.signature(create).parameters
+        documented = {
+            "temperature": 0.6,
+            "top_p": 0.95,
+            "max_tokens": 10000,
+            "stop": None,
+            "presence_penalty": 1.1,
+            "logprobs": False,
+            "tools": None,
+            "top_k": 50,
+            "repetition_penalty": 1.0,
+        }
+        for name, default in documented.items():
+            self.assertEqual(parameters[name].default, default, name)
+
+    def test_openai_and_lightllm_options_pass(self):
+        options = {
+            "frequency_penalty": 0.1,
+            "seed": 7,
+            "n": 1,
+            "user": "u",
+            "logit_bias": {"1": 2},
+            "response_format": {"type": "json_object"},
+            "tool_choice": "auto",
+            "parallel_tool_calls": True,
+            "do_sample": True,
+            "ignore_eos": False,
+            "chat_template_kwargs": {"enable_thinking": False},
+            "role_settings": {},
+            "character_settings": [],
+            "separate_reasoning": True,
+            "stream_reasoning": True,
+            "top_logprobs": 2,
+            "metadata": {"a": "b"},
+            "store": False,
+            "reasoning_effort": "low",
+        }
+        self.server.says(answer())
+        self.ask(**options)
+        self.assertEqual({**self.sent, **options}, self.sent)
+
+    def test_extra_body_wins_and_goes_out_as_it_is(self):
+        self.server.says(answer())
+        extra = {"temperature": None, "new": {"x": [1]}}
+        self.ask(
+            temperature=1, extra_body=extra, extra_query={"a": [1, True], "b": False}
+        )
+        self.assertIsNone(self.sent["temperature"])
+        self.assertEqual(self.sent["new"], {"x": [1]})
+        path = self.server.heard[0].path.partition("?")[2]
+        self.assertEqual(path, "a%5B%5D=1&a%5B%5D=true&b=false")
+
+    def test_max_completion_tokens_alone_sets_max_tokens_too(self):
+        self.server.says(answer(), answer())
+        self.ask(max_completion_tokens=50)
+        self.assertEqual(self.sent["max_tokens"], 50)
+        self.assertEqual(self.sent["max_completion_tokens"], 50)
+        self.ask(max_completion_tokens=50, max_tokens=20)
+        self.assertEqual(self.sent["max_tokens"], 20)
+
+    def test_text_goes_out_as_utf8(self):
+        self.server.says(answer())
+        text = "h\u00e9llo \u65e5\u672c \U0001f600 \u2028"
+        self.ask(messages=[user(text)])
+        self.assertIn(text.encode(), self.server.heard[0].body)
+
+    def test_what_json_cannot_hold_is_refused_before_anything_is_sent(self):
+        table = [
+            (dict(temperature=float("nan")), ValueError),
+            (dict(temperature=float("inf")), ValueError),
+            (dict(extra_body={"x": {1, 2}}), TypeError),
+            (dict(messages=[user("half \ud83d")]), ValueError),
+            (dict(messages="hello"), TypeError),
+            (dict(messages=[]), ValueError),
+            (dict(messages=["hello"]), TypeError),
+            (dict(tools="search"), TypeError),
+        ]
+        for options, kind in table:
+            with self.subTest(str(options)[:40].encode("ascii", "replace")):
+                with self.assertRaises(kind):
+                    self.ask(**options)
+        self.assertEqual(self.server.heard, [])
+
+    def test_iterables_are_read_once_and_every_attempt_sends_the_same(self):
+        self.server.says(plain({}, 503, retry_after_ms="1"), answer())
+        client = self.new_client(max_retries=1)
+        messages = (user(text) for text in ("a", "b"))
+        self.ask(client, messages=messages, tools=iter([TOOL]))
+        one, two = self.server.heard
+        self.assertEqual(one.body, two.body)
+        self.assertEqual(len(one.json["messages"]), 2)
+
+    def test_headers_of_a_request(self):
+        self.server.says(answer())
+        self.ask()
+        headers = self.server.heard[0].headers
+        self.assertEqual(headers["Accept"], "application/json")
+        self.assertEqual(headers["Content-Type"], "application/json")
+        self.assertEqual(headers["Accept-Encoding"], "identity")
+        self.assertIn("lightllm_client", headers["User-Agent"])
+        self.assertEqual(len(headers.get_all("Host")), 1)
+
+
+# --- messages ---
+
+
+class Messages(ServerTest):
+    def sends(self, *messages, client=None, **options):
+        """What the server hears of these messages, which stay as they are."""
+        before = copy.deepcopy(messages)
+        self.server.says(answer())
+        self.ask(client, messages=messages, **options)
+        self.assertEqual(messages, before)
+        return self.sent["messages"]
+
+    def test_messages_are_made_sendable(self):
+        call = {"id": "c", "type": "function"}
+        function = {"name": "f", "arguments": {"a": 1}}
+        table = [
+            ({"role": "developer", "content": "x"}, {"role": "system", "content": "x"}),
+            ({"role": "assistant", "content": None}, {"content": ""}),
+            ({"role": "assistant"}, {"content": ""}),
+            ({"role": "user", "content": [{"type": "text", "text": "a"}, "b"]},
+             {"content": "a\nb"}),
+            ({"role": "user", "content": " as it\n is <tool_call> "},
+             {"content": " as it\n is <tool_call> "}),
+            ({"role": "assistant", "content": None, "tool_calls":
+              [{**call, "function": function}]},
+             {"content": "", "tool_calls":
+              [{**call, "function": {"name": "f", "arguments": '{"a": 1}'}}]}),
+            ({"role": "assistant", "content": CALL, "tool_calls":
+              [{**call, "function": function}]}, {"content": CALL}),
+            ({"role": "assistant", "content": "x", "name": None},
+             {"content": "x", "name": None}),
+        ]  # fmt: skip
+        for given, expected in table:
+            with self.subTest(given):
+                sent = self.sends(given)[0]
+                self.assertEqual({**given, **sent, **expected}, {**given, **sent})
+                kept = "tool_calls" in expected
+                self.assertEqual("tool_calls" in sent, kept)
+
+    def test_an_answer_can_be_appended_and_its_call_goes_out_once(self):
+        server_made = [
+            {"id": "0", "type": "function", "index": -1,
+             "function": {"name": "search", "arguments": '{"query": ["a"]}'}}
+        ]  # fmt: skip
+        for content, calls in ((CALL, None), ("", server_made), (CALL, server_made)):
+            with self.subTest(content=content, calls=bool(calls)):
+                self.server.says(answer(content, tool_calls=calls))
+                message = self.ask().choices[0].message
+                self.assertEqual(message.tool_calls[0].function.name, "search")
+                result = {"role": "tool", "content": "r", "tool_call_id": "x"}
+                raw = json.dumps(self.sends(user("q"), message, result))
+                self.assertEqual(raw.count("query"), 1)
+
+    def test_other_parts_pass_unchanged(self):
+        part = {"type": "audio_url", "audio_url": {"url": "http://h/a.wav"}}
+        sent = self.sends({"role": "user", "content": [part, {"type": "new"}]})
+        self.assertEqual(sent[0]["content"], [part, {"type": "new"}])
+
+    def test_image_urls(self):
+        data = "data:image/png;base64,AAAA"
+        table = [
+            (data, {"url": data}),
+            ("http://h/x.png", {"url": "http://h/x.png"}),
+            ({"url": "https://h/x", "detail": "low"},
+             {"url": "https://h/x", "detail": "low"}),
+        ]  # fmt: skip
+        for given, expected in table:
+            with self.subTest(given):
+                part = {"type": "image_url", "image_url": given}
+                sent = self.sends({"role": "user", "content": [part]})
+                self.assertEqual(sent[0]["content"][0]["image_url"], expected)
+
+    def image_error(self, url, client=None):
+        part = {"type": "image_url", "image_url": url}
+        with self.assertRaises(ValueError) as caught:
+            self.ask(client, messages=[{"role": "user", "content": [part]}])
+        self.assertEqual(self.server.heard, [])
+        return str(caught.exception)
+
+    def test_images_that_cannot_be_sent(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            (folder / "text.png").write_text("no image")
+            (folder / "big.png").write_bytes(PNG + bytes(21 << 20))
+            os.mkfifo(str(folder / "fifo"))
+            base = folder.as_uri()
+            table = {
+                base + "/missing.png": "No such file",
+                base + "/text.png": "not a JPEG",
+                base + "/big.png": "larger than",
+                base + "/fifo": "not a regular file",
+                base: "not a regular file",
+                "file:///dev/zero": "not a regular file",
+                "file://server/share/x.png": "another host",
+                "file:///x%00.png": "NUL",
+                "/just/a/path.png": "file:///path",
+                "ftp://h/x.png": "not a URL",
+            }
+            for url, reason in table.items():
+                with self.subTest(url):
+                    message = self.image_error(url)
+                    self.assertIn(reason, message)
+                    self.assertIn(url[-12:], message)
+            self.image_error(5)
+
+    def test_image_root(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder).resolve()
+            (folder / "in").mkdir()
+            (folder / "in" / "a.png").write_bytes(PNG)
+            (folder / "out.png").write_bytes(PNG)
+            (folder / "in" / "link.png").symlink_to(folder / "out.png")
+            client = self.new_client(image_root=folder / "in")
+            for name in ("out.png", "in/link.png", "in/../out.png"):
+                url = f"{folder.as_uri()}/{name}"
+                self.assertIn("image_root", self.image_error(url, client))
+            nothing = self.new_client(image_root=False)
+            url = f"{folder.as_uri()}/in/a.png"
+            self.assertIn("image_root", self.image_error(url, nothing))
+            part = {"type": "image_url", "image_url": url}
+            self.sends({"role": "user", "content": [part]}, client=client)
+            local = url.replace("file://", "file://localhost")
+            part = {"type": "image_url", "image_url": local}
+            self.sends({"role": "user", "content": [part]}, client=client)
+
+    def test_pil_images_are_taken_by_their_save(self):
+        class Picture:
+            size, mode = (2, 2), "RGB"
+
+            def save(self, file, format):
+                file.write(PNG)
+
+        part = {"type": "image_url", "image_url": {"url": Picture()}}
+        self.server.says(answer())
+        self.ask(messages=[{"role": "user", "content": [part]}])
+        url = self.sent["messages"][0]["content"][0]["image_url"]["url"]
+        self.assertEqual(url.partition(",")[2], base64.b64encode(PNG).decode())
+
+    def test_large_images_are_scaled_down_with_pillow(self):
+        try:
+            from PIL import Image
+        except ImportError:
+            client = self.new_client(max_image_side=10)
+            with tempfile.NamedTemporaryFile(suffix=".png") as file:
+                file.write(PNG)
+                file.flush()
+                url = pathlib.Path(file.name).as_uri()
+                self.assertIn("pip install pillow", self.image_error(url, client))
+            return
+        buffer = io.BytesIO()
+        Image.new("RGB", (40, 20), "red").save(buffer, "JPEG")
+        data = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            urls = [data, pathlib.Path(file.name).as_uri(), Image.new("CMYK", (40, 20))]
+            for url in urls:
+                part = {"type": "image_url", "image_url": url}
+                self.server.says(answer())
+                client = self.new_client(max_image_side=10)
+                self.ask(client, messages=[{"role": "user", "content": [part]}])
+                sent = self.sent["messages"][0]["content"][0]["image_url"]["url"]
+                raw = base64.b64decode(sent.partition(",")[2])
+                self.assertEqual(Image.open(io.BytesIO(raw)).size, (10, 5))
+
+
+# --- answers ---
+
+
+class Answers(ServerTest):
+    def test_attributes_and_subscripts(self):
+        self.server.says(answer(CALL, tool_calls=[], new_field={"x": 1}))
+        response = self.ask()
+        message = response.choices[0].message
+        call = response["choices"][0]["message"]["tool_calls"][0]
+        self.assertIs(call, message.tool_calls[0])
+        self.assertEqual(call.function.name, call["function"]["name"])
+        self.assertEqual(message.new_field, {"x": 1})
+        self.assertEqual(response.usage.total_tokens, 8)
+        for name in ("refusal", "function_call", "annotations", "audio"):
+            self.assertIsNone(getattr(message, name))
+            self.assertIsNone(message[name])
+        self.assertIsNone(response.system_fingerprint)
+        with self.assertRaises(AttributeError):
+            message.nonsense  # noqa: B018
+        with self.assertRaises(KeyError):
+            message["nonsense"]
+        self.assertIn('"search"', json.dumps(response))
+        self.assertIn("ChatCompletion(id='8'", repr(response))
+        self.assertIn("usage", dir(response))
+        self.assertIn("model_dump", dir(response))
+
+    def test_finish_reason_and_calls_are_put_right(self):
+        made = [{"function": {"name": "f", "arguments": ""}}] * 2
+        table = [
+            (CALL, "stop", None, "tool_calls", 1),
+            (CALL, "function_call", [], "tool_calls", 1),
+            (CALL, None, None, "tool_calls", 1),
+            (CALL, "length", None, "length", 1),
+            ("<tool_call>\n{oops", "function_call", [], "stop", 0),
+            ("hi", "stop", None, "stop", 0),
+            ("", "function_call", made, "tool_calls", 2),
+            (None, "tool_calls", made, "tool_calls", 2),
+        ]
+        for content, reason, calls, expected, count in table:
+            with self.subTest(content=content, reason=reason):
+                self.server.says(answer(content, reason, tool_calls=copy.deepcopy(calls)))
+                choice = self.ask().choices[0]
+                self.assertEqual(choice.finish_reason, expected)
+                self.assertEqual(len(choice.message.tool_calls or []), count)
+                self.assertEqual(choice.message.content, content)
+                if not count:
+                    self.assertIsNone(choice.message.tool_calls)
+                ids = {call.id for call in choice.message.tool_calls or []}
+                self.assertEqual(len(ids), count)
+        self.assertEqual(made[0]["function"]["arguments"], "")
+
+    def test_server_made_calls_pass_with_ids_and_arguments_put_right(self):
+        calls = [
+            {"id": "0", "type": "function", "function": {"name": "a", "arguments": ""}},
+            {"id": "0", "index": -1, "function": {"name": "b", "arguments": None}},
+            {"id": None, "function": {"name": "c", "arguments": {"x": 1}}},
+            {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}},
+        ]
+        self.server.says(answer("text", "function_call", tool_calls=calls))
+        found = self.ask().choices[0].message.tool_calls
+        self.assertEqual([call.function.name for call in found], list("abcd"))
+        arguments = [call.function.arguments for call in found]
+        self.assertEqual(arguments, ["{}", "{}", '{"x": 1}', '{"y":2}'])
+        self.assertEqual([found[0].id, found[3].id], ["0", "ok"])
+        self.assertEqual(len({call.id for call in found}), 4)
+        self.assertEqual({call.type for call in found}, {"function"})
+
+    def test_no_calls_where_the_caller_wants_none(self):
+        self.server.says(answer(CALL))
+        message = self.ask(tool_choice="none").choices[0].message
+        self.assertIsNone(message.tool_calls)
+
+    def test_ids_are_unique_in_the_process(self):
+        self.server.answers(lambda heard: answer(CALL + CALL))
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: self.ask(), range(40)))
+        ids = [c.id for a in answers for c in a.choices[0].message.tool_calls]
+        self.assertEqual(len(set(ids)), 80)
+        self.assertEqual({i[:7] for i in ids}, {"call_1_", "call_2_"})
+
+    def test_dumps(self):
+        self.server.says(answer("x", reasoning="", new=None))
+        response = self.ask()
+        message = response.choices[0].message
+        dump = response.model_dump()
+        self.assertIsNone(dump["system_fingerprint"])
+        self.assertIs(type(dump["choices"][0]["message"]), dict)
+        self.assertIn("refusal", dump["choices"][0]["message"])
+        self.assertNotIn("refusal", message.model_dump(exclude_unset=True))
+        self.assertIn("new", message.model_dump(exclude_unset=True))
+        self.assertNotIn("new", message.model_dump(exclude_none=True))
+        self.assertEqual(message.model_dump(include={"role"}), {"role": "assistant"})
+        nested = {"choices": {0: {"message": {"content"}}}}
+        picked = response.model_dump(include=nested)
+        self.assertEqual(picked, {"choices": [{"message": {"content": "x"}}]})
+        without = response.model_dump(exclude={"choices": {"__all__": {"message"}}})
+        self.assertNotIn("message", without["choices"][0])
+        self.assertIn("id", without)
+        self.assertEqual(json.loads(response.model_dump_json(indent=1)), dump)
+        self.assertEqual(response.dict(), dump)
+        self.assertEqual(json.loads(response.json()), dump)
+        self.assertNotIn("system_fingerprint", response.to_dict(mode="json"))
+        self.assertTrue(response.to_json().startswith('{\n  "id"'))
+        self.assertEqual(message.model_extra, {"reasoning": "", "new": None})
+        self.assertEqual(message.model_fields_set, set(message))
+
+    def test_copies_pickles_and_assignment(self):
+        self.server.says(plain_with(answer(CALL), x_request_id="req-1"))
+        response = self.ask()
+        self.assertEqual(response._request_id, "req-1")
+        for twin in (
+            copy.copy(response),
+            copy.deepcopy(response),
+            pickle.loads(pickle.dumps(response)),
+            response.model_copy(deep=True),
+        ):
+            self.assertEqual(twin, response)
+            self.assertIsInstance(twin, lightllm.ChatCompletion)
+            self.assertIsInstance(twin.choices[0].message, lightllm.ChatCompletionMessage)
+            self.assertEqual(twin._request_id, "req-1")
+        response.choices[0].message.content = "new"
+        response.extra = 1
+        self.assertEqual(response["choices"][0]["message"]["content"], "new")
+        self.assertEqual(response["extra"], 1)
+        del response.extra
+        self.assertFalse(hasattr(response, "extra"))
+        self.assertEqual(response.model_copy(update={"id": "9"}).id, "9")
+
+    def test_reasoning_reads_under_both_names(self):
+        table = [
+            ({"reasoning": "r", "reasoning_content": None}, "r"),
+            ({"reasoning_content": "r"}, "r"),
+            ({"reasoning": ""}, ""),
+            ({}, None),
+        ]
+        for fields, expected in table:
+            with self.subTest(fields):
+                self.server.says(answer("x", **fields))
+                message = self.ask().choices[0].message
+                self.assertEqual(message.reasoning, expected)
+                self.assertEqual(message.reasoning_content, expected)
+                self.assertEqual(message["reasoning_content"], expected)
+                self.assertEqual(message["reasoning"], expected)
+                kept = {k: v for k, v in message.items() if "reason" in k}
+                self.assertEqual(kept, fields)
+
+    def test_odd_types_are_not_rejected(self):
+        odd = {"id": 5, "choices": [{"message": {"content": 7, "tool_calls": "x"}}, 3]}
+        self.server.says(plain(odd))
+        response = self.ask()
+        self.assertEqual(response.id, 5)
+        self.assertEqual(response.choices[0].message.content, 7)
+
+    def test_raw_responses(self):
+        reply = plain_with(answer(), x_request_id="req-2", X_Other="y")
+        self.server.says(plain({}, 503, retry_after_ms="1"), reply)
+        client = self.new_client(max_retries=1)
+        raw = client.chat.completions.with_raw_response.create(
+            model="lab", messages=[user("hi")]
+        )
+        self.assertEqual(raw.status_code, 200)
+        self.assertEqual(raw.headers["x-other"], raw.headers["X-Other"])
+        self.assertEqual(raw.request_id, "req-2")
+        self.assertEqual(raw.retries_taken, 1)
+        self.assertEqual(raw.method, "POST")
+        self.assertIn("/v1/chat/completions", raw.url)
+        self.assertIs(raw.parse(), raw.parse())
+        self.assertEqual(raw.parse().choices[0].message.content, "Hello")
+        self.assertEqual(json.loads(raw.text), raw.json())
+        self.assertEqual(raw.content.decode(), raw.text)
+        self.assertGreater(raw.elapsed.total_seconds(), 0)
+        self.assertTrue(raw.is_closed)
+        self.server.says(answer())
+        namespaces = client.with_raw_response
+        raw = namespaces.chat.completions.create(model="m", messages=[user("hi")])
+        self.assertEqual(raw.parse().id, "8")
+
+
+def plain_with(reply, **headers):
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return reply[0], {**reply[1], **names}, reply[2]
