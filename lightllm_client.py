@@ -227,6 +227,13 @@ class Response:
         """The decoded content. Raises ValueError where it is not JSON."""
         return _parse_json(self.text)
 
+    def holding(self, stream: Any) -> Response:
+        """A copy that parses to the stream: one that refers back would outlive its use."""
+        twin = Response(self.request, self.status_code, self.headers)
+        twin.retries_taken, twin._seconds = self.retries_taken, self._seconds
+        twin._parsed = stream
+        return twin
+
     def parse(self) -> Any:
         """What the call without `with_raw_response` returns; the same object always."""
         return self._parsed
@@ -1064,12 +1071,11 @@ class _Resource:
         exchange = _Exchange(self._client, method, url, body, **call)
         if assembly:
             response, reply = exchange.opened()
-            source = _StreamSource(response, reply, assembly, exchange)
-            response._parsed = Stream(source)
-        else:
-            response = exchange.whole(build)
-            if isinstance(response._parsed, BaseModel):
-                response._parsed._request_id = response.request_id
+            stream: Any = Stream(_StreamSource(response, reply, assembly, exchange))
+            return response.holding(stream) if self._raw else stream
+        response = exchange.whole(build)
+        if isinstance(response._parsed, BaseModel):
+            response._parsed._request_id = response.request_id
         return response if self._raw else response._parsed
 
 
@@ -2504,7 +2510,7 @@ class _Reply:
                 continue
             head = self._chunk_head.match(buffer, at)
             if not head:
-                if b"\n" in buffer[at + 2 :]:
+                if b"\n" in buffer[at + 2 :] and not pieces:
                     raise http.client.HTTPException("a corrupt chunk")
                 break
             at = head.end()
@@ -3092,6 +3098,7 @@ class _TagParser:
             if not found:
                 self._let_go(self._certain(*_OPENERS))
                 if not (yield from self._more()):
+                    self._let_go(len(self._text))
                     return
                 continue
             self._let_go(found.start())
@@ -3113,6 +3120,7 @@ class _TagParser:
             end = self._text.find("</think>", self._at)
             self._let_go(end if end >= 0 else self._certain("</think>"))
             if end < 0 and not (yield from self._more()):
+                self._let_go(len(self._text))
                 return
 
     def _read_calls(self, calls: list[_Call]) -> _Steps[bool]:
@@ -3347,10 +3355,8 @@ def _calls_in_json(text: str) -> list[_Call]:
         except ValueError:
             return []
     items = data if isinstance(data, list) else [data]
-    calls = [
-        _call_of(item, members)
-        for item, members in zip(items, raw or [{}] * len(items))
-    ]
+    raw = raw if len(raw) == len(items) else [{}] * len(items)
+    calls = [_call_of(item, members) for item, members in zip(items, raw)]
     return [call for call in calls if call] if all(calls) else []
 
 

@@ -1133,3 +1133,617 @@ class Answers(ServerTest):
 def plain_with(reply, **headers):
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     return reply[0], {**reply[1], **names}, reply[2]
+
+
+# --- tool calls in text ---
+
+FUNCTION_CALL = (
+    "<tool_call>\n<function=search>\n<parameter=query>\n[\"a\"]\n</parameter>\n"
+    "<parameter=text>\n\nx < y\n\n</parameter>\n</function>\n</tool_call>"
+)
+GLM_CALL = (
+    "<tool_call>search\n<arg_key>query</arg_key>\n<arg_value>[\"a\"]</arg_value>\n"
+    "<arg_key>text</arg_key><arg_value>1</arg_value></tool_call>"
+)
+CODE_CALL = (
+    '<tool_call>\n{"name": "py", "arguments": {"code": ""}}\n<code>\nif a:\n'
+    "    print('</tool_call>', \"<tool_call>\")\n</code>\n</tool_call>"
+)
+A = ("search", '{"query": ["a"]}')
+# text -> the calls in it, as (name, arguments) with the arguments as the caller gets them
+TEXTS = {
+    "": [],
+    "plain text": [],
+    CALL: [A],
+    "before " + CALL + " after": [A],
+    CALL + "\n" + CALL: [A, A],
+    CALL + CALL[:-12] + CALL: [A, A, A],
+    CALL[:-12]: [A],
+    CALL[:-5]: [A],
+    CALL[:-12] + "</tool_call": [A],
+    '<tool_call>{"name":"f","arguments":{"a":1}}</tool_call>': [("f", '{"a":1}')],
+    '<tool_call>```json\n{"name": "f", "arguments": {}}\n```\n</tool_call>':
+        [("f", "{}")],
+    '<tool_call>```\n{"name": "f", "arguments": {}}```</tool_call>': [("f", "{}")],
+    '<tool_call>{"name": "f"}</tool_call>': [("f", "{}")],
+    '<tool_call>{"name": "f", "arguments": null}</tool_call>': [("f", "{}")],
+    '<tool_call>{"name": "f", "arguments": ""}</tool_call>': [("f", "{}")],
+    '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>':
+        [("f", '{"a": 1}')],
+    '<tool_call>{"name": "f", "parameters": {"b": 2}}</tool_call>':
+        [("f", '{"b": 2}')],
+    '<tool_call>[{"name": "f"}, {"name": "g", "arguments": {"a": [1]}}]</tool_call>':
+        [("f", "{}"), ("g", '{"a": [1]}')],
+    '<tool_call>{"name": "f"}, {"name": "g"}</tool_call>': [("f", "{}"), ("g", "{}")],
+    '<tool_call>{"name": "f"}\n{"name": "g"}}</tool_call>': [("f", "{}"), ("g", "{}")],
+    '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>':
+        [("f", '{"a": "</tool_call>"}')],
+    '<tool_call>{"name": "f", "arguments": {"a": "<tool_call>{\\"b"}}</tool_call>':
+        [("f", '{"a": "<tool_call>{\\"b"}')],
+    '<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call>': [("f", '{"a": 1}')],
+    '<tool_call>{"name": "f", "arguments": {"n": 12345678901234567890.10}}</tool_call>':
+        [("f", '{"n": 12345678901234567890.10}')],
+    '<tool_call>{"name": "f", "arguments": {"a": "x\ny\tz"}}</tool_call>':
+        [("f", '{"a": "x\\ny\\tz"}')],
+    "<tool_call>{'name': 'f', 'arguments': {'a': True, 'b': None,}}</tool_call>":
+        [("f", '{"a": true, "b": null}')],
+    "<tool_call>{'name': 'f', 'arguments': {'a': 'it\\'s \"None\" '}}</tool_call>":
+        [("f", '{"a": "it\'s \\"None\\" "}')],
+    '<tool_call>{"name": "f", "arguments": {"r": "\\d+", "n": "a\\nb"}}</tool_call>':
+        [("f", '{"r": "\\\\d+", "n": "a\\nb"}')],
+    '<tool_call>{"name": "f", "arguments": {"c": "if None: True"},}</tool_call>':
+        [("f", '{"c": "if None: True"}')],
+    CODE_CALL: [("py",
+        '{"code": "if a:\\n    print(\'</tool_call>\', \\"<tool_call>\\")"}')],
+    FUNCTION_CALL: [("search", '{"query": ["a"], "text": "\\nx < y\\n"}')],
+    FUNCTION_CALL[:-12]: [("search", '{"query": ["a"], "text": "\\nx < y\\n"}')],
+    "<tool_call><function=g></function></tool_call>": [("g", "{}")],
+    GLM_CALL: [("search", '{"query": ["a"], "text": "1"}')],
+    "<tool_call>search\n</tool_call>": [("search", "{}")],
+    "<tool_call>search</tool_call>" + CALL: [("search", "{}"), A],
+    "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>":
+        [("f", '{"a": "1"}')],
+    "<think>" + CALL + "</think>" + CALL: [A],
+    "<think>" + CALL: [],
+    "thought</think>\n" + CALL: [A],
+    "the tag <tool_call> and " + CALL: [A],
+    "<tool_call><tool_call>" + CALL: [A],
+    '<tool_call>{"oops": 1}</tool_call>' + CALL: [A],
+    '<tool_call>{"name": "f", "arguments": {"a": }}</tool_call>' + CALL: [A],
+    '<tool_call>{"name": "f", "x": 1}</tool_call>' + CALL: [A],
+    '<tool_call>{"name": "", "arguments": {}}</tool_call>': [],
+    '<tool_call>{"name": 5, "arguments": {}}</tool_call>': [],
+    '<tool_call>{"name": "f", "arguments": [1]}</tool_call>': [],
+    '<tool_call>{"name": "f", "arguments": "{bad"}</tool_call>': [],
+    '<tool_call>[{"name": "f"}, 5]</tool_call>': [],
+    "<tool_call>[]</tool_call>": [],
+    "<tool_call>42</tool_call>": [],
+    "<tool_call>not a call</tool_call>": [],
+    "<tool_call>unknown\n</tool_call>": [],
+    '<tool_call>{"name": "f", "arguments": {"a": "cut': [],
+    '<tool_call>{"name": "f", "arguments": {"a": 1}': [],
+    '<tool_call>{"name": "py", "arguments": {}}<code>rm -rf /tmp/': [],
+    "<tool_call>\n<function=f>\n<parameter=cmd>\nrm -rf /tmp/": [],
+    "<tool_call>\n<function=f>\n<parameter=cmd>\nrm\n</parameter>\n": [],
+    "<tool_call>search\n<arg_key>text</arg_key><arg_value>1</arg_value>": [],
+    "<tool_call>search\n": [],
+    '{"name": "f", "arguments": {}}': [],
+    "<TOOL_CALL>" + CALL[11:]: [],
+    "<tool_call>": [],
+    "<tool_call": [],
+    "a < b <thin <tool_calls> </tool_call>": [],
+    '<tool_call>{"name": "f"} and then prose</tool_call>' + CALL: [A],
+}  # fmt: skip
+
+
+def calls_of(message):
+    calls = message.tool_calls or []
+    return [(call.function.name, call.function.arguments) for call in calls]
+
+
+class ToolCallsInText(ServerTest):
+    def test_plain_replies(self):
+        for text, expected in TEXTS.items():
+            with self.subTest(text):
+                self.server.says(answer(text))
+                message = self.ask(tools=[TOOL]).choices[0].message
+                self.assertEqual(calls_of(message), expected)
+                self.assertEqual(message.content, text)
+
+    def test_streams_agree_with_plain_replies_at_every_cut(self):
+        """Two pieces for each cut, all cuts of a text as choices of one stream."""
+        for text, expected in TEXTS.items():
+            cuts = range(len(text) + 1)
+            first = [delta(text[:cut], index=cut) for cut in cuts]
+            second = [delta(text[cut:], index=cut) for cut in cuts]
+            ends = [delta(finish_reason="stop", index=cut) for cut in cuts]
+            single = [delta(char, index=-1) for char in text]
+            single.append(delta("", "stop", index=-1))
+            items = b"".join(map(event, [*first, *second, *ends, *single, DONE]))
+            self.server.says(events(items))
+
+            stream = self.ask(stream=True, tools=[TOOL])
+            final = stream.get_final_completion()
+
+            with self.subTest(text):
+                self.assertEqual(len(final.choices), len(text) + 1 + 1)
+                kept = {choice.message.content or "" for choice in final.choices}
+                self.assertEqual(len(kept), 1, kept)
+                for choice in final.choices:
+                    self.assertEqual(calls_of(choice.message), expected)
+                    reason = "tool_calls" if expected else "stop"
+                    self.assertEqual(choice.finish_reason, reason)
+                if not expected:
+                    self.assertEqual(kept, {text})
+
+    def test_text_around_calls_comes_out_verbatim(self):
+        text = " a \n" + CALL + "\n b <tool_call>{bad}</tool_call> c"
+        for size in (1, 3, 7, 1000):
+            pieces = [text[at : at + size] for at in range(0, len(text), size)]
+            self.server.says(events(*map(delta, pieces), STOP, DONE))
+            chunks = list(self.ask(stream=True, tools=[TOOL]))
+            out = "".join(c.choices[0].delta.content or "" for c in chunks)
+            self.assertEqual(out, text.replace(CALL, ""))
+
+    def test_hostile_texts_take_linear_time(self):
+        size = 100_000
+        call = '{"name": "f", "arguments": {}}'
+        units = [
+            "<tool_call>", "<tool_call>{", '<tool_call>{"', "<tool_call>{'\"",
+            "<tool_call>[", "[", "{", '"', "\\", "<", "<tool_call", "<think>",
+            f"<tool_call>{call}<code>", f"<tool_call>{call}<code></code>x",
+            "<tool_call><function=f><parameter=a>",
+            "<tool_call><function=f><parameter=a></parameter>x",
+            "<tool_call>f<arg_key>a</arg_key><arg_value>",
+            f"<tool_call>{call}", "<tool_call>\n\n\n\n\n\n", "<tool_call>```",
+            '<tool_call>{"name": "f", "arguments": {"a": "\\"', "<tool_call>aaaaaaaaa ",
+        ]  # fmt: skip
+        for unit in units:
+            for ending in ("", "</code></parameter></arg_value>x'\""):
+                parser = lightllm._TagParser([TOOL])
+                started = time.process_time()
+                parser.calls(unit * (size // len(unit)) + ending)
+                spent = time.process_time() - started
+                self.assertLess(spent, 0.7, (unit, ending))
+        parser = lightllm._TagParser([TOOL])
+        text = (CALL[:-14] + "x" * size + '"}}')[: size]
+        started = time.process_time()
+        for at in range(0, len(text), 97):
+            parser.feed(text[at : at + 97])
+        self.assertLess(time.process_time() - started, 2.0)
+
+    def test_random_texts_agree_between_cuts(self):
+        rng = random.Random(7)
+        units = ["<tool_call>", "</tool_call>", '{"name": "f"', ', "arguments": {', "}",
+                 '"', "'", "\\", "<code>", "</code>", "<think>", "</think>", "[", "]",
+                 "search", "\n", "<function=f>", "</function>", "<parameter=a>", "x",
+                 "</parameter>", "<arg_key>k</arg_key>", "<arg_value>", "</arg_value>",
+                 "```", ",", " ", "<", CALL]  # fmt: skip
+        for _ in range(1500):
+            text = "".join(rng.choice(units) for _ in range(rng.randint(1, 12)))
+            outcomes = set()
+            for size in (1, 2, 5, 11, len(text)):
+                parser = lightllm._TagParser([TOOL])
+                out = []
+                for at in range(0, len(text), size):
+                    out += parser.feed(text[at : at + size])
+                out += parser.finish()
+                texts = "".join(piece for piece in out if isinstance(piece, str))
+                calls = [c for c in out if not isinstance(c, str)]
+                outcomes.add((texts, str([(c.name, c.arguments) for c in calls])))
+            self.assertEqual(len(outcomes), 1, (text, outcomes))
+
+
+# --- streams ---
+
+
+class Streams(ServerTest):
+    def stream(self, *items, client=None, **options):
+        """The stream that the server makes of these items."""
+        self.server.says(events(*items))
+        stream = self.ask(client, stream=True, **options)
+        self.addCleanup(stream.close)
+        return stream
+
+    def text(self, stream):
+        chunks = (chunk for chunk in stream if chunk.choices)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+    def stream_error(self, stream, kind=lightllm.APIConnectionError):
+        with self.assertRaises(kind) as caught:
+            for _ in stream:
+                pass
+        assert_no_secret(self, caught.exception)
+        with self.assertRaises(kind):
+            next(stream)
+        with self.assertRaises(kind):
+            stream.get_final_completion()
+        return caught.exception
+
+    def test_chunks(self):
+        head = delta("", role="assistant")
+        usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+        last = {**delta(), "choices": [], "usage": usage}
+        stream = self.stream(head, delta("Hel"), delta("lo"), STOP, last, DONE)
+
+        self.assertIsInstance(stream, lightllm.Stream)
+        self.assertEqual(stream.response.status_code, 200)
+        self.assertIn("event-stream", stream.response.headers["content-type"])
+        chunks = list(stream)
+
+        self.assertIsInstance(chunks[0], lightllm.ChatCompletionChunk)
+        self.assertEqual(chunks[0].choices[0].delta.role, "assistant")
+        self.assertEqual(chunks[1]["choices"][0]["delta"]["content"], "Hel")
+        self.assertEqual(chunks[3].choices[0].finish_reason, "stop")
+        self.assertEqual(chunks[4].usage.total_tokens, 3)
+        self.assertEqual(chunks[4].choices, [])
+        final = stream.get_final_completion()
+        self.assertIsInstance(final, lightllm.ChatCompletion)
+        self.assertEqual(final.choices[0].message.content, "Hello")
+        self.assertEqual(final.choices[0].finish_reason, "stop")
+        self.assertEqual(final.usage.total_tokens, 3)
+        self.assertEqual((final.id, final.model), ("c1", "lab"))
+        self.assertIs(self.sent["stream"], True)
+        self.assertEqual(list(stream), [])
+
+    def test_comments_and_empty_events_are_not_chunks(self):
+        items = (b": ping\n\n", delta("Hel"), b"\n\n", b"event: x\nid: 1\n\n", delta("lo"))
+        stream = self.stream(*items, b"data\n\ndata:\n\nretry: 5\n\n", STOP, DONE)
+        self.assertEqual(self.text(stream), "Hello")
+
+    def test_events_survive_every_line_end_and_cut(self):
+        text = "h\u00e9 \u65e5 \U0001f600 \u2028 \u2029 \x85 \x0b end"
+        raw = b"\xef\xbb\xbf" + event(delta(text)) + event(STOP, "") + event(DONE)
+        two_lines = event(delta("!")).replace(b'"choices"', b'\ndata: "choices"', 1)
+        raw = raw.replace(b"data:[", two_lines + b"data:[").replace(b"data: [", b"data: [")
+        for end in (b"\n", b"\r", b"\r\n"):
+            coded = raw.replace(b"\n", end)
+            for size in (1, 2, 3, 7, 64, len(coded)):
+                with self.subTest(end=end, size=size):
+                    pieces = [coded[i : i + size] for i in range(0, len(coded), size)]
+                    self.assertEqual(self.text(self.stream(*pieces)), text)
+
+    def test_a_chunk_arrives_when_its_bytes_do(self):
+        stream = self.stream(delta("a"), 0.3, delta("b"), STOP, DONE)
+        started = time.monotonic()
+        self.assertEqual(next(stream).choices[0].delta.content, "a")
+        self.assertLess(time.monotonic() - started, 0.2)
+        self.assertEqual(self.text(stream), "b")
+
+    def test_whole_streams(self):
+        table = {
+            "done without an empty line": [delta("a"), STOP, b"data: [DONE]"],
+            "done alone": [delta("a"), DONE],
+            "finish_reason and a clean end": [delta("a"), STOP],
+            "text behind done": [delta("a"), STOP, DONE, b"nonsense\n\n"],
+            "usage behind finish": [delta("a"), STOP, {"choices": [], "usage": {}}],
+        }
+        for name, items in table.items():
+            with self.subTest(name):
+                stream = self.stream(*items)
+                chunks = list(stream)
+                final = stream.get_final_completion()
+                self.assertEqual(final.choices[0].message.content, "a")
+                self.assertEqual(final.choices[0].finish_reason, "stop")
+                reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+                self.assertEqual(reasons.count("stop"), 1)
+
+    def test_cut_streams_are_errors_with_what_had_come(self):
+        a, half = delta("par"), delta("tial")
+        length = {"Content-Type": "text/event-stream", "Content-Length": "5000"}
+        raw = event(a) + event(half)
+        table = {
+            "no finish": events(a, half),
+            "cut chunks": events(a, half, HANGUP, end=b""),
+            "reset": events(a, half, 0.05, RESET, end=b""),
+            "corrupt chunk head": events(a, half, end=b"zz\r\n"),
+            "negative chunk": events(a, half, end=b"-5\r\n"),
+            "no end of chunk": events(a, half, end=b"5\r\nabcdeX\r\n"),
+            "short length": (200, length, [raw, HANGUP]),
+            "cut event": events(a, half, event(STOP)[:30]),
+            "connection end without finish": (
+                200, {"Content-Type": "text/event-stream", "Connection": "close"}, [raw]
+            ),
+            "finish but cut chunks": events(a, half, STOP, HANGUP, end=b""),
+        }  # fmt: skip
+        for name, reply in table.items():
+            with self.subTest(name):
+                self.server.says(reply)
+                stream = self.ask(stream=True)
+                error = self.stream_error(stream)
+                self.assertIn("incomplete", str(error))
+                self.assertEqual(error.partial.choices[0].message.content, "partial")
+                self.assertIn("/v1/chat/completions", str(error))
+
+    def test_a_connection_that_ends_behind_finish_is_whole(self):
+        headers = {"Content-Type": "text/event-stream", "Connection": "close"}
+        self.server.says((200, headers, [event(delta("a")) + event(STOP)]))
+        self.assertEqual(self.text(self.ask(stream=True)), "a")
+
+    def test_silence_is_a_timeout(self):
+        stream = self.stream(delta("a"), 0.4, client=self.new_client(timeout=0.15))
+        error = self.stream_error(stream, lightllm.APITimeoutError)
+        self.assertEqual(error.partial.choices[0].message.content, "a")
+
+    def test_a_slow_stream_is_none(self):
+        pieces = [0.06, delta("a")] * 4
+        stream = self.stream(*pieces, STOP, DONE, client=self.new_client(timeout=0.2))
+        self.assertEqual(self.text(stream), "aaaa")
+
+    def test_no_event_at_all(self):
+        error = self.stream_error(self.stream())
+        self.assertIn("without any event", str(error))
+
+    def test_replies_that_are_no_stream(self):
+        table = [
+            plain({"error": {"message": "no streaming here"}}),
+            (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
+            answer(),
+        ]
+        for reply in table:
+            self.server.says(reply)
+            error = self.error(lightllm.APIResponseValidationError, stream=True)
+            self.assertIn("no stream", str(error))
+        self.server.says((200, {"Content-Type": "text/plain"}, [b"<html>"]))
+        self.stream_error(self.ask(stream=True))
+
+    def test_error_events_raise_the_servers_words(self):
+        body = {"message": f"boom {KEY}", "type": "server_error", "code": 7}
+        stream = self.stream(delta("a"), {"error": body}, delta("b"))
+        self.assertEqual(next(stream).choices[0].delta.content, "a")
+        error = self.stream_error(stream, lightllm.APIError)
+        self.assertEqual(str(error), "boom ***")
+        self.assertEqual((error.code, error.type), ("7", "server_error"))
+        self.assertEqual(error.body["code"], 7)
+        self.assertEqual(error.partial.choices[0].message.content, "a")
+        error = self.stream_error(self.stream({"error": "just text"}), lightllm.APIError)
+        self.assertEqual(str(error), "just text")
+
+    def test_events_that_are_no_json(self):
+        for data in ("{oops", "[1]", "null", "5", "[" * 100_000, '{"a":' * 100_000):
+            with self.subTest(data[:9]):
+                error = self.stream_error(self.stream(data, DONE), lightllm.APIError)
+                self.assertIsInstance(error, ValueError)
+
+    def test_an_endless_event_is_an_error(self):
+        limit = lightllm.MAX_EVENT_BYTES
+        self.addCleanup(setattr, lightllm, "MAX_EVENT_BYTES", limit)
+        lightllm.MAX_EVENT_BYTES = 1000
+        big = [b"data: " + b"x" * 600, 0.02, b"x" * 600, 0.02, b"x\n", 0.02, b"\n"]
+        error = self.stream_error(self.stream(delta("a"), *big), lightllm.APIError)
+        self.assertIn("MAX_EVENT_BYTES", str(error))
+        self.assertEqual(error.partial.choices[0].message.content, "a")
+
+    def test_a_large_event_in_small_pieces(self):
+        raw = event(delta("x" * 300_000))
+        pieces = [raw[i : i + 1000] for i in range(0, len(raw), 1000)]
+        self.assertEqual(len(self.text(self.stream(*pieces, STOP, DONE))), 300_000)
+
+    def test_odd_chunks_do_not_break_the_loop(self):
+        odd = [
+            {}, {"choices": None}, {"choices": [None, 5]}, {"choices": [{}]},
+            {"choices": [{"index": [], "delta": None}]},
+            {"choices": [{"delta": {"content": 5, "tool_calls": 7}}]},
+            {"choices": [{"delta": {"tool_calls": [None, {"function": 5}]}}]},
+            {"usage": 5}, {"choices": [{"index": "x", "delta": {"content": "a"}}]},
+        ]  # fmt: skip
+        stream = self.stream(*odd, STOP, DONE, tools=[TOOL])
+        for _ in stream:
+            pass
+        self.assertEqual(stream.get_final_completion().choices[0].message.content, "a")
+
+    def test_leaving_a_stream_disconnects_at_once(self):
+        def leave_loop(stream):
+            for _ in stream:
+                break
+
+        def leave_with(stream):
+            with stream:
+                next(stream)
+
+        def close(stream):
+            stream.close()
+            stream.close()
+
+        def raise_inside(stream):
+            with contextlib.suppress(KeyError):
+                for _ in stream:
+                    raise KeyError
+
+        gc.disable()  # dropping is enough
+        self.addCleanup(gc.enable)
+        for leave in (leave_loop, leave_with, close, raise_inside):
+            with self.subTest(leave.__name__):
+                self.server.aborted.clear()
+                self.server.says(events(delta("a"), 2.0, delta("b")))
+                started = time.monotonic()
+                leave(self.ask(stream=True))
+                self.assertTrue(self.server.aborted.wait(1.0))
+                self.assertLess(time.monotonic() - started, 1.0)
+                self.server.says(answer())
+                self.ask()
+
+    def test_closing_from_another_thread_ends_the_loop_with_an_error(self):
+        stream = self.stream(delta("a"), 2.0, client=self.new_client(timeout=None))
+        next(stream)
+        threading.Timer(0.1, stream.close).start()
+        started = time.monotonic()
+        with self.assertRaises(lightllm.APIConnectionError) as caught:
+            next(stream)
+        self.assertLess(time.monotonic() - started, 1.0)
+        self.assertIn("closed", str(caught.exception))
+
+    def test_a_stream_read_to_its_end_gives_its_connection_back(self):
+        for end in (b"0\r\n\r\n", b"0\r\nX-Trailer: y\r\n\r\n"):
+            self.server.says(events(delta("a"), STOP, DONE, 0.02, end=end), answer())
+            list(self.ask(stream=True))
+            self.ask()
+        self.assertEqual(len({h.connection for h in self.server.heard}), 1)
+
+    def test_choices_interleave(self):
+        items = [delta("a", index=0), delta("x", index=1), delta("b", index=0)]
+        ends = [delta("y", "length", index=1), delta(finish_reason="stop", index=0)]
+        final = self.stream(*items, *ends, DONE, n=2).get_final_completion()
+        self.assertEqual([c.message.content for c in final.choices], ["ab", "xy"])
+        reasons = [choice.finish_reason for choice in final.choices]
+        self.assertEqual(reasons, ["stop", "length"])
+        self.stream_error(self.stream(*items, ends[0]))
+
+    def test_reasoning_deltas(self):
+        items = [delta(reasoning="th"), delta(reasoning_content="ink"), delta("ok")]
+        stream = self.stream(*items, STOP, DONE)
+        chunks = list(stream)
+        self.assertEqual(chunks[0].choices[0].delta.reasoning_content, "th")
+        self.assertEqual(chunks[1].choices[0].delta.reasoning, "ink")
+        self.assertIsNone(chunks[2].choices[0].delta.reasoning)
+        message = stream.get_final_completion().choices[0].message
+        self.assertEqual((message.reasoning, message.content), ("think", "ok"))
+
+    def test_calls_leave_the_text_when_tools_were_offered(self):
+        pieces = ["Let me ", "see.<tool", "_call>\n", '{"name": "search", "argu']
+        pieces += ['ments": {"query": ["a"]}}\n</tool_', "call>", ""]
+        stream = self.stream(*map(delta, pieces), STOP, DONE, tools=[TOOL])
+        chunks = list(stream)
+        text = "".join(c.choices[0].delta.content or "" for c in chunks)
+        self.assertEqual(text, "Let me see.")
+        deltas = [d for c in chunks for d in c.choices[0].delta.tool_calls or []]
+        self.assertEqual([d.index for d in deltas], [0])
+        self.assertEqual(deltas[0].function.arguments, '{"query": ["a"]}')
+        self.assertEqual((deltas[0].type, deltas[0].id[:7]), ("function", "call_1_"))
+        self.assertTrue(chunks[5].choices[0].delta.tool_calls)
+        self.assertEqual(chunks[-1].choices[0].finish_reason, "tool_calls")
+        message = stream.get_final_completion().choices[0].message
+        self.assertEqual(calls_of(message), [A])
+
+    def test_texts_stay_whole_where_no_tools_were_offered(self):
+        for options in ({}, {"tools": [TOOL], "tool_choice": "none"}):
+            stream = self.stream(delta(CALL), STOP, DONE, **options)
+            self.assertEqual(self.text(stream), CALL)
+            final = stream.get_final_completion()
+            self.assertEqual(final.choices[0].finish_reason, "stop")
+
+    def test_at_most_a_partial_tag_is_held_back(self):
+        stream = self.stream(
+            delta("a <"), delta("b <tool_call> is a tag"), delta(" <tool_cal"), STOP, DONE,
+            tools=[TOOL],
+        )  # fmt: skip
+        texts = [chunk.choices[0].delta.content for chunk in stream]
+        self.assertEqual(texts[:4], ["a ", "<b <tool_call> is a tag", " ", "<tool_cal"])
+
+    def test_partial_answers_keep_what_was_held_back(self):
+        error = self.stream_error(self.stream(delta("a " + CALL[:30]), tools=[TOOL]))
+        self.assertEqual(error.partial.choices[0].message.content, "a " + CALL[:30])
+        self.assertIn('tool_mode=\'prompt\'', str(error))
+        error = self.stream_error(self.stream(delta(CALL + " b"), tools=[TOOL]))
+        self.assertEqual(calls_of(error.partial.choices[0].message), [A])
+
+    def test_a_200_000_chunk_stream_is_counted_not_kept(self):
+        stream = self.stream(event(delta("x")) * 20_000, STOP, DONE)
+        self.assertEqual(sum(1 for _ in stream), 20_001)
+
+
+def server_call(index=0, call_id=None, name=None, arguments=None, **fields):
+    function = {"name": name, "arguments": arguments}
+    function = {key: value for key, value in function.items() if value is not None}
+    call = {"index": index, "id": call_id, "function": function, **fields}
+    call = {key: value for key, value in call.items() if value is not None}
+    return delta(tool_calls=[call])
+
+
+# what LightLLM servers stream for requests with tools -> text, calls, finish_reason
+SERVER_CALLS = {
+    "2026 qwen25, parallel": (
+        [delta("", role="assistant"),
+         server_call(0, "call_d1", "search", "", type="function"),
+         server_call(0, arguments='{"query": '), server_call(0, arguments='["a"]}'),
+         server_call(1, "call_d2", "add", "", type="function"),
+         server_call(1, arguments='{"a": 1}'), delta(finish_reason="tool_calls")],
+        "", [A, ("add", '{"a": 1}')], "tool_calls"),
+    "2026 unset, parallel: tags leak, the second call is raw": (
+        [delta("", role="assistant"), delta("<tool_"), delta("call>\n"),
+         server_call(0, "call_b3", "search", ""), server_call(0, arguments='{"query": '),
+         server_call(0, arguments='["a"]}'), delta("\n</tool_cal"), delta("l>\n<to"),
+         delta("ol_cal"), delta("l>\n{\"n"), delta('ame": "add", "arguments": {"a": 1}'),
+         delta("}\n</tool_call>"), delta(finish_reason="tool_calls")],
+        "\n", [A, ("add", '{"a": 1}')], "tool_calls"),
+    "2026 unset, no arguments": (
+        [delta("<tool_call>\n"), server_call(0, "call_f2", "ping", ""),
+         delta(finish_reason="tool_calls")],
+        "", [("ping", "{}")], "tool_calls"),
+    "2025 late: no index, colliding ids, empty names, function_call everywhere": (
+        [{**server_call(None, "0", "search", ""), "choices": [{
+            **server_call(None, "0", "search", "")["choices"][0],
+            "finish_reason": "function_call"}]},
+         server_call(None, "0", "", '{"query": '), server_call(None, "1", "", '["a"]}'),
+         server_call(None, "0", "ping", ""), DONE],
+        "", [A, ("ping", "{}")], "tool_calls"),
+    "text behind a leaked tag that is no end tag": (
+        [delta("<tool_call>"), server_call(0, "x", "ping", "{}"), delta(" then"),
+         delta(" text"), STOP],
+        " then text", [("ping", "{}")], "tool_calls"),
+    "cut by length": (
+        [server_call(0, "x", "search", '{"query": ["a'), delta(finish_reason="length")],
+        "", [("search", '{"query": ["a')], "length"),
+    "arguments for two calls in turn": (
+        [server_call(0, "a", "f", ""), server_call(1, "b", "g", ""),
+         server_call(0, arguments="{}"), server_call(1, arguments='{"x": 1}'), STOP],
+        "", [("f", "{}"), ("g", '{"x": 1}')], "tool_calls"),
+}  # fmt: skip
+
+
+class ServerMadeStreamCalls(ServerTest):
+    def test_they_are_merged_with_the_text(self):
+        for name, (items, text, calls, reason) in SERVER_CALLS.items():
+            with self.subTest(name):
+                end = [] if items[-1] == DONE else [DONE]
+                self.server.says(events(*items, *end))
+                stream = self.ask(stream=True, tools=[TOOL])
+                got = accumulate(stream)
+                self.assertEqual(got["content"], text)
+                found = [(c["name"], c["arguments"]) for c in got["calls"]]
+                self.assertEqual(found, calls)
+                self.assertEqual(got["reason"], reason)
+                ids = [call["id"] for call in got["calls"]]
+                self.assertEqual(len(set(ids)), len(calls))
+                self.assertTrue(all(ids))
+                message = stream.get_final_completion().choices[0].message
+                self.assertEqual(calls_of(message), calls)
+                self.assertEqual(message.content or "", text)
+
+    def test_server_deltas_are_passed_on_one_by_one(self):
+        items = [server_call(0, "x", "f", ""), 0.3, server_call(0, arguments="{}")]
+        self.server.says(events(*items, STOP, DONE))
+        stream = self.ask(stream=True, tools=[TOOL])
+        started = time.monotonic()
+        self.assertEqual(next(stream).choices[0].delta.tool_calls[0].id, "x")
+        self.assertLess(time.monotonic() - started, 0.2)
+        stream.close()
+
+    def test_the_spoilt_streams_of_2025_say_the_way_out(self):
+        """Recorded: LightLLM of July 2025, --tool_call_parser unset, one call."""
+        pieces = ["<tool_call>", "\n", "name", '":', ' "', "get", "_weather", '",', "\n"]
+        chunks = [delta(piece, role=None, tool_calls=None) for piece in pieces]
+        self.server.says(events(*chunks))
+        with self.assertRaises(lightllm.APIConnectionError) as caught:
+            list(self.ask(stream=True, tools=[TOOL]))
+        self.assertIn("tool_mode='prompt'", str(caught.exception))
+        content = caught.exception.partial.choices[0].message.content
+        self.assertEqual(content, "".join(pieces))
+
+
+def accumulate(stream):
+    """The accumulator that code written for openai has."""
+    content, calls, reason = "", [], None
+    for chunk in stream:
+        if not chunk.choices:
+            continue
+        choice = chunk.choices[0]
+        content += choice.delta.content or ""
+        for call in choice.delta.tool_calls or []:
+            if call.index >= len(calls):
+                calls.append({"id": call.id, "name": "", "arguments": ""})
+            if call.function.name:
+                calls[call.index]["name"] += call.function.name
+            calls[call.index]["arguments"] += call.function.arguments or ""
+        reason = choice.finish_reason or reason
+    return {"content": content, "calls": calls, "reason": reason}
