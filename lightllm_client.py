@@ -34,7 +34,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
 if TYPE_CHECKING:
@@ -382,16 +382,24 @@ class BaseModel(_Json):
         cls._fields = tuple(name for name in names if name[0] != "_")
         cls._nested = tuple(nested.items())
         for name in cls._fields:
-            setattr(cls, name, property(itemgetter(name)))
+            setattr(cls, name, property(methodcaller("get", name)))
 
-    def __init__(self, *args: Any, **fields: Any) -> None:
-        super().__init__(*args, **fields)
-        for name, kind in self._nested:
-            value = self.get(name)
-            if type(value) is list:
-                self[name] = [kind(v) if type(v) is dict else v for v in value]
-            elif type(value) is dict:
-                self[name] = kind(value)
+    @classmethod
+    def model_validate(cls, data: _Json) -> Self:
+        """The object for plain data, nested objects included; nothing is checked."""
+        model = cls(data)
+        for name, kind in cls._nested or cls._open(data):
+            value = model.get(name)
+            if value and type(value) is dict:
+                model[name] = kind.model_validate(value)
+            elif value and type(value) is list:
+                build = kind.model_validate
+                model[name] = [build(v) if type(v) is dict else v for v in value]
+        return model
+
+    @classmethod
+    def _open(cls, data: _Json) -> tuple[tuple[str, Any], ...]:
+        return ()
 
     def __missing__(self, name: str) -> Any:
         if name not in self._fields:
@@ -534,13 +542,9 @@ class _Reasoning(BaseModel):
 class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
-    def __init__(self, *args: Any, **fields: Any) -> None:
-        super().__init__(*args, **fields)
-        for name, value in self.items():
-            if type(value) is list:
-                self[name] = [Details(v) if type(v) is dict else v for v in value]
-            elif type(value) is dict:
-                self[name] = Details(value)
+    @classmethod
+    def _open(cls, data: _Json) -> tuple[tuple[str, Any], ...]:
+        return tuple((name, Details) for name in data)
 
     def __getattr__(self, name: str) -> Any:
         if name[:2] == "__":
@@ -770,6 +774,7 @@ class LightLLMClient:
         self.max_image_side = max_image_side
         self.ssl_context = ssl_context
         _merged_headers(self.default_headers)  # refuses a bad one now, not at a request
+        self._merged: tuple[Any, dict[str, str]] = ((), {})
         self._transport = _Transport(ssl_context)
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
@@ -1143,7 +1148,7 @@ class ChatCompletions(_Resource):
         streams = wanted.get("stream") is True
         reader = _Reader(tools, wanted.get("tool_choice"), wanted.get("stop"))
         url, replies = client.base_url + "/chat/completions", None
-        if client.api == "generate" or re.search("/generate$", client.base_url):
+        if client.api == "generate" or client.base_url.endswith("/generate"):
             url = client._rooted("generate_stream" if streams else "generate")
             replies = _NativeReplies(body.get("model"))
             body = _generate_body(body, tools, client)
@@ -1220,7 +1225,7 @@ class Models(_Resource):
         """The served models. Raises NotFoundError where a build has no list."""
 
         def build(data: Any) -> ModelList:
-            return ModelList([Model(model) for model in data["data"]])
+            return ModelList([Model.model_validate(model) for model in data["data"]])
 
         url = self._client.base_url + "/models"
         models: ModelList = self._request("GET", url, None, build, **options)
@@ -1240,16 +1245,19 @@ class Models(_Resource):
         return found
 
 
-def _split(given: _Json, create: Any, options: Any) -> tuple[_Json, _Json]:
+def _split(given: _Json, create: Any, kind: Any) -> tuple[_Json, _Json]:
     """The body and the call's own options, of the local variables of `create`."""
-    given = {**given, **given["options"]}
-    del given["self"], given["options"]
+    options = given.pop("options")
+    del given["self"]
     defaults = create.__kwdefaults__
-    known = {*defaults, "model", *options.__annotations__}
-    known.update(_CommonOptions.__annotations__, _CallOptions.__annotations__)
-    for name in given:
-        if name not in known:
-            raise TypeError(f"create() takes no {name!r}: {_suggestion(name, known)}")
+    if options:
+        known = {*defaults, *kind.__annotations__, *_CommonOptions.__annotations__}
+        for name in options:
+            if name not in known and name not in _CallOptions.__annotations__:
+                raise TypeError(
+                    f"create() takes no {name!r}: {_suggestion(name, known)}"
+                )
+        given.update(options)
     call = {
         name: given.pop(name) for name in _CallOptions.__annotations__ if name in given
     }
@@ -1333,20 +1341,20 @@ class _StreamSource:
         response.is_closed = False
 
     def chunks(self) -> Iterator[Any]:
-        decoder = _EventDecoder()
+        decoder, assembly, native = _EventDecoder(), self.assembly, self.assembly.native
         try:
             while not self.error:
                 raw = self._reply.next_bytes()
                 for text in decoder.feed(raw) if raw else self._last_events(decoder):
                     data = None if text[:6] == "[DONE]" else self._data(text)
-                    if data is not None:
-                        yield self.assembly.chunk(data)
-                    elif self.error:
+                    if self.error:
                         return
-                    if data is None or self.assembly.is_over():
+                    if data is not None:
+                        yield assembly.chunk(data)
+                    if data is None or (native and native.finished):
                         self._ended = True
                         self._reply.settle()
-                        yield from self.assembly.rest()
+                        yield from assembly.rest()
                         return
         except (OSError, http.client.HTTPException) as cause:
             self._note(self._exchange.broken(cause, "the answer is incomplete"), cause)
@@ -1413,37 +1421,41 @@ class _Reader:
             message = choice.get("message")
             if isinstance(message, dict):
                 self._settle(choice, message)
-        return ChatCompletion(data)
+        return ChatCompletion.model_validate(data)
 
     def text_completion(self, data: Any) -> Completion:
         """A plain reply of /v1/completions put right. Raises where it is none."""
         for choice in _choices(data):
-            choice["text"] = self._unstopped(choice, choice.get("text"))
-        return Completion(data)
+            if self.stops and isinstance(choice.get("text"), str):
+                reason = choice.get("finish_reason")
+                choice["text"] = self._unstopped(choice["text"], reason)
+        return Completion.model_validate(data)
 
     def _settle(self, choice: _Json, message: _Json) -> None:
-        content = self._unstopped(choice, message.get("content"))
-        calls = message.get("tool_calls")
-        state = _ChoiceStream(
-            [], None if calls or self.silent else _TagParser(self.tools)
-        )
+        content, calls = message.get("content"), message.get("tool_calls")
+        reason = choice.get("finish_reason")
+        if isinstance(content, str) and self.stops:
+            content = message["content"] = self._unstopped(content, reason)
+        if (
+            not calls
+            and reason != "function_call"
+            and "<tool_call>" not in str(content)
+        ):
+            message.update(dict.fromkeys({"tool_calls"} & set(message)))
+            return
+        tags = None if calls or self.silent else _TagParser(self.tools)
+        state = _ChoiceStream([], tags)
         delta = {"content": content, "tool_calls": calls}
-        state.take_delta({"delta": delta, "finish_reason": choice.get("finish_reason")})
+        state.take_delta({"delta": delta, "finish_reason": reason})
         state.end()
-        if content is not None:
-            message["content"] = content
-        found = state.message()["tool_calls"]
-        if found or "tool_calls" in message:
-            message["tool_calls"] = found
-        if choice.get("finish_reason") or found:
+        message["tool_calls"] = state.message()["tool_calls"]
+        if reason or message["tool_calls"]:
             choice["finish_reason"] = state.reason
 
-    def _unstopped(self, choice: _Json, text: Any) -> Any:
+    def _unstopped(self, text: str, reason: Any) -> str:
         """LightLLM leaves the stop string at the end of a text."""
-        if not self.stops or not isinstance(text, str):
-            return text
         stop = _StopFilter(self.stops)
-        return stop.feed(text) + stop.finish(choice.get("finish_reason"))
+        return stop.feed(text) + stop.finish(reason)
 
 
 def _choices(data: Any) -> list[_Json]:
@@ -1515,7 +1527,8 @@ class _ChoiceStream:
             calls += self._server_deltas(
                 [one for one in deltas if isinstance(one, dict)]
             )
-        text = self._ended_by(choice, text, calls)
+        if choice.get("finish_reason") is not None:
+            text = self._ended_by(choice, text, calls)
         if text is not None:
             delta["content"] = text
         if calls or deltas:
@@ -1657,14 +1670,14 @@ class _Assembly:
         self.facts: _Json = {}
         self._kind = kind
         self._chat = kind is ChatCompletionChunk
-        self._native = native
+        self.native = native
         self._choices: dict[Any, _ChoiceStream] = {}
         self._usage: Any = None
 
     def chunk(self, data: _Json) -> Any:
         """The chunk that goes out for an event."""
-        if self._native:
-            data = self._native.chunk(data)
+        if self.native:
+            data = self.native.chunk(data)
         if not self.facts:
             names = ("id", "created", "model", "object", "system_fingerprint")
             self.facts = {name: data.get(name) for name in names}
@@ -1679,7 +1692,7 @@ class _Assembly:
                 if state is None:
                     state = self._choices[index] = self._new_choice()
                 (state.take_delta if self._chat else state.take_text)(choice)
-        return self._kind(data)
+        return self._kind.model_validate(data)
 
     def _new_choice(self) -> _ChoiceStream:
         reader = self.reader
@@ -1696,11 +1709,7 @@ class _Assembly:
                 reason = {"finish_reason": state.reason}
                 choices.append({"index": index, **place, **reason})
         if choices:
-            yield self._kind({**self.facts, "choices": choices})
-
-    def is_over(self) -> bool:
-        """Whether the native API said that this was its last event."""
-        return self._native is not None and self._native.finished
+            yield self._kind.model_validate({**self.facts, "choices": choices})
 
     def is_whole(self) -> bool:
         """Whether every choice has said why it ended."""
@@ -1718,7 +1727,8 @@ class _Assembly:
         kind: Any = ChatCompletion if self._chat else Completion
         name = "chat.completion" if self._chat else "text_completion"
         facts = {**self.facts, "object": name, "usage": self._usage}
-        return kind({**facts, "choices": sorted(choices, key=itemgetter("index"))})
+        choices.sort(key=itemgetter("index"))
+        return kind.model_validate({**facts, "choices": choices})
 
 
 # --- messages and images ---
@@ -2049,21 +2059,16 @@ class _Clock:
 
 
 class _Connection(http.client.HTTPConnection):
-    """Sends a request in one piece and has its reply framed by _Reply."""
-
-    response_class: Any
+    """Sends a request in one piece; its reply is framed by _Reply."""
 
     def __init__(self, transport: _Transport, route: _Route, clock: _Clock) -> None:
         super().__init__(route.host, route.port)
-        self.default_port = 443 if route.tls else 80
-        self.response_class = lambda sock, method: _Reply(self, method)
         self.transport = transport
         self.route = route
         self.clock = clock
         self.is_sent = False
         self.owner = os.getpid()
         self.idle_since = 0.0
-        self._outgoing: list[bytes] = []
         self._is_waiting = False
         self._is_aborted = False
 
@@ -2105,31 +2110,25 @@ class _Connection(http.client.HTTPConnection):
 
     def _open_tunnel(self) -> None:
         """Through the proxy, which gets its own credentials and never the key."""
-        to = f"[{self.host}]" if ":" in self.host else self.host
-        lines = [f"CONNECT {to}:{self.port} HTTP/1.1", f"Host: {to}:{self.port}"]
-        lines += [f"{name}: {value}" for name, value in self.route.login.items()]
-        self._outgoing = [_Secret("\r\n".join([*lines, "", ""])).encode("latin-1")]
-        del lines
-        self.flush()
+        target = self.route.authority
+        self.send_request("CONNECT", target, {"Host": target, **self.route.login})
         reply = _Reply(self, "CONNECT")
         reply.begin()
         if not 200 <= reply.status < 300:
             raise OSError(f"the proxy refuses to connect: status {reply.status}")
 
-    def send(self, data: Any) -> None:
-        """http.client hands over the head and the body of a request: for `flush`."""
-        self._outgoing.append(data)
-
-    def flush(self) -> None:
-        """Send in one piece, a large body uncopied. A view's repr shows no header."""
-        for view in [memoryview(piece) for piece in self._pieces()]:
+    def send_request(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> None:
+        """Send in one piece, but a large body uncopied. A view's repr shows no header."""
+        lines = _Secret("".join([f"{name}: {headers[name]}\r\n" for name in headers]))
+        head = _Secret(f"{method} {target} HTTP/1.1\r\n{lines}\r\n")
+        is_small = len(body) <= _READ_SIZE
+        views = [memoryview(head.encode("latin-1") + (body if is_small else b""))]
+        for view in views if is_small else [*views, memoryview(body)]:
             while view:
                 self.sock.settimeout(self.clock.left())
                 view = view[self.sock.send(view) :]
-
-    def _pieces(self) -> list[bytes]:
-        pieces, self._outgoing = self._outgoing, []
-        return pieces if len(pieces[-1]) > _READ_SIZE else [b"".join(pieces)]
 
     def receive(self) -> bytes:
         """The next bytes, b"" at the end. Raises OSError after `abort`."""
@@ -2179,12 +2178,20 @@ class _Route:
         self.tls = scheme == "https"
         self.host = parts.hostname or ""
         self.port = parts.port or (443 if self.tls else 80)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        self.authority = f"{host}:{self.port}"
         self.dial = (self.host, self.port)
         self.proxy = ""
         self.login: dict[str, str] = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         if proxy and not self._is_direct(authority, proxies):
-            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
+            kind, host, port, login = _proxy_parts(proxy)
+            if kind != "http" or not host:  # whose frame shows no credentials
+                problem = "the proxy in the environment is no http://host:port"
+                raise http.client.InvalidURL(problem)
+            self.dial = (host, port or 80)
+            self.proxy = f"http://{host}:{port or 80}"
+            self.login = {"Proxy-Authorization": login} if login else {}
 
     def _is_direct(self, authority: str, proxies: Mapping[str, str]) -> bool:
         """Loopback always is, the rest as urllib reads NO_PROXY."""
@@ -2194,22 +2201,19 @@ class _Route:
         urllib_request: Any = urllib.request  # whose stubs lack the next name
         return bool(urllib_request.proxy_bypass_environment(authority, proxies))
 
-    def _use_proxy(self, url: str) -> None:
-        problem = "the proxy in the environment is no http://host:port"
-        try:
-            parts = urllib.parse.urlsplit(url)
-            self.dial = (parts.hostname or "", parts.port or 80)
-        except ValueError:
-            raise http.client.InvalidURL(problem) from None
-        if parts.scheme != "http" or not parts.hostname:
-            raise http.client.InvalidURL(problem)
-        self.proxy = "http://{}:{}".format(*self.dial)
-        if parts.username is not None:
-            login = f"{parts.username}:{parts.password or ''}"
-            token = base64.b64encode(urllib.parse.unquote_to_bytes(login))
-            self.login["Proxy-Authorization"] = _Secret(
-                "Basic " + token.decode("ascii")
-            )
+
+def _proxy_parts(url: str) -> tuple[str, str, int, _Secret]:
+    """Scheme, host, port and Basic credentials of a proxy's URL; no scheme: no URL."""
+    try:
+        parts = urllib.parse.urlsplit(url if "://" in url else "http://" + url)
+        host, port = parts.hostname or "", parts.port or 0
+    except ValueError:
+        return "", "", 0, _Secret()
+    if parts.username is None:
+        return parts.scheme, host, port, _Secret()
+    pair = f"{parts.username}:{parts.password or ''}"
+    token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode("ascii")
+    return parts.scheme, host, port, _Secret("Basic " + token)
 
 
 class _Transport(urllib.request.BaseHandler):
@@ -2218,7 +2222,8 @@ class _Transport(urllib.request.BaseHandler):
     def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
         self.closed = False
         self._context = ssl_context
-        self._proxies = urllib.request.getproxies()
+        proxies = urllib.request.getproxies()
+        self._proxies = {name: _Secret(url) for name, url in proxies.items()}
         self._routes: dict[tuple[str, str], _Route] = {}
         self._idle: list[_Connection] = []
         self._lock = threading.Lock()
@@ -2254,16 +2259,20 @@ class _Transport(urllib.request.BaseHandler):
         if not connection.sock:
             connection.connect()
         connection.clock.enter("write")
-        route, target, headers = connection.route, request.selector, request.headers
+        route, target, body = connection.route, request.selector, request.data
+        headers = {"Host": request.host, **request.headers}
         if route.proxy and not route.tls:
-            target, headers = request.full_url, {**headers, **route.login}
-        connection.request(request.get_method(), target, request.data, headers)
-        connection.flush()
+            target = request.full_url
+            headers.update(route.login)
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        method = request.get_method()
+        connection.send_request(method, target, headers, body or b"")
         connection.is_sent = True
         connection.clock.enter("read")
-        reply: Any = connection.getresponse()
-        found: _Reply = reply
-        return found
+        reply = _Reply(connection, method)
+        reply.begin()
+        return reply
 
     def route(self, request: urllib.request.Request) -> _Route:
         key = (request.type, request.host)
@@ -2338,7 +2347,6 @@ class _Reply:
     def __init__(self, connection: _Connection, method: str) -> None:
         self.status = 0
         self.headers = Headers()
-        self.will_close = False  # http.client's business is done: we keep or close
         self._connection = connection
         self._method = method
         self._buffer = b""
@@ -2357,12 +2365,6 @@ class _Reply:
             if self.status >= 200:
                 return self._choose_framing(version)
         raise http.client.HTTPException("too many interim (1xx) replies")
-
-    def isclosed(self) -> bool:
-        return True  # for http.client, which asks before the next request
-
-    def close(self) -> None:
-        """Called when the connection closes."""
 
     def abort(self) -> None:
         """Close the connection, unless the body's end has let it go."""
@@ -2390,15 +2392,14 @@ class _Reply:
         status = _STATUS_LINE.fullmatch(first)
         if not status:
             raise http.client.HTTPException("no HTTP/1 reply: is it an HTTP server?")
-        self.status, self.headers = int(status[2]), Headers()
+        headers: dict[str, str] = {}
         for line in lines:
             name, colon, value = line.partition(":")
             if not colon or not name or name != name.strip():
                 raise http.client.HTTPException("a malformed header line")
             name, value = name.lower(), value.strip(" \t")
-            if name in self.headers:
-                value = f"{self.headers[name]}, {value}"
-            self.headers[name] = value
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        self.status, self.headers = int(status[2]), Headers(headers)
         return status[1]
 
     def _choose_framing(self, version: str) -> None:
@@ -2414,7 +2415,7 @@ class _Reply:
             self._chunked = True
             keeps = keeps and length is None
         elif length is not None:
-            if not re.fullmatch("[0-9]{1,18}", length):
+            if not (length.isdigit() and length.isascii() and len(length) < 19):
                 raise http.client.HTTPException("a Content-Length that is no number")
             self._left = int(length)
         else:
@@ -2529,7 +2530,7 @@ class _Reply:
 _MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key")
+_SECRET_HEADERS = ("Authorization", "Proxy-Authorization", "Api-key", "X-api-key")
 
 
 class _Exchange:
@@ -2552,7 +2553,7 @@ class _Exchange:
         self._data = None if body is None else _dump_body(body)
         self._headers = _request_headers(client, self._data, extra_headers or {})
         self._attempts = 0
-        self._proxy = ""
+        self._route: _Route | None = None
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
 
@@ -2569,7 +2570,8 @@ class _Exchange:
     def opened(self) -> tuple[Response, _Reply]:
         """The reply of a stream with its head."""
         response, reply = self._answered(False)
-        if re.search("json|html", response.headers.get("content-type", ""), re.I):
+        kind = response.headers.get("content-type", "").lower()
+        if "json" in kind or "html" in kind:
             response.content = reply.read_error()
             raise self._invalid(response, "no stream of events")
         return response, reply
@@ -2617,18 +2619,18 @@ class _Exchange:
 
     def _followed(self, clock: Any) -> _Reply:
         """The reply, after redirects that keep to origin, method and body."""
-        url, origin = self._request.url, None
+        method, url = self._request.method, self._request.url
         for _ in range(_MAX_REDIRECTS + 1):
-            method = self._request.method
             wire = urllib.request.Request(url, self._data, self._headers, method=method)
-            route = self._client._transport.route(wire)
-            self._proxy = route.proxy
+            self._route = self._client._transport.route(wire)
             reply: Any = self._client._opener.open(wire, timeout=clock)
-            origin = origin or _origin(url)
-            url = urllib.parse.urljoin(url, reply.headers.get("location", ""))
-            if reply.status not in (307, 308) or _origin(url) != origin:
+            if reply.status not in (307, 308):
+                break
+            target = _joined(url, reply.headers.get("location", ""))
+            if _origin(target) != _origin(url):
                 break
             reply.read(_MAX_HEAD)
+            url = target
         found: _Reply = reply
         return found
 
@@ -2661,18 +2663,20 @@ class _Exchange:
         """The error for a connection that could not be made, or broke."""
         tried = f"({self._attempts} attempt{'s' * (self._attempts != 1)})"
         kind: Any = APIConnectionError
-        where = f"the proxy {self._proxy} (from the environment)" if self._proxy else ""
-        where = where or _shown_url(self._request.url)
+        where = _shown_url(self._request.url)
+        if self._route and self._route.proxy:
+            where = f"the proxy {self._route.proxy} (from the environment)"
         if isinstance(cause, socket.timeout):
             kind = APITimeoutError
             text = f"no {'more' if what else 'answer'} within {self._timeout} s {tried}"
             hint = "raise timeout=, or stream long answers"
         else:
             reason, hint = _reason(cause)
-            text = (
-                f"{'the connection broke' if what else 'cannot reach ' + where} {tried}"
+            lost = (http.client.HTTPException, BrokenPipeError, ConnectionResetError)
+            failed = (
+                "no whole reply from" if isinstance(cause, lost) else "cannot reach"
             )
-            text += f": {reason}"
+            text = f"{failed} {where} {tried}: {reason}"
         parts = [what, text, hint]
         error: APIConnectionError = self.error(kind, "; ".join(filter(None, parts)))
         return error
@@ -2701,7 +2705,7 @@ class _Exchange:
         kind, hint = _STATUS_ERRORS.get(status, (server, ""))
         text = _error_text(body, response.text) or "no reason given"
         if "location" in response.headers and 300 <= status < 400:
-            url = urllib.parse.urljoin(self._request.url, response.headers["location"])
+            url = _joined(self._request.url, response.headers["location"])
             text = f"a redirect to {_shown_url(url)}, which is not followed"
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
         message = f"Error code: {status} from {self._asked()}: {text}"
@@ -2725,8 +2729,9 @@ class _Exchange:
 
     def _redacted(self, value: Any) -> Any:
         """`value` without the secrets of this request's headers."""
+        headers = {**self._headers, **(self._route.login if self._route else {})}
         for name in _SECRET_HEADERS:
-            secret = self._headers.get(name, "").rpartition(" ")[2]
+            secret = headers.get(name, "").rpartition(" ")[2]
             if secret:  # a short one, such as "EMPTY", is one only as a whole word
                 edges = r"(?<!\w){}(?!\w)" if len(secret) < 8 else "{}"
                 value = _replaced(value, edges.format(re.escape(secret)))
@@ -2816,6 +2821,13 @@ def _origin(url: str) -> tuple[Any, ...]:
         return ()
 
 
+def _joined(url: str, location: str) -> str:
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        return location
+
+
 def _shown_url(url: str) -> str:
     """A URL as messages show it: its query and credentials may be secret."""
     return re.sub(r"//[^/]*@", "//", url.partition("?")[0].partition("#")[0])
@@ -2845,7 +2857,12 @@ def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str,
         "OpenAI-Organization": client.organization,
         "OpenAI-Project": client.project,
     }
-    return _merged_headers(own, client.default_headers, extra)
+    layers = (own, dict(client.default_headers), dict(extra))
+    known, headers = client._merged  # of the last request: most have the same headers
+    if known != layers:
+        headers = _merged_headers(*layers)
+        client._merged = (layers, headers)
+    return headers
 
 
 def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
@@ -2892,7 +2909,7 @@ def _parse_json(text: str) -> Any:
     Raises ValueError."""
     if "\\ud" in text or "\\uD" in text:
         text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
-    if text.count("[") + text.count("{") > _MAX_DEPTH and _is_deep(text):
+    if len(text) > _MAX_DEPTH and _is_deep(text):
         raise ValueError("JSON of too many levels")
     try:
         data, end = _DECODER.raw_decode(text)
@@ -2908,6 +2925,8 @@ def _parse_json(text: str) -> Any:
 
 def _is_deep(text: str) -> bool:
     depth = 0
+    if text.count("[") + text.count("{") <= _MAX_DEPTH:
+        return False
     for found in _BRACKET.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
         if depth > _MAX_DEPTH:

@@ -1747,3 +1747,861 @@ def accumulate(stream):
             calls[call.index]["arguments"] += call.function.arguments or ""
         reason = choice.finish_reason or reason
     return {"content": content, "calls": calls, "reason": reason}
+
+
+# --- transport ---
+# Self-signed certificates for the tests alone, all of one key.
+
+TLS_KEY = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgsrEasXlxXElSM+kj
+WMKkp9Ttrn7qrnXUkQSbnGfI0bGhRANCAAT8IlTvJneVpAUnHNHAx0FXZA0T21GH
+4BA1EyFLLvNKzxC4WYw20JzxBg8ojSkSM9oo+ks6PhzfybmYzXAJVCXl
+-----END PRIVATE KEY-----
+"""
+TLS_GOOD = """\
+-----BEGIN CERTIFICATE-----
+MIIBUTCB96ADAgECAhRK+u1ReQcncpuiZ7qOIFTKjKz4IDAKBggqhkjOPQQDAjAP
+MQ0wCwYDVQQDDAR0ZXN0MCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAw
+WjAPMQ0wCwYDVQQDDAR0ZXN0MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE/CJU
+7yZ3laQFJxzRwMdBV2QNE9tRh+AQNRMhSy7zSs8QuFmMNtCc8QYPKI0pEjPaKPpL
+Oj4c38m5mM1wCVQl5aMvMC0wGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8G
+A1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDSQAwRgIhANZbcMU4En7KIc8GL0Hj
+3SlpMeW3YtgozXDQdiLpbHr0AiEA1H4KRc6lFd2nE26VaIAcAEs8ftrqCJPsYdZH
+AVHR24o=
+-----END CERTIFICATE-----
+"""
+TLS_OTHER_NAME = """\
+-----BEGIN CERTIFICATE-----
+MIIBUTCB+aADAgECAhRgPOVFX3okN3+vSiSJWvHr2WhD+TAKBggqhkjOPQQDAjAP
+MQ0wCwYDVQQDDAR0ZXN0MCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAw
+WjAPMQ0wCwYDVQQDDAR0ZXN0MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE/CJU
+7yZ3laQFJxzRwMdBV2QNE9tRh+AQNRMhSy7zSs8QuFmMNtCc8QYPKI0pEjPaKPpL
+Oj4c38m5mM1wCVQl5aMxMC8wHAYDVR0RBBUwE4IRZWxzZXdoZXJlLmV4YW1wbGUw
+DwYDVR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNHADBEAiAmczRZtRPokhpReLaO
+jDbjyiXUYQQLP/QzKLSMoGsN/QIgFCixTF/T5UfGqaosG9s3wEjQh2rZcmQORSeQ
+l4EEjDo=
+-----END CERTIFICATE-----
+"""
+TLS_EXPIRED = """\
+-----BEGIN CERTIFICATE-----
+MIIBTzCB9aADAgECAhRh5otG9aNC057LBlbd1eIinXaLUzAKBggqhkjOPQQDAjAP
+MQ0wCwYDVQQDDAR0ZXN0MB4XDTIwMDEwMTAwMDAwMFoXDTIxMDEwMTAwMDAwMFow
+DzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABPwiVO8m
+d5WkBScc0cDHQVdkDRPbUYfgEDUTIUsu80rPELhZjDbQnPEGDyiNKRIz2ij6Szo+
+HN/JuZjNcAlUJeWjLzAtMBoGA1UdEQQTMBGCCWxvY2FsaG9zdIcEfwAAATAPBgNV
+HRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQDluHQAxtBNXxbnhkQ6rFTV
+wOf6gF3lTMawEOt82Wm6/QIhAJjXa2u3rdANBIoC9djPo2QtVnWrKr1d1Vd0MF4P
+y422
+-----END CERTIFICATE-----
+"""
+
+
+def raw(*parts):
+    """A reply that is these bytes, head and all; then the connection closes."""
+    parts = [part.encode() if isinstance(part, str) else part for part in parts]
+    return None, {}, parts
+
+
+def trickle(text, seconds=0.05):
+    return [part for char in text for part in (char.encode(), seconds)]
+
+
+class Listener:
+    """A listening socket, and what it does with each connection."""
+
+    def __init__(self, behaviour, family=socket.AF_INET, host="127.0.0.1"):
+        self.socket = socket.socket(family)
+        self.socket.bind((host, 0))
+        self.socket.listen(20)
+        self.port = self.socket.getsockname()[1]
+        self.behaviour = behaviour
+        self.accepted = []
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection = self.socket.accept()[0]
+                self.accepted.append(connection)
+                target, arguments = self.behaviour, (connection,)
+                threading.Thread(target=target, args=arguments, daemon=True).start()
+
+    def stop(self):
+        for one in (self.socket, *self.accepted):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+def read_request(connection):
+    """The head and body of a request on a bare socket; b"" for none."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(65536)
+        if not more:
+            return b""
+        data += more
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    while length and len(body) < int(length[1]):
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+class TransportTest(ServerTest):
+    def listener(self, behaviour, **options):
+        listener = Listener(behaviour, **options)
+        self.addCleanup(listener.stop)
+        return listener
+
+    def client_of(self, listener, scheme="http", host="127.0.0.1", **options):
+        url = f"{scheme}://{host}:{listener.port}"
+        return self.new_client(base_url=url, **options)
+
+
+class Time(TransportTest):
+    """One attempt is over within its timeout, whatever the server does."""
+
+    HEAD = "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"
+
+    def test_plain_replies_that_never_end(self):
+        interim = "HTTP/1.1 100 Continue\r\n\r\n"
+        chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        table = {
+            "silence": raw(3.0),
+            "a byte at a time in the head": raw(*trickle(self.HEAD)),
+            "a byte at a time in the body": raw(self.HEAD, *trickle("x" * 60)),
+            "a byte at a time in chunks": raw(chunks, *(trickle("1\r\nx\r\n" * 20))),
+            "slow interim replies": raw(*([interim, 0.05] * 60)),
+            "slow headers": raw("HTTP/1.1 200 OK\r\n", *(["X: y\r\n", 0.05] * 60)),
+            "slow trailers": raw(chunks + "0\r\n", *(["X: y\r\n", 0.05] * 60)),
+            "silence in the body": raw(self.HEAD, 3.0),
+            "a slow error": raw("HTTP/1.1 500 X\r\n\r\n", *trickle("x" * 60)),
+        }
+        for name, reply in table.items():
+            with self.subTest(name):
+                self.server.says(reply)
+                started = time.monotonic()
+                error = self.error(timeout=0.2)
+                self.assertLess(time.monotonic() - started, 0.5)
+                kind = lightllm.APITimeoutError
+                if name == "a slow error":
+                    kind = lightllm.InternalServerError
+                self.assertIsInstance(error, kind)
+
+    def test_fast_endless_replies(self):
+        head = b"HTTP/1.1 200 OK\r\n"
+        coding = b"Transfer-Encoding: chunked\r\n\r\n"
+        table = {
+            "interim replies": raw(b"HTTP/1.1 100 Continue\r\n\r\n" * 5000),
+            "headers": raw(head + b"X-Header: y\r\n" * 20000),
+            "one header": raw(head + b"X: " + b"y" * 300000),
+            "trailers": raw(head + coding + b"0\r\n" + b"X: y\r\n" * 20000),
+            "chunk extension": raw(head + coding + b"5;" + b"x" * 300000),
+        }
+        for name, reply in table.items():
+            with self.subTest(name):
+                self.server.says(reply)
+                started = time.monotonic()
+                self.error(lightllm.APIConnectionError, timeout=4)
+                self.assertLess(time.monotonic() - started, 1.0)
+
+    def test_a_server_that_reads_nothing(self):
+        listener = self.listener(lambda connection: time.sleep(3))
+        client = self.client_of(listener, timeout=0.3)
+        started = time.monotonic()
+        big = [user("x" * (8 << 20))]
+        with self.assertRaises(lightllm.APITimeoutError):
+            self.ask(client, messages=big)
+        self.assertLess(time.monotonic() - started, 1.5)
+
+    def test_a_tls_handshake_that_hangs(self):
+        listener = self.listener(lambda connection: time.sleep(3))
+        client = self.client_of(listener, "https", timeout=0.2)
+        started = time.monotonic()
+        self.error(lightllm.APITimeoutError, client)
+        self.assertLess(time.monotonic() - started, 0.6)
+
+    def test_a_streams_head_is_limited_as_a_whole(self):
+        self.server.says(raw(*trickle(self.HEAD)))
+        started = time.monotonic()
+        self.error(lightllm.APITimeoutError, timeout=0.2, stream=True)
+        self.assertLess(time.monotonic() - started, 0.5)
+
+    def test_forms_of_a_timeout(self):
+        class Phases:
+            connect, read, write, pool = 5.0, 0.1, None, None
+
+        for timeout in (0.1, lightllm.Timeout(5, read=0.1), Phases()):
+            self.server.says(raw(0.5))
+            started = time.monotonic()
+            client = self.new_client(timeout=timeout)
+            self.error(lightllm.APITimeoutError, client)
+            self.assertLess(time.monotonic() - started, 0.4)
+        self.server.says(answer(), answer(), answer())
+        self.ask(timeout=None)
+        self.ask(timeout=float("inf"))
+        self.ask(self.client.with_options(timeout=1e30))
+        with self.assertRaises(TypeError):
+            lightllm.Timeout(1, reed=2)
+
+
+class WholeOrError(TransportTest):
+    def test_replies_that_are_not_whole(self):
+        ok = "HTTP/1.1 200 OK\r\n"
+        coded = ok + "Transfer-Encoding: chunked\r\n\r\n"
+        body = answer()[2][0].decode()
+        size = f"{len(body):x}"
+        table = {
+            "nothing": raw(),
+            "cut status line": raw("HTTP/1.1 2"),
+            "cut head": raw(ok + "Content-Len"),
+            "short length": raw(ok + f"Content-Length: {len(body) + 1}\r\n\r\n" + body),
+            "huge length": raw(ok + f"Content-Length: {10**15}\r\n\r\n" + body),
+            "endless length": raw(ok + f"Content-Length: {'9' * 5000}\r\n\r\n" + body),
+            "no number": raw(ok + "Content-Length: 0x20\r\n\r\n" + body),
+            "negative length": raw(ok + "Content-Length: -1\r\n\r\n" + body),
+            "two lengths": raw(ok + "Content-Length: 5\r\nContent-Length: 6\r\n\r\n" + body),
+            "cut chunks": raw(coded + f"{size}\r\n{body}\r\n"),
+            "cut last chunk": raw(coded + f"{size}\r\n{body}\r\n0\r\n"),
+            "negative chunk": raw(coded + f"-5\r\n{body}\r\n0\r\n\r\n"),
+            "underscore in chunk": raw(coded + f"1_0\r\n{body}\r\n0\r\n\r\n"),
+            "overflowing chunk": raw(coded + f"{'F' * 40}\r\n{body}\r\n0\r\n\r\n"),
+            "huge chunk": raw(coded + f"7FFFFFFFFFFFFF\r\n{body}\r\n0\r\n\r\n"),
+            "no chunk": raw(coded + body),
+            "unknown coding": raw(ok + "Transfer-Encoding: gzip\r\n\r\n" + body),
+            "malformed header": raw(ok + "Content-Length : 5\r\n\r\n" + body),
+            "not http": raw("SSH-2.0-OpenSSH_9.2\r\n\r\n"),
+            "binary": raw(bytes(range(256)) * 20),
+            "http/2": raw("HTTP/2 200\r\n\r\n" + body),
+        }
+        for name, reply in table.items():
+            with self.subTest(name):
+                self.server.says(reply)
+                self.error(lightllm.APIConnectionError)
+
+    def test_good_status_with_something_else(self):
+        table = {
+            "html": (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
+            "empty": (200, {}, []),
+            "no content": (204, {"Content-Length": "0"}, []),
+            "null": plain(b"null"),
+            "list": plain(b"[]"),
+            "text": plain(b'"text"'),
+            "cut json": plain(b'{"choices": [{"mess'),
+            "error object": plain({"error": {"message": "oops"}}),
+            "no choices": plain({"id": "1"}),
+            "empty choices": plain({"choices": []}),
+            "choices null": plain({"choices": None}),
+            "gzip": plain(b"\x1f\x8b\x08", Content_Encoding="gzip"),
+            "deep": plain(b"[" * 100_000),
+            "deep objects": plain(b'{"a":' * 100_000),
+            "huge int": plain(b'{"choices": ' + b"9" * 100_000 + b"}"),
+            "echo": plain({"error": {"message": f"bad key {KEY}"}}),
+            "echo in html": (200, {"X-Echo": KEY}, [b"<p>" + KEY.encode()]),
+            "deep echo": plain(json.dumps({"x": [KEY]}).replace("-", "\\u002d").encode()),
+        }
+        for name, reply in table.items():
+            with self.subTest(name):
+                self.server.says(reply)
+                error = self.error(lightllm.APIResponseValidationError)
+                self.assertIn("/v1/chat/completions", str(error))
+
+    def test_bodies_over_the_cap(self):
+        limit = lightllm.MAX_REPLY_BYTES
+        self.addCleanup(setattr, lightllm, "MAX_REPLY_BYTES", limit)
+        lightllm.MAX_REPLY_BYTES = 10_000
+        big = b"x" * 20_000
+        ended = {"Connection": "close"}
+        chunks = {"Transfer-Encoding": "chunked"}
+        for headers, parts in ((({}), [big]), (ended, [big]), (chunks, [chunked(big)])):
+            self.server.says((200, headers, parts))
+            error = self.error(lightllm.APIConnectionError)
+            self.assertIn("MAX_REPLY_BYTES", str(error))
+
+    def test_error_bodies_of_any_size(self):
+        limit = lightllm.MAX_ERROR_BYTES
+        self.addCleanup(setattr, lightllm, "MAX_ERROR_BYTES", limit)
+        lightllm.MAX_ERROR_BYTES = 100_000
+        for headers in ({}, {"Content-Length": str(10**15)}, {"Connection": "close"}):
+            self.server.says((400, headers, [b"y" * 300_000, HANGUP]))
+            error = self.error(lightllm.BadRequestError)
+            self.assertLess(len(str(error)), 700)
+            self.assertLessEqual(len(error.response.content), 100_000)
+
+    def test_json_that_is_odd_but_json(self):
+        body = answer("TEXT")[2][0]
+        table = {
+            "bom": b"\xef\xbb\xbf" + body,
+            "NaN": body.replace(b'"8"', b"NaN"),
+            "Infinity": body.replace(b'"8"', b"-Infinity"),
+            "duplicate keys": body.replace(b'"id"', b'"id": 1, "id"', 1),
+            "raw newline": body.replace(b"TEXT", b"TE\nXT"),
+            "spaces": b" \n" + body + b"\n ",
+            "invalid utf-8": body.replace(b"TEXT", b"TEXT\xff\xfe"),
+            "lone surrogate": body.replace(b"TEXT", b"TEXT \\ud83d"),
+            "pair": body.replace(b"TEXT", b"TEXT \\ud83d\\ude00 \\\\ud83d"),
+        }
+        texts = {
+            "raw newline": "TE\nXT",
+            "invalid utf-8": "TEXT\ufffd\ufffd",
+            "lone surrogate": "TEXT \ufffd",
+            "pair": "TEXT \U0001f600 \\ud83d",
+        }
+        for name, raw_body in table.items():
+            with self.subTest(name):
+                self.server.says(plain(raw_body, Content_Type="text/plain; charset=x"))
+                text = self.ask().choices[0].message.content
+                self.assertEqual(text, texts.get(name, "TEXT"))
+                text.encode("utf-8")
+
+    def test_unusual_but_good_http(self):
+        body = answer()[2][0].decode()
+        size = f"Content-Length: {len(body)}"
+        table = {
+            "http/1.0": f"HTTP/1.0 200 OK\r\n\r\n{body}",
+            "no reason": f"HTTP/1.1 200 \r\n{size}\r\n\r\n{body}",
+            "no reason, no space": f"HTTP/1.1 200\r\n{size}\r\n\r\n{body}",
+            "any case": f"HTTP/1.1 200 OK\r\ncOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}",
+            "bare newlines": f"HTTP/1.1 200 OK\n{size}\n\n{body}",
+            "interim": f"HTTP/1.1 102 P\r\n\r\nHTTP/1.1 200 OK\r\n{size}\r\n\r\n{body}",
+            "extension": "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n"
+            f"{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n",
+        }
+        for name, text in table.items():
+            with self.subTest(name):
+                self.server.says(raw(text))
+                message = self.ask(self.new_client()).choices[0].message
+                self.assertEqual(message.content, "Hello")
+
+
+class Pool(TransportTest):
+    def test_connections_are_kept(self):
+        self.server.says(*[answer() for _ in range(5)])
+        for _ in range(5):
+            self.ask()
+        self.assertEqual(len({h.connection for h in self.server.heard}), 1)
+
+    def test_connections_that_are_not_kept(self):
+        body = answer()[2][0]
+        table = {
+            "close": (200, {"Connection": "close"}, [body]),
+            "glued second reply": (200, {"Content-Length": str(len(body))}, [body * 2]),
+            "error": (500, {"Content-Length": "9"}, [b"x", 0.02, HANGUP]),
+        }
+        for name, reply in table.items():
+            with self.subTest(name):
+                self.server.says(reply, answer("next"))
+                with contextlib.suppress(lightllm.APIError):
+                    self.ask()
+                self.assertEqual(self.ask().choices[0].message.content, "next")
+                one, two = self.server.heard[-2:]
+                self.assertNotEqual(one.connection, two.connection)
+
+    def test_a_dead_idle_connection_is_replaced_unseen(self):
+        self.server.says(answer(), answer("second"))
+        self.server.script.replies[0][2].append(0.03)
+        self.server.script.replies[0][2].append(HANGUP)
+        self.ask()
+        time.sleep(0.1)
+        self.assertEqual(self.ask().choices[0].message.content, "second")
+        self.assertEqual(len(self.server.heard), 2)
+
+    def test_an_old_idle_connection_is_not_used(self):
+        self.addCleanup(setattr, lightllm, "IDLE_SECONDS", lightllm.IDLE_SECONDS)
+        lightllm.IDLE_SECONDS = 0.01
+        self.server.says(answer(), answer())
+        self.ask()
+        time.sleep(0.03)
+        self.ask()
+        self.assertEqual(len({h.connection for h in self.server.heard}), 2)
+
+    def test_a_request_that_was_sent_is_not_sent_again(self):
+        for status in (RESET, HANGUP):
+            self.server.says(answer(), (None, {}, [status]))
+            before = len(self.server.heard)
+            self.ask()
+            self.error(lightllm.APIConnectionError)
+            self.assertEqual(len(self.server.heard) - before, 2)
+
+    def test_idle_connections_are_bounded(self):
+        limit = lightllm.MAX_IDLE_CONNECTIONS
+        self.addCleanup(setattr, lightllm, "MAX_IDLE_CONNECTIONS", limit)
+        lightllm.MAX_IDLE_CONNECTIONS = 2
+        status, headers, parts = answer()
+        self.server.answers(lambda heard: (status, headers, [0.1, *parts]))
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda _: self.ask(), range(6)))
+        self.assertEqual(len(self.client._transport._idle), 2)
+
+    def test_threads_share_a_client(self):
+        def echo(heard):
+            return answer(heard.json["messages"][0]["content"])
+
+        self.server.answers(echo)
+
+        def go(n):
+            text = f"text {n}"
+            content = self.ask(messages=[user(text)]).choices[0].message.content
+            return content == text
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            self.assertTrue(all(pool.map(go, range(200))))
+        self.assertLessEqual(len({h.connection for h in self.server.heard}), 16)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_forked_child_leaves_the_parents_connections_alone(self):
+        self.server.answers(lambda heard: answer(heard.json["messages"][0]["content"]))
+        self.ask(messages=[user("parent")])
+        stream_reply = events(delta("a"), 0.3, delta("b"), STOP, DONE)
+        rule = self.server.script.rule
+        self.server.answers(
+            lambda heard: stream_reply if heard.json.get("stream") else rule(heard)
+        )
+        stream = self.ask(stream=True)
+        next(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                content = self.ask(messages=[user("child")]).choices[0].message.content
+                stream.close()
+                code = 0 if content == "child" else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        self.assertEqual(status, 0)
+        self.assertEqual([c.choices[0].delta.content for c in stream][:1], ["b"])
+        content = self.ask(messages=[user("again")]).choices[0].message.content
+        self.assertEqual(content, "again")
+        texts = [h.json["messages"][0]["content"] for h in self.server.heard]
+        ports = dict(zip(texts, [heard.connection[1] for heard in self.server.heard]))
+        self.assertNotEqual(ports["child"], ports["parent"])
+
+    def test_nothing_is_left_open_after_failures(self):
+        def descriptors():
+            gc.collect()
+            return len(os.listdir("/proc/self/fd"))
+
+        if not os.path.isdir("/proc/self/fd"):
+            self.skipTest("needs /proc")
+        before, threads = descriptors(), threading.active_count()
+        faults = [
+            raw(), raw("HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nabc"), raw(0.3),
+            (500, {}, [b"x"]), (302, {"Location": "http://h/"}, []), plain(b"null"),
+            events(delta("a"), HANGUP, end=b""), raw("nonsense\r\n\r\n"),
+        ]  # fmt: skip
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for fault in faults:
+                self.server.says(fault)
+                with contextlib.suppress(lightllm.APIError):
+                    for _ in self.ask(stream=True, timeout=0.1):
+                        pass
+            client = self.new_client()
+            self.server.says(answer())
+            self.ask(client)
+            self._cleanups.pop()  # which holds the client
+            del client
+            gc.collect()
+            self.client.close()
+            deadline = time.monotonic() + 2
+            while descriptors() > before and time.monotonic() < deadline:
+                time.sleep(0.02)
+        self.assertEqual([str(w.message) for w in caught], [])
+        self.assertLessEqual(descriptors(), before)
+        self.assertLessEqual(threading.active_count(), threads + len(faults) + 2)
+
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "needs signals")
+    def test_ctrl_c_closes_the_connection_and_the_client_stays_usable(self):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        self.server.says(raw(1.0), answer())
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with self.assertRaises(KeyboardInterrupt):
+            self.ask()
+        self.assertTrue(self.server.aborted.wait(1))
+        self.ask()
+        self.server.says(plain({}, 503))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        started = time.monotonic()
+        with self.assertRaises(KeyboardInterrupt):
+            self.ask(self.new_client(max_retries=5))
+        self.assertLess(time.monotonic() - started, 0.3)
+
+
+class Retries(TransportTest):
+    def test_what_is_tried_again(self):
+        ms = {"Retry-After-Ms": "1"}
+        table = [
+            ((408, ms, []), True), ((409, ms, []), True), ((429, ms, []), True),
+            ((500, ms, []), True), ((503, ms, []), True), ((599, ms, []), True),
+            ((400, ms, []), False), ((404, ms, []), False), ((422, ms, []), False),
+            ((400, {**ms, "X-Should-Retry": "true"}, []), True),
+            ((503, {**ms, "X-Should-Retry": "false"}, []), False),
+            ((503, {"Retry-After": "0.01"}, []), True),
+            ((503, {"Retry-After": "121"}, []), False),
+            ((503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, []), False),
+            (plain(b"null"), False),
+        ]  # fmt: skip
+        client = self.new_client(max_retries=1)
+        for reply, again in table:
+            with self.subTest(reply):
+                self.server.says(reply, *([answer()] if again else []))
+                if again:
+                    self.assertEqual(self.ask(client).id, "8")
+                else:
+                    self.error(client=client)
+
+    def test_delays(self):
+        naps = []
+        self.addCleanup(setattr, time, "sleep", time.sleep)
+        time.sleep = naps.append
+        client = self.new_client(max_retries=6)
+        self.server.says(*[(503, {}, [])] * 7)
+        with self.assertLogs(lightllm.__name__, logging.INFO) as logs:
+            error = self.error(client=client)
+        for nap, longest in zip(naps, (0.5, 1, 2, 4, 8, 8)):
+            self.assertTrue(0.75 * longest <= nap <= longest, naps)
+        self.assertEqual(len(logs.records), 6)
+        self.assertNotIn(KEY, "".join(logs.output))
+        self.assertEqual(error.response.retries_taken, 6)
+        asked = ["1.5", "0", "-5", "nan", "inf", "1,2", "x" * 99, "Sun Nov 99 2026", ""]
+        del naps[:]
+        for value in asked:
+            self.server.says((503, {"Retry-After": value}, []), answer())
+            self.ask(client)
+        self.assertEqual(naps[0], 1.5)
+        self.assertTrue(all(0.3 < nap <= 0.5 for nap in naps[1:]), naps)
+        self.server.says((503, {"Retry-After-Ms": "2500", "Retry-After": "9"}, []), answer())
+        self.ask(client)
+        self.assertEqual(naps[-1], 2.5)
+
+    def test_broken_connections_are_tried_again(self):
+        cut = (200, {"Content-Length": "50"}, [b"x", HANGUP])
+        client = self.new_client(max_retries=3)
+        self.addCleanup(setattr, time, "sleep", time.sleep)
+        time.sleep = lambda seconds: None
+        self.server.says(raw(), cut, raw(RESET), answer())
+        self.assertEqual(self.ask(client).id, "8")
+        self.server.says(raw(0.4), answer())
+        self.assertEqual(self.ask(client, timeout=0.2).id, "8")
+        self.server.says(events(delta("a"), HANGUP, end=b""))
+        with self.assertRaises(lightllm.APIConnectionError):
+            list(self.ask(client, stream=True))
+
+    def test_refused_connections_name_url_cause_attempts_and_what_to_check(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.addCleanup(setattr, time, "sleep", time.sleep)
+        time.sleep = lambda seconds: None
+        client = self.new_client(base_url=f"http://127.0.0.1:{port}", max_retries=2)
+        error = self.error(lightllm.APIConnectionError, client)
+        for part in (str(port), "refused", "3 attempts", "LightLLM server listening"):
+            self.assertIn(part, str(error))
+        self.assertIsInstance(error.__cause__, ConnectionRefusedError)
+        self.assertEqual(error.request.method, "POST")
+        twin = pickle.loads(pickle.dumps(error))
+        self.assertEqual((str(twin), twin.request.url), (str(error), error.request.url))
+
+    def test_unknown_hosts(self):
+        client = self.new_client(base_url="http://no-such-host.invalid:1")
+        self.assertIn("host name", str(self.error(lightllm.APIConnectionError, client)))
+
+
+class Redirects(TransportTest):
+    def test_same_origin_307_and_308_are_followed(self):
+        url = self.server.url + "/v1/elsewhere"
+        self.server.says((307, {"Location": url}, []), (308, {"Location": "/x"}, []))
+        self.server.says(answer())
+        self.ask()
+        self.assertEqual([h.path for h in self.server.heard][1:], ["/v1/elsewhere", "/x"])
+        self.assertEqual(len({h.body for h in self.server.heard}), 1)
+
+    def test_other_redirects_are_errors_that_name_the_target(self):
+        other = self.listener(lambda connection: None)
+        table = [
+            (302, "/login?token=1", "/login"), (301, "/x", "/x"), (303, "/x", "/x"),
+            (307, f"http://127.0.0.1:{other.port}/v1", str(other.port)),
+            (307, self.server.url.replace("http", "https"), "https://"),
+            (308, "http://evil.example/" + KEY, "evil.example"),
+            (307, "ftp://127.0.0.1/", "ftp://"), (307, "http://[bad", "[bad"),
+        ]  # fmt: skip
+        for status, location, named in table:
+            with self.subTest(location):
+                self.server.says((status, {"Location": location}, []))
+                error = self.error(lightllm.APIStatusError)
+                self.assertEqual(error.status_code, status)
+                self.assertIn(named, str(error))
+                self.assertNotIn("token", str(error))
+        self.assertEqual(other.accepted, [])
+
+    def test_at_most_five(self):
+        self.server.answers(lambda heard: (307, {"Location": heard.path + "x"}, []))
+        error = self.error(lightllm.APIStatusError)
+        self.assertEqual(error.status_code, 307)
+        self.assertEqual(len(self.server.heard), 6)
+
+
+class Errors(TransportTest):
+    def test_statuses_and_shapes(self):
+        detail = [{"type": "x", "loc": ["body", "messages", 0], "msg": "Field required"}]
+        table = [
+            (400, {"error": {"message": "bad n", "type": "BadRequestError", "param": None,
+                             "code": 400}}, lightllm.BadRequestError, "bad n"),
+            (401, {"message": "who"}, lightllm.AuthenticationError, "who"),
+            (403, {"error": "no"}, lightllm.PermissionDeniedError, "no"),
+            (404, {"detail": "Not Found"}, lightllm.NotFoundError, "Not Found"),
+            (409, {}, lightllm.ConflictError, "409"),
+            (417, {"message": "mode"}, lightllm.APIStatusError, "mode"),
+            (422, {"detail": detail}, lightllm.UnprocessableEntityError,
+             "body.messages.0: Field required"),
+            (429, {"error": {"message": "busy", "code": 429}}, lightllm.RateLimitError,
+             "busy"),
+            (500, b"Internal Server Error", lightllm.InternalServerError,
+             "Internal Server Error"),
+            (503, b"<html>" + b"x" * 5000, lightllm.InternalServerError, "<html>"),
+            (418, b"\xff\xfe", lightllm.APIStatusError, "418"),
+            (400, b"[" * 100000, lightllm.BadRequestError, "[[["),
+            (400, {"error": {"message": {"odd": 1}}}, lightllm.BadRequestError, "odd"),
+            (400, {"detail": [5, None]}, lightllm.BadRequestError, "400"),
+        ]  # fmt: skip
+        for status, body, kind, text in table:
+            with self.subTest(status=status, text=text):
+                self.server.says(plain(body, status, x_request_id="req-3"))
+                error = self.error(kind)
+                self.assertIs(type(error), kind)
+                self.assertEqual(error.status_code, status)
+                self.assertEqual(error.response.status_code, status)
+                self.assertEqual(error.request_id, "req-3")
+                self.assertIn(text, str(error))
+                self.assertIn(str(status), str(error))
+                self.assertEqual(str(error), error.message)
+                self.assertLess(len(str(error)), 700)
+                self.assertEqual(error.response.request.method, "POST")
+                twin = pickle.loads(pickle.dumps(error))
+                self.assertEqual((type(twin), str(twin)), (kind, str(error)))
+                self.assertEqual(twin.response.headers["x-request-id"], "req-3")
+                copy.copy(error)
+        self.assertEqual(error.code, None)
+
+    def test_attributes(self):
+        body = {"message": "m", "type": "t", "param": "p", "code": 5}
+        self.server.says(plain({"error": body}, 400), plain({"message": "m"}, 400))
+        self.server.says(plain(b"text", 400))
+        one, two, three = self.error(), self.error(), self.error()
+        self.assertEqual((one.code, one.param, one.type), ("5", "p", "t"))
+        self.assertEqual(one.body, body)
+        self.assertEqual(one.response.json(), {"error": body})
+        self.assertEqual(two.body, {"message": "m"})
+        self.assertEqual(three.body, "text")
+
+    def test_a_404_says_which_url_was_tried_and_what_to_check(self):
+        self.server.says(plain({"detail": "Not Found"}, 404))
+        error = self.error(lightllm.NotFoundError)
+        self.assertIn(self.server.url + "/v1/chat/completions", str(error))
+        self.assertIn("base_url", str(error))
+
+    def test_no_secret_is_shown_when_a_server_echoes_it(self):
+        body = {"error": {"message": f"bad {KEY}", KEY: [KEY]}}
+        self.server.says(plain(body, 401, X_Echo=KEY, x_request_id=KEY))
+        error = self.error(lightllm.AuthenticationError)
+        self.assertIn("***", str(error))
+        self.assertNotIn(KEY, repr(error.request_id) + repr(vars(error)))
+        self.assertNotIn(KEY.encode(), pickle.dumps(error))
+        self.server.says(plain({"message": "the EMPTY prompt; EMPTYness"}, 400))
+        error = self.error(client=self.new_client(api_key="EMPTY"))
+        self.assertIn("the *** prompt; EMPTYness", str(error))
+
+    def test_errors_made_as_openai_makes_them(self):
+        request = lightllm.APIConnectionError(request="r").request
+        self.assertEqual(request, "r")
+        self.assertEqual(str(lightllm.APITimeoutError("r")), "Request timed out.")
+        self.server.says(plain({}, 429))
+        response = self.error().response
+        error = lightllm.RateLimitError("slow", response=response, body=None)
+        self.assertEqual((str(error), error.status_code), ("slow", 429))
+        self.assertTrue(issubclass(lightllm.APITimeoutError, lightllm.APIConnectionError))
+        self.assertTrue(issubclass(lightllm.APIError, lightllm.OpenAIError))
+
+
+class Proxies(TransportTest):
+    def proxy(self):
+        """A proxy that answers plain requests itself, and refuses or opens tunnels."""
+        self.seen = []
+
+        def behave(connection):
+            while True:
+                request = read_request(connection)
+                if not request:
+                    return
+                self.seen.append(request.decode("latin-1"))
+                if request.startswith(b"CONNECT"):
+                    connection.sendall(b"HTTP/1.1 407 Auth\r\nContent-Length: 0\r\n\r\n")
+                    return
+                body = answer("via proxy")[2][0]
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(head.encode() + body)
+
+        return self.listener(behave)
+
+    def test_http_goes_through_with_the_proxys_own_credentials(self):
+        port = self.proxy().port
+        url = "http://model.example:8000"
+        for name in ("HTTP_PROXY", "ALL_PROXY"):
+            self.seen = []
+            values = {name: f"http://us%40er:pw@127.0.0.1:{port}"}
+            with proxy_environment(**values):
+                client = self.new_client(base_url=url)
+            self.ask(client)
+            self.assertEqual(self.ask(client).choices[0].message.content, "via proxy")
+            head = self.seen[0]
+            self.assertTrue(head.startswith(f"POST {url}/v1/chat/completions HTTP/1.1"))
+            token = base64.b64encode(b"us@er:pw").decode()
+            self.assertIn("Basic " + token, head)
+            self.assertIn("Host: model.example:8000", head)
+            self.assertIn(KEY, head)
+
+    def test_https_asks_for_a_tunnel_and_shows_it_no_key(self):
+        port = self.proxy().port
+        with proxy_environment(https_proxy=f"http://user:hunter22@127.0.0.1:{port}"):
+            client = self.new_client(base_url="https://model.example")
+        error = self.error(lightllm.APIConnectionError, client)
+        self.assertIn("407", str(error))
+        self.assertIn(f"127.0.0.1:{port}", str(error))
+        self.assertNotIn("hunter22", shown(error))
+        self.assertTrue(self.seen[0].startswith("CONNECT model.example:443 HTTP/1.1"))
+        self.assertNotIn(KEY, self.seen[0])
+
+    def test_no_proxy_and_loopback_go_directly(self):
+        self.server.says(answer())
+        with proxy_environment(http_proxy="http://127.0.0.1:9", no_proxy="far.example"):
+            client = self.new_client()
+            far = self.new_client(base_url="http://far.example:1")
+        self.ask(client)
+        self.assertNotIn("proxy", str(self.error(client=far)))
+
+    def test_dead_and_unusable_proxies_are_named(self):
+        table = {
+            "http://127.0.0.1:9": "the proxy http://127.0.0.1:9",
+            "socks5://user:hunter22@127.0.0.1:9": "http://host:port",
+            "http://127.0.0.1:notaport": "http://host:port",
+        }
+        for proxy, named in table.items():
+            with proxy_environment(http_proxy=proxy):
+                client = self.new_client(base_url="http://model.example")
+            error = self.error(lightllm.APIConnectionError, client)
+            self.assertIn(named, str(error))
+            self.assertNotIn("hunter22", shown(error))
+
+
+def proxy_environment(**values):
+    names = [name + "_proxy" for name in ("http", "https", "all", "no")]
+    names += [name.upper() for name in names]
+    return environment(**{**dict.fromkeys(names), **values})
+
+
+class Tls(TransportTest):
+    def tls_server(self, certificate=None, reply=None):
+        """A TLS server, and an SSL context that trusts its certificate."""
+        certificate = certificate or TLS_GOOD
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "cert.pem")
+            path.write_text(TLS_KEY + certificate)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(str(path))
+
+        def behave(connection):
+            with contextlib.suppress(OSError), context.wrap_socket(
+                connection, server_side=True
+            ) as secure:
+                while read_request(secure):
+                    body = answer("secret")[2][0]
+                    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                    secure.sendall(reply or head.encode() + body)
+                    if reply:  # end without close_notify
+                        socket.socket.shutdown(secure, socket.SHUT_RDWR)
+
+        trusting = ssl.create_default_context(cadata=certificate)
+        return self.listener(behave), trusting
+
+    def test_https_works_and_is_kept(self):
+        listener, trusting = self.tls_server()
+        client = self.client_of(listener, "https", ssl_context=trusting)
+        for _ in range(3):
+            self.assertEqual(self.ask(client).choices[0].message.content, "secret")
+        self.assertEqual(len(listener.accepted), 1)
+
+    def test_ssl_cert_file_is_honoured(self):
+        listener, _ = self.tls_server()
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+            file.write(TLS_GOOD)
+            file.flush()
+            with environment(SSL_CERT_FILE=file.name):
+                self.ask(self.client_of(listener, "https"))
+
+    def test_refused_certificates_say_which_and_why(self):
+        table = [
+            (TLS_GOOD, False, "self.signed certificate"),
+            (TLS_OTHER_NAME, True, "not valid for"),
+            (TLS_EXPIRED, True, "expired"),
+        ]
+        for certificate, trusted, reason in table:
+            listener, trusting = self.tls_server(certificate)
+            context = trusting if trusted else None
+            options = {"ssl_context": context, "max_retries": 3}
+            client = self.client_of(listener, "https", **options)
+            error = self.error(lightllm.APIConnectionError, client)
+            self.assertRegex(str(error), reason)
+            self.assertIn("certificate", str(error))
+            self.assertEqual(len(listener.accepted), 1)
+
+    def test_a_cut_without_close_notify_is_an_error(self):
+        raw_events = event(delta("a")) + event(STOP)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+        listener, trusting = self.tls_server(reply=head + raw_events)
+        client = self.client_of(listener, "https", ssl_context=trusting)
+        with self.assertRaises(lightllm.APIConnectionError):
+            list(self.ask(client, stream=True))
+
+    def test_http_spoken_on_an_https_url(self):
+        client = self.new_client(base_url=self.server.url.replace("http", "https"))
+        self.error(lightllm.APIConnectionError, client)
+        listener, _ = self.tls_server()
+        self.error(lightllm.APIConnectionError, self.client_of(listener))
+
+
+class Addresses(TransportTest):
+    def test_ipv6_literals(self):
+        def behave(connection):
+            self.request = read_request(connection)
+            body = answer()[2][0]
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+
+        try:
+            listener = self.listener(behave, family=socket.AF_INET6, host="::1")
+        except OSError:
+            self.skipTest("no IPv6 here")
+        self.ask(self.client_of(listener, host="[::1]"))
+        self.assertIn(f"Host: [::1]:{listener.port}".encode(), self.request)
+
+    def test_a_dead_first_address(self):
+        real = socket.getaddrinfo
+        self.addCleanup(setattr, socket, "getaddrinfo", real)
+
+        def two(host, *rest):
+            found = real(host, *rest)
+            family, kind, protocol, name, address = found[0]
+            return [(family, kind, protocol, name, ("127.0.0.1", 9)), *found]
+
+        socket.getaddrinfo = two
+        self.server.says(answer())
+        self.ask()
