@@ -390,9 +390,9 @@ class BaseModel(_Json):
         model = cls(data)
         for name, kind in cls._nested or cls._open(data):
             value = model.get(name)
-            if value and type(value) is dict:
+            if type(value) is dict:
                 model[name] = kind.model_validate(value)
-            elif value and type(value) is list:
+            elif type(value) is list:
                 build = kind.model_validate
                 model[name] = [build(v) if type(v) is dict else v for v in value]
         return model
