@@ -78,9 +78,6 @@ else:
 __version__ = "1.0.0"
 
 __all__ = [
-    "DEFAULT_MAX_RETRIES",
-    "DEFAULT_TIMEOUT",
-    "NOT_GIVEN",
     "APIConnectionError",
     "APIError",
     "APIResponseValidationError",
@@ -95,9 +92,12 @@ __all__ = [
     "Completion",
     "ConflictError",
     "ContentFilterFinishReasonError",
+    "DEFAULT_MAX_RETRIES",
+    "DEFAULT_TIMEOUT",
     "InternalServerError",
     "LengthFinishReasonError",
     "LightLLMClient",
+    "NOT_GIVEN",
     "NotFoundError",
     "NotGiven",
     "Omit",
@@ -2617,13 +2617,15 @@ class _Exchange:
         response._seconds = time.monotonic() - started
         return response, reply
 
-    def _followed(self, clock: Any) -> _Reply:
+    def _followed(self, clock: _Clock) -> _Reply:
         """The reply, after redirects that keep to origin, method and body."""
         method, url = self._request.method, self._request.url
+        reply: Any = None
         for _ in range(_MAX_REDIRECTS + 1):
             wire = urllib.request.Request(url, self._data, self._headers, method=method)
             self._route = self._client._transport.route(wire)
-            reply: Any = self._client._opener.open(wire, timeout=clock)
+            deadline: Any = clock
+            reply = self._client._opener.open(wire, timeout=deadline)
             if reply.status not in (307, 308):
                 break
             target = _joined(url, reply.headers.get("location", ""))
