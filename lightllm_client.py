@@ -1754,11 +1754,12 @@ def _sendable_message(message: Any, client: LightLLMClient) -> _Json:
     sent["content"] = content = _sendable_content(sent.get("content"), client)
     if sent.get("role") == "developer":
         sent["role"] = "system"  # templates pass over roles that they do not know
-    calls = sent.get("tool_calls")
-    if calls and isinstance(content, str) and _TagParser([]).calls(content):
-        del sent["tool_calls"]  # the content still holds them: once is enough
-    elif calls:
-        sent["tool_calls"] = [_sendable_call(call) for call in calls]
+    if sent.get("tool_calls"):
+        calls = sent["tool_calls"] = [
+            _sendable_call(call) for call in sent["tool_calls"]
+        ]
+        if isinstance(content, str) and _TagParser(calls).calls(content):
+            del sent["tool_calls"]  # the content still holds them: once is enough
     return sent
 
 
@@ -2849,9 +2850,8 @@ def _query_string(query: Mapping[str, object]) -> str:
 
 
 def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
-    key: Any = client.api_key
-    if callable(key):
-        key = _checked_key(_Secret(key()))
+    given: Any = client.api_key
+    key = _checked_key(_Secret(given() if callable(given) else given))
     own: dict[str, Any] = {
         "Accept": "application/json",
         "Accept-Encoding": "identity",
@@ -3513,8 +3513,8 @@ def _chosen(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
         return tools, "\n\nYou must call at least one of these functions now."
     if not isinstance(choice, dict):
         return tools, ""
-    name = choice["function"]["name"]
-    tools = [tool for tool in tools if tool["function"]["name"] == name]
+    name = (choice.get("function") or {}).get("name")
+    tools = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
     if not tools:
         raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
     return tools, f"\n\nYou must call the function {name} now."

@@ -835,6 +835,11 @@ class Messages(ServerTest):
             {"id": "0", "type": "function", "index": -1,
              "function": {"name": "search", "arguments": '{"query": ["a"]}'}}
         ]  # fmt: skip
+        bare = "<tool_call>search\n</tool_call>"
+        self.server.says(answer(bare))
+        message = self.ask(tools=[TOOL]).choices[0].message
+        self.assertEqual(calls_of(message), [("search", "{}")])
+        self.assertNotIn("tool_calls", self.sends(user("q"), message)[1])
         for content, calls in ((CALL, None), ("", server_made), (CALL, server_made)):
             with self.subTest(content=content, calls=bool(calls)):
                 self.server.says(answer(content, tool_calls=calls))
