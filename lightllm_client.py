@@ -514,6 +514,11 @@ def _plain(value: Any, include: Any, exclude: Any, options: _Json) -> Any:
     return value
 
 
+# --- answer objects ---
+# One short class an object, with openai's names. Class arguments name the fields that
+# hold other objects; annotations are the declared fields, for people and checkers.
+
+
 class Function(BaseModel):
     """What a call names; `arguments` is a JSON string."""
 
@@ -1377,10 +1382,8 @@ class _StreamSource:
         if not self.assembly.facts:
             what = "the stream ended without any event"
         if self.assembly.reader.spoils:
-            what += (
-                "; LightLLM builds of April to November 2025 spoil streams of requests"
-            )
-            what += " with tools: pass tool_mode='prompt'"
+            what += "; LightLLM builds of April to November 2025 spoil streams of"
+            what += " requests with tools: pass tool_mode='prompt'"
         self._fail(APIConnectionError, what)
         return []
 
@@ -1404,6 +1407,13 @@ class _StreamSource:
             error.__cause__ = cause
             error.partial = self.assembly.completion()
             self.error = error
+
+
+# --- putting answers right ---
+# LightLLM leaves stop strings in the text, leaks tags around the calls that it parses,
+# leaves calls in the text, repeats ids, streams "" for no arguments, and calls the same
+# finish_reason by three names. One path mends all of it: a plain reply goes through it as
+# a stream of one piece.
 
 
 class _Reader:
@@ -1436,11 +1446,8 @@ class _Reader:
         reason = choice.get("finish_reason")
         if isinstance(content, str) and self.stops:
             content = message["content"] = self._unstopped(content, reason)
-        if (
-            not calls
-            and reason != "function_call"
-            and "<tool_call>" not in str(content)
-        ):
+        has_tag = "<tool_call>" in str(content)
+        if not (calls or has_tag or reason == "function_call"):
             message.update(dict.fromkeys({"tool_calls"} & set(message)))
             return
         tags = None if calls or self.silent else _TagParser(self.tools)
@@ -1583,9 +1590,7 @@ class _ChoiceStream:
         self, choice: _Json, text: str | None, calls: list[_Json]
     ) -> str | None:
         reason = choice.get("finish_reason")
-        if (
-            reason == "function_call"
-        ):  # builds of 2025 say so with every delta of a call
+        if reason == "function_call":  # 2025 says so with every delta of a call
             self.reason, choice["finish_reason"] = reason, None
         elif reason is not None and not self.finished:
             rest = self._finish(reason, calls)
@@ -1637,12 +1642,8 @@ class _ChoiceStream:
         for delta in deltas:
             function = delta.get("function")
             function = function if isinstance(function, dict) else {}
-            name, key, call_id = (
-                function.get("name"),
-                delta.get("index"),
-                delta.get("id"),
-            )
-            key = key if isinstance(key, int) else None
+            name, call_id = function.get("name"), delta.get("id")
+            key = delta["index"] if isinstance(delta.get("index"), int) else None
             arguments = function.get("arguments")
             if not isinstance(arguments, str):
                 arguments = "" if arguments is None else _dump_json(arguments)
@@ -1925,9 +1926,7 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
     """
     asked = _as_dict(call, "a tool call")["function"]
     name, text = asked["name"], asked["arguments"]
-    functions = {
-        getattr(tool, "__name__", ""): tool for tool in tools if callable(tool)
-    }
+    functions = {tool.__name__: tool for tool in tools if callable(tool)}
     if name not in functions:
         return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
     import enum
@@ -1986,9 +1985,7 @@ def _hints(function: Any) -> _Json:
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError) as error:
-        raise TypeError(
-            f"{function!r}: this Python cannot read a type: {error}"
-        ) from None
+        raise TypeError(f"{function!r}: types that cannot be read: {error}") from None
 
 
 def _type_schema(kind: Any, where: str) -> _Json:
@@ -1997,9 +1994,9 @@ def _type_schema(kind: Any, where: str) -> _Json:
 
     names = {str: "string", int: "integer", float: "number", bool: "boolean"}
     names.update({dict: "object", list: "array"})
-    if isinstance(kind, type) and kind in names:
-        return {"type": names[kind]}
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if not inner and (origin or kind) in names:
+        return {"type": names[origin or kind]}
     if origin is list:
         return {"type": "array", "items": _type_schema(inner[0], where)}
     if origin is dict:
@@ -2152,7 +2149,7 @@ class _Connection(http.client.HTTPConnection):
         sock = self.sock
         if (
             sock and self.owner == os.getpid()
-        ):  # or a child would end its parent's reply
+        ):  # a child leaves its parent's reply alone
             try:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
@@ -2169,6 +2166,10 @@ class _Connection(http.client.HTTPConnection):
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return not poll.poll(0) and self.owner == os.getpid()
+
+
+# --- routes and idle connections ---
+# The opener's handler: which way an origin is reached, and the connections between uses.
 
 
 class _Route:
@@ -2564,9 +2565,7 @@ class _Exchange:
         """The reply with its body, and what `build` makes of it."""
         response, _ = self._answered(True)
         response._parsed, problem = _built(response, build)
-        if (
-            problem
-        ):  # the frames of this error do not hold the body: it may echo the key
+        if problem:  # no frame of this error holds the body, which may echo the key
             raise self._invalid(response, problem)
         return response
 
@@ -2678,9 +2677,7 @@ class _Exchange:
         else:
             reason, hint = _reason(cause)
             lost = (http.client.HTTPException, BrokenPipeError, ConnectionResetError)
-            failed = (
-                "no whole reply from" if isinstance(cause, lost) else "cannot reach"
-            )
+            failed = "no reply from" if isinstance(cause, lost) else "cannot reach"
             text = f"{failed} {where} {tried}: {reason}"
         parts = [what, text, hint]
         error: APIConnectionError = self.error(kind, "; ".join(filter(None, parts)))
@@ -2743,6 +2740,10 @@ class _Exchange:
         return value
 
 
+# --- request parts ---
+# Texts, URLs and headers of requests and their errors, without state.
+
+
 def _replaced(value: Any, pattern: str) -> Any:
     if isinstance(value, str):
         return re.sub(pattern, "***", value)
@@ -2751,9 +2752,9 @@ def _replaced(value: Any, pattern: str) -> Any:
             _replaced(name, pattern): _replaced(item, pattern)
             for name, item in value.items()
         }
-    return (
-        [_replaced(item, pattern) for item in value] if type(value) is list else value
-    )
+    if isinstance(value, list):
+        return [_replaced(item, pattern) for item in value]
+    return value
 
 
 def _built(response: Response, build: Callable[[Any], Any] | None) -> tuple[Any, str]:
@@ -2888,9 +2889,7 @@ def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
 # Text <-> data, for replies, events and tool calls alike. Nothing that a server or a
 # model writes does more than raise ValueError.
 
-_MAX_DEPTH = (
-    500  # json's recursion overflows a thread's small stack (mcp python-sdk#3147)
-)
+_MAX_DEPTH = 500  # more can overflow a thread's small stack (mcp python-sdk#3147)
 _DECODER = json.JSONDecoder(strict=False)
 _dump_json = json.JSONEncoder(ensure_ascii=False).encode
 _dump_request = json.JSONEncoder(
@@ -3033,28 +3032,6 @@ _FUNCTION = re.compile(r"<function=([^<>\n]{1,128})>")  # Qwen3-Coder
 _PARAMETER = re.compile(r"\s{0,64}(?:<parameter=([^<>\n]{1,128})>|</function>)")
 _ARGUMENT = re.compile(r"\s{0,64}<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
 _BARE_NAME = re.compile(r"([\w.-]{1,128})(\s{0,64})")  # GLM
-_COLON = re.compile(r"\s*:\s*")
-_COMMA = re.compile(r"\s*,?\s*")
-_TOKEN = re.compile(  # strings, Python's words, commas before brackets
-    r'"[^"\\]*(?:\\.[^"\\]*)*"'
-    r"|'[^'\\]*(?:\\.[^'\\]*)*'"
-    r"|\b(?:True|False|None)\b|,(?=\s*[}\]])",
-    re.DOTALL,
-)
-_ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|.)|"', re.DOTALL)
-
-
-class _Call:
-    """A call that was read. `arguments` is the model's own text where that is JSON."""
-
-    def __init__(self, name: str, values: _Json, text: str | None = None) -> None:
-        self.name = name
-        self.values = values
-        self.text = text
-
-    @property
-    def arguments(self) -> str:
-        return _dump_json(self.values) if self.text is None else self.text
 
 
 class _TagParser:
@@ -3364,6 +3341,35 @@ class _TagParser:
         self._rescanned += self._at - self._start
         may_rescan = self._rescanned <= _RESCANS * (self._offset + self._at)
         self._let_go(self._start + len("<tool_call>") if may_rescan else self._at)
+
+
+# --- calls in JSON ---
+# The text of a call -> its name and arguments. First as JSON; then leniently, where only
+# what stands outside of strings is rewritten; then it is no call. Nothing is guessed:
+# a wrong call is worse than none.
+
+_COLON = re.compile(r"\s*:\s*")
+_COMMA = re.compile(r"\s*,?\s*")
+_TOKEN = re.compile(  # strings, Python's words, commas before brackets
+    r'"[^"\\]*(?:\\.[^"\\]*)*"'
+    r"|'[^'\\]*(?:\\.[^'\\]*)*'"
+    r"|\b(?:True|False|None)\b|,(?=\s*[}\]])",
+    re.DOTALL,
+)
+_ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|.)|"', re.DOTALL)
+
+
+class _Call:
+    """A call that was read. `arguments` is the model's own text where that is JSON."""
+
+    def __init__(self, name: str, values: _Json, text: str | None = None) -> None:
+        self.name = name
+        self.values = values
+        self.text = text
+
+    @property
+    def arguments(self) -> str:
+        return _dump_json(self.values) if self.text is None else self.text
 
 
 def _calls_in_json(text: str) -> list[_Call]:
