@@ -1471,41 +1471,6 @@ def _choices(data: Any) -> list[_Json]:
     return [choice for choice in data["choices"] if isinstance(choice, dict)]
 
 
-class _StopFilter:
-    """Text up to the first stop string; what could begin one is held back."""
-
-    def __init__(self, stops: list[str]) -> None:
-        self._stops = stops
-        self._pattern = re.compile("|".join(map(re.escape, stops)))
-        self._longest = max(map(len, stops))
-        self._tail = ""
-        self._cut: list[str] = []  # what came from the stop string on
-
-    @property
-    def held(self) -> str:
-        return self._tail + "".join(self._cut)
-
-    def feed(self, text: str) -> str:
-        if self._cut:
-            self._cut.append(text)
-            return ""
-        text = self._tail + text
-        found = self._pattern.search(text)
-        at = found.start() if found else max(0, len(text) - self._longest + 1)
-        while not found and at < len(text):
-            if any(stop.startswith(text[at:]) for stop in self._stops):
-                break
-            at += 1
-        self._tail, self._cut = ("", [text[at:]]) if found else (text[at:], [])
-        return text[:at]
-
-    def finish(self, reason: Any) -> str:
-        """The rest: what follows a stop string is none if that is why the text ended."""
-        if self._cut and reason in ("stop", "tool_calls", "function_call"):
-            return ""
-        return self.held
-
-
 class _ChoiceStream:
     """One choice of a stream: puts its deltas right, and remembers what went out."""
 
@@ -3013,6 +2978,108 @@ class _EventDecoder:
         return [event for event in events if event]
 
 
+# --- text in pieces ---
+# What the readers of streamed text stand on; pure.
+
+
+class _StopFilter:
+    """Text up to the first stop string; what could begin one is held back."""
+
+    def __init__(self, stops: list[str]) -> None:
+        self._stops = stops
+        self._pattern = re.compile("|".join(map(re.escape, stops)))
+        self._longest = max(map(len, stops))
+        self._tail = ""
+        self._cut: list[str] = []  # what came from the stop string on
+
+    @property
+    def held(self) -> str:
+        return self._tail + "".join(self._cut)
+
+    def feed(self, text: str) -> str:
+        if self._cut:
+            self._cut.append(text)
+            return ""
+        text = self._tail + text
+        found = self._pattern.search(text)
+        at = found.start() if found else max(0, len(text) - self._longest + 1)
+        while not found and at < len(text):
+            if any(stop.startswith(text[at:]) for stop in self._stops):
+                break
+            at += 1
+        self._tail, self._cut = ("", [text[at:]]) if found else (text[at:], [])
+        return text[:at]
+
+    def finish(self, reason: Any) -> str:
+        """The rest: what follows a stop string is none if that is why the text ended."""
+        if self._cut and reason in ("stop", "tool_calls", "function_call"):
+            return ""
+        return self.held
+
+
+class _Scanner:
+    """Text that is read while it comes in. Its readers are generators, which ask for
+    more text by yielding, so that they can be written as if it were all there."""
+
+    def __init__(self) -> None:
+        self._text = ""  # the piece at hand
+        self._at = 0  # read up to here
+        self._is_last = False  # no more will come
+        self._absent: set[str] = set()  # ends that the rest of the text lacks
+
+    def _more(self) -> _Steps[bool]:
+        """Wait for more text. False: that was all."""
+        if not self._is_last:
+            yield
+        return not self._is_last
+
+    def _skip(self, pattern: re.Pattern[str]) -> _Steps[None]:
+        while True:
+            found = pattern.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text) or not (yield from self._more()):
+                return
+
+    def _took(self, *tokens: str) -> _Steps[str]:
+        """The first of the tokens that stands here, which is passed over; "" for none."""
+        while True:
+            rest = self._text[self._at : self._at + 12]
+            longer = [token for token in tokens if len(token) > len(rest)]
+            if not any(token.startswith(rest) for token in longer):
+                break
+            if not (yield from self._more()):
+                break
+        for token in tokens:
+            if rest.startswith(token):
+                self._at += len(token)
+                return token
+        return ""
+
+    def _matched(self, pattern: re.Pattern[str]) -> _Steps[re.Match[str] | None]:
+        while True:
+            found = pattern.match(self._text, self._at)
+            if found:
+                self._at = found.end()
+            elif len(self._text) - self._at < _HEAD and (yield from self._more()):
+                continue
+            return found
+
+    def _until(self, end: str) -> _Steps[str | None]:
+        """The text before an end tag, which is passed over; None: it never comes."""
+        pieces = []
+        while end not in self._absent:
+            at = self._text.find(end, self._at)
+            cut = at if at >= 0 else max(self._at, len(self._text) - len(end) + 1)
+            pieces.append(self._text[self._at : cut])
+            self._at = cut
+            if at >= 0:
+                self._at += len(end)
+                return "".join(pieces)
+            if not (yield from self._more()):
+                self._absent.add(end)
+        return None
+
+
 # --- tool-call tags ---
 # Text -> text and calls; pure. `feed` any pieces, then `finish`: the outcome does not
 # depend on the cuts. A region opens at <tool_call>; where it turns out to be no call, its
@@ -3034,21 +3101,16 @@ _ARGUMENT = re.compile(r"\s{0,64}<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_va
 _BARE_NAME = re.compile(r"([\w.-]{1,128})(\s{0,64})")  # GLM
 
 
-class _TagParser:
-    """Reads by generators: one asks for more text by yielding in `_more`."""
-
+class _TagParser(_Scanner):
     def __init__(self, tools: Iterable[_Json]) -> None:
+        super().__init__()
         self._schemas = _parameter_schemas(tools)
-        self._text = ""  # what has not gone out, but for self._region
-        self._at = 0  # read up to here
         self._start = 0  # where the open region begins
         self._region: list[str] = []  # what earlier pieces hold of it
         self._offset = 0  # of self._text in the whole
         self._rescanned = 0
-        self._is_last = False
         self._is_opening = False
         self._depth, self._quote = 0, ""  # in JSON
-        self._absent: set[str] = set()  # ends that the rest of the text lacks
         self._out: list[str | _Call] = []
         self._steps = self._parse()
 
@@ -3141,6 +3203,8 @@ class _TagParser:
                 is_good = yield from self._function(calls)
             elif token == "<code>":
                 is_good = yield from self._code(calls[-1])
+            if not is_good:
+                return False
             yield from self._skip(_FILLER)
             more = ("{", "[", "<function=", "<code>", "```")
             token = yield from self._took(*more, "</tool_call>", "<tool_call>")
@@ -3263,60 +3327,6 @@ class _TagParser:
     def _set(self, call: _Call, key: str, value: str) -> None:
         schema = self._schemas.get(call.name, {}).get(key)
         call.values[key] = _typed_value(value, schema)
-
-    # What the readers above are made of. Those that are generators may ask for more text.
-
-    def _more(self) -> _Steps[bool]:
-        """Wait for more text. False: that was all."""
-        if not self._is_last:
-            yield
-        return not self._is_last
-
-    def _skip(self, pattern: re.Pattern[str]) -> _Steps[None]:
-        while True:
-            found = pattern.match(self._text, self._at)
-            self._at = found.end() if found else self._at
-            if self._at < len(self._text) or not (yield from self._more()):
-                return
-
-    def _took(self, *tokens: str) -> _Steps[str]:
-        """The first of the tokens that stands here, which is passed over; "" for none."""
-        while True:
-            rest = self._text[self._at : self._at + 12]
-            longer = [token for token in tokens if len(token) > len(rest)]
-            if not any(token.startswith(rest) for token in longer):
-                break
-            if not (yield from self._more()):
-                break
-        for token in tokens:
-            if rest.startswith(token):
-                self._at += len(token)
-                return token
-        return ""
-
-    def _matched(self, pattern: re.Pattern[str]) -> _Steps[re.Match[str] | None]:
-        while True:
-            found = pattern.match(self._text, self._at)
-            if found:
-                self._at = found.end()
-            elif len(self._text) - self._at < _HEAD and (yield from self._more()):
-                continue
-            return found
-
-    def _until(self, end: str) -> _Steps[str | None]:
-        """The text before an end tag, which is passed over; None: it never comes."""
-        pieces = []
-        while end not in self._absent:
-            at = self._text.find(end, self._at)
-            cut = at if at >= 0 else max(self._at, len(self._text) - len(end) + 1)
-            pieces.append(self._text[self._at : cut])
-            self._at = cut
-            if at >= 0:
-                self._at += len(end)
-                return "".join(pieces)
-            if not (yield from self._more()):
-                self._absent.add(end)
-        return None
 
     def _certain(self, *tokens: str) -> int:
         """Up to where the text cannot be the beginning of a token."""
