@@ -1492,9 +1492,13 @@ class _ChoiceStream:
         reasoning = delta.get("reasoning") or delta.get("reasoning_content")
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
+        text, deltas = delta.get("content"), delta.get("tool_calls")
+        if not (deltas or self._stop or self._tags or choice.get("finish_reason")):
+            self._has_text = self._has_text or isinstance(text, str)
+            self._text.write(text if isinstance(text, str) else "")
+            return  # nothing to mend
         calls: list[_Json] = []
-        text = self._taken(delta.get("content"), calls)
-        deltas = delta.get("tool_calls")
+        text = self._taken(text, calls)
         if isinstance(deltas, list):
             calls += self._server_deltas(
                 [one for one in deltas if isinstance(one, dict)]
@@ -2032,6 +2036,8 @@ class _Connection(http.client.HTTPConnection):
         self.is_sent = False
         self.owner = os.getpid()
         self.idle_since = 0.0
+        self._poll: Any = None
+        self._timeout: float | None = None  # the one that the socket has
         self._is_waiting = False
         self._is_aborted = False
 
@@ -2050,6 +2056,7 @@ class _Connection(http.client.HTTPConnection):
             )
             self.sock.settimeout(self.clock.left())
             self.sock.do_handshake()
+            self._timeout = None
 
     def _dialled(self) -> socket.socket:
         """A socket to the first address that answers."""
@@ -2090,8 +2097,16 @@ class _Connection(http.client.HTTPConnection):
         views = [memoryview(head.encode("latin-1") + (body if is_small else b""))]
         for view in views if is_small else [*views, memoryview(body)]:
             while view:
-                self.sock.settimeout(self.clock.left())
+                self._limit(self.sock)
                 view = view[self.sock.send(view) :]
+
+    def _limit(self, sock: socket.socket) -> None:
+        """Limit the next wait. Setting a timeout costs a system call: 10 ms late will do."""
+        left = self.clock.left()
+        known = self._timeout
+        if known is None or left is None or not -0.01 < known - left < 0.01:
+            sock.settimeout(left)
+            self._timeout = left
 
     def receive(self) -> bytes:
         """The next bytes, b"" at the end. Raises OSError after `abort`."""
@@ -2100,8 +2115,9 @@ class _Connection(http.client.HTTPConnection):
             sock = self.sock
             if self._is_aborted or not sock:
                 raise OSError("the connection was closed")
-            sock.settimeout(self.clock.left())
-            return bytes(sock.recv(_READ_SIZE))
+            self._limit(sock)
+            raw: bytes = sock.recv(_READ_SIZE)
+            return raw
         finally:
             self._is_waiting = False
             if self._is_aborted:
@@ -2128,9 +2144,10 @@ class _Connection(http.client.HTTPConnection):
             return False
         if not hasattr(select, "poll"):  # Windows; select() fails above descriptor 1023
             return not select.select([self.sock], [], [], 0)[0]
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return not poll.poll(0) and self.owner == os.getpid()
+        if not self._poll:
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
+        return not self._poll.poll(0) and self.owner == os.getpid()
 
 
 # --- routes and idle connections ---
@@ -2330,9 +2347,9 @@ class _Reply:
     def begin(self) -> None:
         """Read the head, passing over interim replies."""
         for _ in range(_MAX_INTERIM):
-            version = self._read_head()
+            version, headers = self._read_head()
             if self.status >= 200:
-                return self._choose_framing(version)
+                return self._choose_framing(version, headers)
         raise http.client.HTTPException("too many interim (1xx) replies")
 
     def abort(self) -> None:
@@ -2347,7 +2364,8 @@ class _Reply:
             raise http.client.RemoteDisconnected("the server closed in mid-reply")
         return raw
 
-    def _read_head(self) -> str:
+    def _read_head(self) -> tuple[str, dict[str, str]]:
+        """HTTP's minor version and the headers, by lower-case names."""
         end = None
         while not end:
             end = _HEAD_END.search(self._buffer)
@@ -2364,18 +2382,18 @@ class _Reply:
         headers: dict[str, str] = {}
         for line in lines:
             name, colon, value = line.partition(":")
-            if not colon or not name or name != name.strip():
+            name, value = name.lower(), value.strip()
+            if not colon or not name or " " in name or "\t" in name:
                 raise http.client.HTTPException("a malformed header line")
-            name, value = name.lower(), value.strip(" \t")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         self.status, self.headers = int(status[2]), Headers(headers)
-        return status[1]
+        return status[1], headers
 
-    def _choose_framing(self, version: str) -> None:
-        wish = self.headers.get("connection", "").lower()
+    def _choose_framing(self, version: str, headers: dict[str, str]) -> None:
+        wish = headers.get("connection", "").lower()
         keeps = "close" not in wish and (version == "1" or "keep-alive" in wish)
-        coding = self.headers.get("transfer-encoding")
-        length = self.headers.get("content-length")
+        coding = headers.get("transfer-encoding")
+        length = headers.get("content-length")
         if self._method == "CONNECT" or self.status in (204, 304):
             self._left = 0
         elif coding is not None:
@@ -2818,20 +2836,21 @@ def _query_string(query: Mapping[str, object]) -> str:
 def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
     given: Any = client.api_key
     key = _checked_key(_Secret(given() if callable(given) else given))
-    own: dict[str, Any] = {
-        "Accept": "application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": "lightllm_client/" + __version__,
-        "Content-Type": omit if data is None else "application/json",
-        "Authorization": _Secret("Bearer " + key) if key else omit,
-        "OpenAI-Organization": client.organization,
-        "OpenAI-Project": client.project,
-    }
-    layers = (own, dict(client.default_headers), dict(extra))
-    known, headers = client._merged  # of the last request: most have the same headers
-    if known != layers:
-        headers = _merged_headers(*layers)
-        client._merged = (layers, headers)
+    facts = (key, data is None, client.organization, client.project)
+    asked = (facts, client.default_headers, extra)
+    known, headers = client._merged  # of the last request: most have the same
+    if known != asked:
+        own = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "lightllm_client/" + __version__,
+            "Content-Type": omit if data is None else "application/json",
+            "Authorization": _Secret("Bearer " + key) if key else omit,
+            "OpenAI-Organization": client.organization,
+            "OpenAI-Project": client.project,
+        }
+        headers = _merged_headers(own, client.default_headers, extra)
+        client._merged = ((facts, dict(client.default_headers), dict(extra)), headers)
     return headers
 
 
