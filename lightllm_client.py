@@ -2661,7 +2661,7 @@ class _Exchange:
             reason, hint = _reason(cause)
             lost = (http.client.HTTPException, BrokenPipeError, ConnectionResetError)
             failed = "no reply from" if isinstance(cause, lost) else "cannot reach"
-            text = f"{failed} {where} {tried}: {reason}"
+            text = f"{failed} {where} {tried}: {reason}" if not what else reason
         parts = [what, text, hint]
         error: APIConnectionError = self.error(kind, "; ".join(filter(None, parts)))
         return error
