@@ -388,18 +388,11 @@ class BaseModel(_Json):
     def model_validate(cls, data: _Json) -> Self:
         """The object for plain data, nested objects included; nothing is checked."""
         model = cls(data)
-        for name, kind in cls._nested or cls._open(data):
-            value = model.get(name)
-            if type(value) is dict:
-                model[name] = kind.model_validate(value)
-            elif type(value) is list:
-                build = kind.model_validate
-                model[name] = [build(v) if type(v) is dict else v for v in value]
+        for name, kind in cls._nested:
+            value = data.get(name)
+            if value is not None:
+                model[name] = _nested_in(value, kind)
         return model
-
-    @classmethod
-    def _open(cls, data: _Json) -> tuple[tuple[str, Any], ...]:
-        return ()
 
     def __missing__(self, name: str) -> Any:
         if name not in self._fields:
@@ -495,6 +488,15 @@ class BaseModel(_Json):
     json = model_dump_json
 
 
+def _nested_in(value: Any, kind: Any) -> Any:
+    """A field's value with its objects of that kind."""
+    if type(value) is dict:
+        return kind.model_validate(value)
+    if type(value) is list:
+        return [kind.model_validate(v) if type(v) is dict else v for v in value]
+    return value
+
+
 def _inside(names: Any, name: Any) -> Any:
     """What an include or exclude says of the inside of `name`; None: nothing."""
     inner = names.get(name, names.get("__all__")) if isinstance(names, dict) else None
@@ -548,8 +550,8 @@ class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
     @classmethod
-    def _open(cls, data: _Json) -> tuple[tuple[str, Any], ...]:
-        return tuple((name, Details) for name in data)
+    def model_validate(cls, data: _Json) -> Self:
+        return cls({name: _nested_in(value, cls) for name, value in data.items()})
 
     def __getattr__(self, name: str) -> Any:
         if name[:2] == "__":
@@ -1448,7 +1450,8 @@ class _Reader:
             content = message["content"] = self._unstopped(content, reason)
         has_tag = "<tool_call>" in str(content)
         if not (calls or has_tag or reason == "function_call"):
-            message.update(dict.fromkeys({"tool_calls"} & set(message)))
+            if "tool_calls" in message:
+                message["tool_calls"] = None
             return
         tags = None if calls or self.silent else _TagParser(self.tools)
         state = _ChoiceStream([], tags)
@@ -2042,6 +2045,10 @@ class _Connection(http.client.HTTPConnection):
         self._is_aborted = False
 
     def connect(self) -> None:
+        if not self.route.is_usable:
+            raise http.client.InvalidURL(
+                "the environment's proxy is no http://host:port"
+            )
         self.sock = self._dialled()
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.route.tls:
@@ -2166,13 +2173,12 @@ class _Route:
         self.authority = f"{host}:{self.port}"
         self.dial = (self.host, self.port)
         self.proxy = ""
+        self.is_usable = True
         self.login: dict[str, str] = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         if proxy and not self._is_direct(authority, proxies):
             kind, host, port, login = _proxy_parts(proxy)
-            if kind != "http" or not host:  # whose frame shows no credentials
-                problem = "the proxy in the environment is no http://host:port"
-                raise http.client.InvalidURL(problem)
+            self.is_usable = kind == "http" and bool(host)
             self.dial = (host, port or 80)
             self.proxy = f"http://{host}:{port or 80}"
             self.login = {"Proxy-Authorization": login} if login else {}
@@ -2540,7 +2546,6 @@ class _Exchange:
         self._data = None if body is None else _dump_body(body)
         self._headers = _request_headers(client, self._data, extra_headers or {})
         self._attempts = 0
-        self._route: _Route | None = None
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
 
@@ -2608,7 +2613,6 @@ class _Exchange:
         reply: Any = None
         for _ in range(_MAX_REDIRECTS + 1):
             wire = urllib.request.Request(url, self._data, self._headers, method=method)
-            self._route = self._client._transport.route(wire)
             deadline: Any = clock
             reply = self._client._opener.open(wire, timeout=deadline)
             if reply.status not in (307, 308):
@@ -2651,8 +2655,8 @@ class _Exchange:
         tried = f"({self._attempts} attempt{'s' * (self._attempts != 1)})"
         kind: Any = APIConnectionError
         where = _shown_url(self._request.url)
-        if self._route and self._route.proxy:
-            where = f"the proxy {self._route.proxy} (from the environment)"
+        if self._route().proxy:
+            where = f"the proxy {self._route().proxy} (from the environment)"
         if isinstance(cause, socket.timeout):
             kind = APITimeoutError
             text = f"no {'more' if what else 'answer'} within {self._timeout} s {tried}"
@@ -2699,6 +2703,9 @@ class _Exchange:
             body = body["error"]
         return kind(message, response=response, body=body)
 
+    def _route(self) -> _Route:
+        return self._client._transport.route(urllib.request.Request(self._request.url))
+
     def _asked(self) -> str:
         return f"{self._request.method} {_shown_url(self._request.url)}"
 
@@ -2714,7 +2721,7 @@ class _Exchange:
 
     def _redacted(self, value: Any) -> Any:
         """`value` without the secrets of this request's headers."""
-        headers = {**self._headers, **(self._route.login if self._route else {})}
+        headers = {**self._headers, **self._route().login}
         for name in _SECRET_HEADERS:
             secret = headers.get(name, "").rpartition(" ")[2]
             if secret:  # a short one, such as "EMPTY", is one only as a whole word
