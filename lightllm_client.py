@@ -2612,7 +2612,10 @@ class _Exchange:
         method, url = self._request.method, self._request.url
         reply: Any = None
         for _ in range(_MAX_REDIRECTS + 1):
-            wire = urllib.request.Request(url, self._data, self._headers, method=method)
+            # no origin, which is for cookies: finding it out would parse the URL again
+            wire = urllib.request.Request(
+                url, self._data, self._headers, "", method=method
+            )
             deadline: Any = clock
             reply = self._client._opener.open(wire, timeout=deadline)
             if reply.status not in (307, 308):
