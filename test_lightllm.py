@@ -3095,7 +3095,7 @@ class WrittenForOpenai(ServerTest):
     """Agent code as people have it; only the import is another."""
 
     def test_names_of_the_module(self):
-        import lightllm_client as openai
+        openai = lightllm
 
         for name in """OpenAI APIError APIStatusError APITimeoutError NOT_GIVEN NotGiven
             RateLimitError Timeout Stream DEFAULT_MAX_RETRIES DEFAULT_TIMEOUT Omit omit
@@ -3369,6 +3369,12 @@ class CommandLine(ServerTest):
             self.assertTrue(self.server.aborted.wait(2))
 
 
+needs_project = unittest.skipUnless(
+    MODULE == HERE / "lightllm_client.py" and (HERE / "README.md").exists(),
+    "README and example are not here",
+)
+
+
 def pickled_answer(client):
     """Run in a worker process."""
     response = client.chat.completions.create(model="m", messages=[user("hi")])
@@ -3376,6 +3382,23 @@ def pickled_answer(client):
 
 
 class Packaging(ServerTest):
+    @needs_project
+    def test_the_tests_run_on_a_copy_after_changing_one_line(self):
+        with tempfile.TemporaryDirectory() as folder:
+            package = pathlib.Path(folder, "inference")
+            package.mkdir()
+            (package / "openai_middleware.py").write_bytes(MODULE.read_bytes())
+            text = pathlib.Path(__file__).read_text(encoding="utf-8")
+            line = "import lightllm_client as lightllm  # the one line"
+            copied = text.replace(
+                line, "from inference import openai_middleware as lightllm  # ", 1
+            )
+            path = pathlib.Path(folder, "test_copy.py")
+            path.write_text(copied, encoding="utf-8")
+            names = ["UsageGuide", "Packaging", "CommandLine.test_errors_are_one_line"]
+            done = run_python(str(path), *names, cwd=folder)
+        self.assertRegex(done.stdout, r"\d+ passed, 0 failed, 4 skipped", done.stderr)
+
     def test_importing_has_no_side_effects(self):
         code = (
             "import sys, os, threading, logging, io\n"
@@ -3416,6 +3439,7 @@ class Packaging(ServerTest):
                 mine = str(self.server.heard[0].connection[1])
                 self.assertNotIn(mine, ports)
 
+    @needs_project
     def test_the_examples_recipes(self):
         with environment(LIGHTLLM_BASE_URL=None):
             done = run_python("-W", "error", str(HERE / "example_lightllm_usage.py"))
@@ -3433,6 +3457,7 @@ class Packaging(ServerTest):
             numbers = [line for _, _, line in code_lines(code)]
             self.assertLessEqual(max(numbers) - code.co_firstlineno, 16, recipe)
 
+    @needs_project
     def test_many_prompts_resume_and_keep_errors(self):
         example = importlib.import_module("example_lightllm_usage")
         items = [{"id": n, "prompt": str(n)} for n in range(10)]
@@ -3455,6 +3480,7 @@ class Packaging(ServerTest):
             text = pathlib.Path(path).read_text()
             self.assertIn('"error": "Error code: 400', text)
 
+    @needs_project
     def test_every_code_block_of_the_readme_runs(self):
         text = (HERE / "README.md").read_text(encoding="utf-8")
         self.assertLessEqual(len(text.split("\n")), 301)
