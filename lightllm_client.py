@@ -384,10 +384,15 @@ class BaseModel(_Json):
         for name in cls._fields:
             setattr(cls, name, property(methodcaller("get", name)))
 
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        self.update(self.model_validate(self))
+
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
         """The object for plain data, nested objects included; nothing is checked."""
-        model = cls(data)
+        model = cls.__new__(cls)
+        model.update(data)
         for name, kind in cls._nested:
             value = data.get(name)
             if value is not None:
@@ -551,7 +556,9 @@ class Details(BaseModel):
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
-        return cls({name: _nested_in(value, cls) for name, value in data.items()})
+        details = cls.__new__(cls)
+        details.update((name, _nested_in(value, cls)) for name, value in data.items())
+        return details
 
     def __getattr__(self, name: str) -> Any:
         if name[:2] == "__":

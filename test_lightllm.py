@@ -1094,6 +1094,16 @@ class Answers(ServerTest):
         self.assertFalse(hasattr(response, "extra"))
         self.assertEqual(response.model_copy(update={"id": "9"}).id, "9")
 
+    def test_objects_can_be_made_by_hand(self):
+        message = {"role": "assistant", "content": "x", "tool_calls": None}
+        made = lightllm.ChatCompletion(id="1", choices=[{"message": message}])
+        self.assertEqual(made.choices[0].message.content, "x")
+        self.assertIsNone(made.choices[0].finish_reason)
+        details = {"prompt_tokens_details": {"cached_tokens": 1}}
+        usage = lightllm.ChatCompletion.model_validate({"usage": details}).usage
+        self.assertEqual(usage.prompt_tokens_details.cached_tokens, 1)
+        self.assertIsNone(usage.prompt_tokens_details.audio_tokens)
+
     def test_reasoning_reads_under_both_names(self):
         table = [
             ({"reasoning": "r", "reasoning_content": None}, "r"),
@@ -1300,7 +1310,7 @@ class ToolCallsInText(ServerTest):
             self.assertEqual(out, text.replace(CALL, ""))
 
     def test_hostile_texts_take_linear_time(self):
-        size = 100_000
+        size = 60_000
         call = '{"name": "f", "arguments": {}}'
         units = [
             "<tool_call>", "<tool_call>{", '<tool_call>{"', "<tool_call>{'\"",
@@ -3395,9 +3405,9 @@ class Packaging(ServerTest):
             )
             path = pathlib.Path(folder, "test_copy.py")
             path.write_text(copied, encoding="utf-8")
-            names = ["UsageGuide", "Packaging", "CommandLine.test_errors_are_one_line"]
+            names = ["UsageGuide", "Packaging.test_the_examples_recipes"]
             done = run_python(str(path), *names, cwd=folder)
-        self.assertRegex(done.stdout, r"\d+ passed, 0 failed, 4 skipped", done.stderr)
+        self.assertRegex(done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr)
 
     def test_importing_has_no_side_effects(self):
         code = (
