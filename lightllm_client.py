@@ -3252,7 +3252,7 @@ class _TagParser(_Scanner):
 
     def _is_end(self) -> bool:
         """Whether the text ends here, or in the end tag, or in the next open tag."""
-        rest = self._text[self._at :]
+        rest = self._text[self._at : self._at + 13]
         if self._is_last and "</tool_call>".startswith(rest):
             self._at = len(self._text)
             return True
@@ -3358,7 +3358,7 @@ class _TagParser(_Scanner):
             yield from self._skip(_SPACE)
 
     def _is_end_tag(self) -> bool:
-        return self._is_last and self._text[self._at :][:2] == "</"
+        return self._is_last and self._text.startswith("</", self._at)
 
     def _set(self, call: _Call, key: str, value: str) -> None:
         schema = self._schemas.get(call.name, {}).get(key)
