@@ -3626,7 +3626,8 @@ def import_milliseconds(name):
     for _ in range(4):
         for one in ("pass", code):
             started = time.perf_counter()
-            run_python("-c", one, cwd=str(MODULE.parent))
+            cached = {"PYTHONDONTWRITEBYTECODE": ""}
+            run_python("-c", one, cwd=str(MODULE.parent), env=cached)
             times.append(time.perf_counter() - started)
     return max(0.0, (min(times[1::2]) - min(times[::2])) * 1e3)
 
