@@ -3747,6 +3747,9 @@ def _usage(data: _Json) -> _Json:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
+            stream.reconfigure(errors="replace")
     options = _options(arguments)
     try:
         client = LightLLMClient(base_url=options.base_url, timeout=options.timeout)

@@ -3300,6 +3300,11 @@ class CommandLine(ServerTest):
         for arguments in (["-"], []):
             done = self.run_module(*arguments, *options, input="from stdin")
             self.assertEqual(done.stdout, "Hello\n")
+            ascii_only = {"PYTHONIOENCODING": "ascii"}
+            self.server.answers(lambda heard: answer("caf\u00e9"))
+            done = self.run_module("q", *options, env=ascii_only)
+            self.assertEqual(done.stdout, "caf?\n")
+            self.server.answers(lambda heard: answer())
             self.assertEqual(self.sent["messages"], [user("from stdin")])
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "a picture#1.png")
