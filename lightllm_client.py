@@ -745,6 +745,8 @@ class LightLLMClient:
     Raises ValueError or TypeError for what cannot work, before anything is sent.
     """
 
+    _base_url = ""
+
     def __init__(
         self,
         api_key: str | Callable[[], str] | None = None,
@@ -767,16 +769,17 @@ class LightLLMClient:
     ) -> None:
         for name in unknown:
             raise TypeError(_unknown_option(name))
+        default_headers = _hidden(default_headers or {})
         if not (api_key is None or isinstance(api_key, str) or callable(api_key)):
             raise TypeError("api_key is a str or a callable that returns one")
-        if api_key is None:
-            api_key = _environment("API_KEY") or ""
-        api_key = api_key if callable(api_key) else _checked_key(_Secret(api_key))
+        if not callable(api_key):  # from here on, no variable shows it
+            api_key = _Secret(_environment("API_KEY") if api_key is None else api_key)
+            api_key = _checked_key(api_key)
         self.api_key = api_key
         self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
         self.timeout = _checked_timeout(timeout, DEFAULT_TIMEOUT)
         self.max_retries = _checked_retries(max_retries)
-        self.default_headers = dict(default_headers or {})
+        self.default_headers = default_headers
         self.default_query = dict(default_query or {})
         self.organization = organization
         self.project = project
@@ -911,8 +914,15 @@ class _Secret(str):
         return "'***'"
 
 
-def _environment(name: str) -> str | None:
-    return os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name)
+def _hidden(headers: Mapping[str, Any]) -> _Json:
+    """Headers whose repr shows no value: one may be a key."""
+    shown = (NotGiven, type(None))
+    return {n: v if isinstance(v, shown) else _Secret(v) for n, v in headers.items()}
+
+
+def _environment(name: str) -> str:
+    found = os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name)
+    return found or ""
 
 
 def _client_options() -> list[str]:
@@ -2851,8 +2861,9 @@ def _query_string(query: Mapping[str, object]) -> str:
 
 
 def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
-    given: Any = client.api_key
-    key = _checked_key(_Secret(given() if callable(given) else given))
+    key: Any = client.api_key
+    key = _Secret(key() if callable(key) else key)  # now no variable shows it
+    key = _checked_key(key)
     facts = (key, data is None, client.organization, client.project)
     asked = (facts, client.default_headers, extra)
     known, headers = client._merged  # of the last request: most have the same
