@@ -1581,8 +1581,8 @@ class _ChoiceStream:
         reason = choice.get("finish_reason")
         if reason == "function_call":  # 2025 says so with every delta of a call
             self.reason, choice["finish_reason"] = reason, None
-        elif reason is not None and not self.finished:
-            rest = self._finish(reason, calls)
+        elif reason is not None:
+            rest = "" if self.finished else self._finish(reason, calls)
             choice["finish_reason"] = self.reason
             return (text or "") + rest if rest else text
         return text

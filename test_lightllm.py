@@ -1723,6 +1723,8 @@ SERVER_CALLS = {
     "cut by length": (
         [server_call(0, "x", "search", '{"query": ["a'), delta(finish_reason="length")],
         "", [("search", '{"query": ["a')], "length"),
+    "finish_reason twice": (
+        [delta(CALL), STOP, STOP], "", [A], "tool_calls"),
     "arguments for two calls in turn": (
         [server_call(0, "a", "f", ""), server_call(1, "b", "g", ""),
          server_call(0, arguments="{}"), server_call(1, arguments='{"x": 1}'), STOP],
@@ -1873,8 +1875,12 @@ class Listener:
             while True:
                 connection = self.socket.accept()[0]
                 self.accepted.append(connection)
-                target, arguments = self.behaviour, (connection,)
-                threading.Thread(target=target, args=arguments, daemon=True).start()
+                arguments = (connection,)
+                threading.Thread(target=self.serve, args=arguments, daemon=True).start()
+
+    def serve(self, connection):
+        with contextlib.suppress(OSError):  # the test is over
+            self.behaviour(connection)
 
     def stop(self):
         for one in (self.socket, *self.accepted):
