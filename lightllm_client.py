@@ -899,6 +899,10 @@ class Chat:
     def __init__(self, client: LightLLMClient, raw: bool = False) -> None:
         self.completions = ChatCompletions(client, raw)
 
+    @property
+    def with_raw_response(self) -> Chat:
+        return Chat(self.completions._client, True)
+
 
 class _RawNamespaces:
     def __init__(self, client: LightLLMClient) -> None:
@@ -3813,8 +3817,9 @@ def _digest() -> str:
 def _ask(client: LightLLMClient, options: Any) -> int:
     content: Any = options.prompt
     if options.image:
-        paths = map(os.path.abspath, options.image)
-        urls = ["file://" + urllib.request.pathname2url(path) for path in paths]
+        import pathlib
+
+        urls = [pathlib.Path(path).absolute().as_uri() for path in options.image]
         content = [{"type": "image_url", "image_url": url} for url in urls]
         content.append({"type": "text", "text": options.prompt})
     messages = [{"role": "user", "content": content}]

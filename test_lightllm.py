@@ -1160,6 +1160,13 @@ class Answers(ServerTest):
         namespaces = client.with_raw_response
         raw = namespaces.chat.completions.create(model="m", messages=[user("hi")])
         self.assertEqual(raw.parse().id, "8")
+        self.server.says(events(delta("a"), STOP, DONE))
+        create = client.chat.with_raw_response.completions.create
+        raw = create(model="m", messages=[user("hi")], stream=True)
+        self.assertEqual(raw.headers["content-type"], "text/event-stream")
+        self.assertIs(raw.parse(), raw.parse())
+        texts = [chunk.choices[0].delta.content for chunk in raw.parse()]
+        self.assertEqual(texts[0], "a")
 
 
 def plain_with(reply, **headers):
