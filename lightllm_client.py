@@ -2815,21 +2815,25 @@ def _error_text(body: Any, text: str) -> str:
 
 def _retry_after(headers: Headers) -> float:
     """The seconds that a server asks for before the next attempt; 0 if none."""
-    text = headers.get("retry-after", "")
-    try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        else:
-            seconds = float(text or 0)
-    except ValueError:
-        from email.utils import mktime_tz, parsedate_tz
-
-        date = parsedate_tz(text)
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        text = headers.get(name, "")
         try:
-            seconds = mktime_tz(date) - time.time() if date else 0.0
-        except (OverflowError, ValueError):
-            seconds = 0.0
-    return seconds if 0 < seconds < float("inf") else 0.0
+            seconds = float(text) / unit
+        except ValueError:
+            seconds = _seconds_until(text) if text else 0.0
+        if 0 < seconds < float("inf"):
+            return seconds
+    return 0.0
+
+
+def _seconds_until(date: str) -> float:
+    from email.utils import mktime_tz, parsedate_tz
+
+    parsed = parsedate_tz(date)
+    try:
+        return mktime_tz(parsed) - time.time() if parsed else 0.0
+    except (OverflowError, ValueError):
+        return 0.0
 
 
 def _origin(url: str) -> tuple[Any, ...]:

@@ -2350,6 +2350,10 @@ class Retries(TransportTest):
         )
         self.ask(client)
         self.assertEqual(naps[-1], 2.5)
+        self.server.says((503, {"Retry-After-Ms": "soon", "Retry-After": "9"}, []))
+        self.server.says(answer())
+        self.ask(client)
+        self.assertEqual(naps[-1], 9)
 
     def test_broken_connections_are_tried_again(self):
         cut = (200, {"Content-Length": "50"}, [b"x", HANGUP])
