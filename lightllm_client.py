@@ -1323,7 +1323,7 @@ class Stream(Generic[_Answer]):
     def __next__(self) -> _Answer:
         chunk = None if self._source.error else next(self._chunks, None)
         if chunk is None:
-            raise self._source.error or StopIteration
+            raise self._source.outcome()
         answer: _Answer = chunk
         return answer
 
@@ -1396,6 +1396,16 @@ class _StreamSource:
         if not self._ended:
             self._fail(APIConnectionError, "the stream was closed before its end")
             self._reply.abort()
+
+    def outcome(self) -> Exception:
+        """What to raise behind the last chunk: a copy, since what was raised holds its
+        frames, they the stream, and the stream the error; and so nothing is freed."""
+        if not self.error:
+            return StopIteration()
+        error = _unpickled_error(type(self.error), self.error.args)
+        error.__dict__.update(self.error.__dict__)
+        error.__cause__ = self.error.__cause__
+        return error
 
     def _last_events(self, decoder: _EventDecoder) -> list[str]:
         """The body ended cleanly: so did the answer if it said so, or it was cut."""
@@ -2482,6 +2492,8 @@ class _Reply:
 
     def settle(self) -> None:
         """The answer is whole: if the body's end is there too, keep the connection."""
+        if self._is_over:
+            return  # the connection may be another request's by now
         self._connection.clock = _Clock(_SETTLE_SECONDS)
         try:
             if self.read_some():
@@ -2644,7 +2656,7 @@ class _Exchange:
             target = _joined(url, reply.headers.get("location", ""))
             if _origin(target) != _origin(url):
                 break
-            reply.read(_MAX_HEAD)
+            reply.read_error()
             url = target
         found: _Reply = reply
         return found

@@ -38,6 +38,7 @@ import traceback
 import typing
 import unittest
 import warnings
+import weakref
 
 import lightllm_client as lightllm  # the one line to change to test your copy
 
@@ -1608,6 +1609,21 @@ class Streams(ServerTest):
                 self.assertLess(time.monotonic() - started, 1.0)
                 self.server.says(answer())
                 self.ask()
+
+    def test_a_stream_that_failed_is_freed_with_its_variables(self):
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for items in ([{"error": "x"}], [delta("a"), HANGUP], ["{bad"]):
+            self.server.says(events(*items, end=b""))
+
+            def use():
+                stream = self.ask(stream=True)
+                with contextlib.suppress(lightllm.APIError):
+                    for _ in stream:
+                        pass
+                return weakref.ref(stream)
+
+            self.assertIsNone(use()())
 
     def test_closing_from_another_thread_ends_the_loop_with_an_error(self):
         stream = self.stream(delta("a"), 2.0, client=self.new_client(timeout=None))
