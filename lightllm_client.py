@@ -1437,7 +1437,8 @@ class _StreamSource:
 
     def _note(self, error: APIError, cause: BaseException | None = None) -> None:
         if not self.error:
-            error.__cause__ = cause
+            # without its frames, which lead back to the stream
+            error.__cause__ = cause and cause.with_traceback(None)
             error.partial = self.assembly.completion()
             self.error = error
 
