@@ -1276,6 +1276,8 @@ class Models(_Resource):
 def _split(given: _Json, create: Any, kind: Any) -> tuple[_Json, _Json]:
     """The body and the call's own options, of the local variables of `create`."""
     options = given.pop("options")
+    if options.get("extra_headers"):  # a key in it is shown by no variable from here on
+        options["extra_headers"] = _hidden(options["extra_headers"])
     del given["self"]
     defaults = create.__kwdefaults__
     if options:

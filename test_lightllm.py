@@ -569,10 +569,19 @@ class Clients(ServerTest):
         self.ask(client)
         client.api_key = KEY + "\nX: y"
         raised(self, ValueError, lambda: self.ask(client))
+        headers = {"authorization": "Bearer " + KEY}
+        self.server.says(plain({"message": KEY}, 401))
+        anonymous = self.new_client(api_key="")
+        call = {"extra_headers": headers}
+        raised(self, lightllm.APIError, lambda: self.bare_ask(anonymous, call))
+        self.assertEqual(headers, {"authorization": "Bearer " + KEY})
         headers = {"Authorization": KEY + "\r\nX: y"}
         raised(
             self, ValueError, lambda: lightllm.LightLLMClient(default_headers=headers)
         )
+
+    def bare_ask(self, client, call):
+        client.chat.completions.create(model="m", messages=[user("hi")], **call)
 
     def test_keys(self):
         keys = iter(["first", "second"])
