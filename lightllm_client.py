@@ -229,8 +229,9 @@ class Response:
 
     def holding(self, stream: Any) -> Response:
         """A copy that parses to the stream: one that refers back would outlive its use."""
-        twin = Response(self.request, self.status_code, self.headers)
-        twin.retries_taken, twin._seconds = self.retries_taken, self._seconds
+        import copy
+
+        twin = copy.copy(self)
         twin._parsed = stream
         return twin
 
@@ -1404,8 +1405,9 @@ class _StreamSource:
         frames, they the stream, and the stream the error; and so nothing is freed."""
         if not self.error:
             return StopIteration()
-        error = _unpickled_error(type(self.error), self.error.args)
-        error.__dict__.update(self.error.__dict__)
+        import copy
+
+        error = copy.copy(self.error)
         error.__cause__ = self.error.__cause__
         return error
 
@@ -1529,19 +1531,14 @@ class _ChoiceStream:
         reasoning = delta.get("reasoning") or delta.get("reasoning_content")
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
-        text, deltas = delta.get("content"), delta.get("tool_calls")
-        if not (deltas or self._stop or self._tags or choice.get("finish_reason")):
-            self._has_text = self._has_text or isinstance(text, str)
-            self._text.write(text if isinstance(text, str) else "")
-            return  # nothing to mend
         calls: list[_Json] = []
-        text = self._taken(text, calls)
+        text = self._taken(delta.get("content"), calls)
+        deltas = delta.get("tool_calls")
         if isinstance(deltas, list):
             calls += self._server_deltas(
                 [one for one in deltas if isinstance(one, dict)]
             )
-        if choice.get("finish_reason") is not None:
-            text = self._ended_by(choice, text, calls)
+        text = self._ended_by(choice, text, calls)
         if text is not None:
             delta["content"] = text
         if calls or deltas:
@@ -2095,9 +2092,9 @@ class _Connection(http.client.HTTPConnection):
                 do_handshake_on_connect=False,
                 suppress_ragged_eofs=False,
             )
-            self.sock.settimeout(self.clock.left())
+            self._timeout = None  # that of the socket underneath
+            self._limit(self.sock)
             self.sock.do_handshake()
-            self._timeout = None
 
     def _dialled(self) -> socket.socket:
         """A socket to the first address that answers."""
@@ -2169,9 +2166,8 @@ class _Connection(http.client.HTTPConnection):
         the descriptor's number could be another socket's by the time it wakes."""
         self._is_aborted = True
         sock = self.sock
-        if (
-            sock and self.owner == os.getpid()
-        ):  # a child leaves its parent's reply alone
+        is_ours = self.owner == os.getpid()  # a child leaves its parent's reply alone
+        if sock and is_ours:
             try:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
@@ -2215,7 +2211,7 @@ class _Route:
             self.is_usable = kind == "http" and bool(host)
             self.dial = (host, port or 80)
             self.proxy = f"http://{host}:{port or 80}"
-            self.login = {"Proxy-Authorization": login} if login else {}
+            self.login = {"Proxy-authorization": login} if login else {}
 
     def _is_direct(self, authority: str, proxies: Mapping[str, str]) -> bool:
         """Loopback always is, the rest as urllib reads NO_PROXY."""
@@ -2559,7 +2555,7 @@ class _Reply:
 _MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_SECRET_HEADERS = ("Authorization", "Proxy-Authorization", "Api-key", "X-api-key")
+_SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key")
 
 
 class _Exchange:
@@ -3051,6 +3047,8 @@ class _EventDecoder:
 # --- text in pieces ---
 # What the readers of streamed text stand on; pure.
 
+_HEAD = 400  # characters at the most that a pattern given to `_matched` takes
+
 
 class _StopFilter:
     """Text up to the first stop string; what could begin one is held back."""
@@ -3164,7 +3162,6 @@ _SPACE = re.compile(r"\s*")
 _FILLER = re.compile(r"[\s,}]*")
 _IN_JSON = re.compile(r"[\"'\[\]{}<]")
 _IN_STRING = {'"': re.compile(r'["\\]'), "'": re.compile(r"['\\]")}
-_HEAD = 400  # characters at the most of what the next three match
 _FUNCTION = re.compile(r"<function=([^<>\n]{1,128})>")  # Qwen3-Coder
 _PARAMETER = re.compile(r"\s{0,64}(?:<parameter=([^<>\n]{1,128})>|</function>)")
 _ARGUMENT = re.compile(r"\s{0,64}<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_value>")

@@ -1174,6 +1174,7 @@ class Answers(ServerTest):
         create = client.chat.with_raw_response.completions.create
         raw = create(model="m", messages=[user("hi")], stream=True)
         self.assertEqual(raw.headers["content-type"], "text/event-stream")
+        self.assertFalse(raw.is_closed)
         self.assertIs(raw.parse(), raw.parse())
         texts = [chunk.choices[0].delta.content for chunk in raw.parse()]
         self.assertEqual(texts[0], "a")
@@ -2517,6 +2518,10 @@ class Errors(TransportTest):
         self.assertIn("***", str(error))
         self.assertNotIn(KEY, repr(error.request_id) + repr(vars(error)))
         self.assertNotIn(KEY.encode(), pickle.dumps(error))
+        headers = {"PROXY-Authorization": "Basic dXNlcjpodW50ZXIy"}
+        self.server.says(plain({"message": "bad dXNlcjpodW50ZXIy"}, 407))
+        error = self.error(client=self.new_client(default_headers=headers))
+        self.assertIn("bad ***", str(error))
         self.server.says(plain({"message": "the EMPTY prompt; EMPTYness"}, 400))
         error = self.error(client=self.new_client(api_key="EMPTY"))
         self.assertIn("the *** prompt; EMPTYness", str(error))
