@@ -377,12 +377,14 @@ class BaseModel(_Json):
     _nested: tuple[tuple[str, Any], ...] = ()
     _request_id: str | None = None
 
-    def __init_subclass__(cls, **nested: Any) -> None:
-        """Class arguments: the class of the objects (or lists of them) in a field."""
-        names = cls.__dict__.get("__annotations__", {})
-        cls._fields = tuple(name for name in names if name[0] != "_")
-        cls._nested = tuple(nested.items())
-        for name in cls._fields:
+    def __init_subclass__(cls) -> None:
+        """The annotations say which fields there are, and which hold other objects."""
+        declared = cls.__dict__.get("__annotations__", {})
+        cls._fields = tuple(declared)
+        kinds = [re.sub(r"list\[|]| \| None", "", text) for text in declared.values()]
+        pairs = [(name, globals().get(kind)) for name, kind in zip(declared, kinds)]
+        cls._nested = tuple(pair for pair in pairs if hasattr(pair[1], "_nested"))
+        for name in declared:
             setattr(cls, name, property(methodcaller("get", name)))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
@@ -440,7 +442,7 @@ class BaseModel(_Json):
 
     @property
     def model_fields_set(self) -> set[str]:
-        return set(self)
+        return {name for name in self if name in self._fields}
 
     def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
         import copy
@@ -458,19 +460,8 @@ class BaseModel(_Json):
         for what is inside (list items by number or "__all__"). `exclude_none`,
         `exclude_unset`, `exclude_defaults`; pydantic's other keywords change nothing.
         """
-        plain = {}
-        for name in self._names():
-            value, inner = self[name], _inside(exclude, name)
-            if (include is not None and name not in include) or (
-                exclude is not None and name in exclude and inner is None
-            ):
-                continue
-            if name not in self and options.get("exclude_unset"):
-                continue
-            default = name in self._fields and options.get("exclude_defaults")
-            if value is None and (default or options.get("exclude_none")):
-                continue
-            plain[name] = _plain(value, _inside(include, name), inner, options)
+        wanted = True if include is None else include
+        plain: _Json = _plain(self, wanted, exclude or False, options)
         return plain
 
     def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
@@ -490,8 +481,18 @@ class BaseModel(_Json):
         options["exclude_unset"] = exclude_unset
         return self.model_dump_json(indent=indent, **options)
 
+    copy = model_copy
     dict = model_dump
     json = model_dump_json
+
+    def _shown(self, options: _Json) -> Iterator[tuple[str, Any]]:
+        for name in self._names():
+            if self[name] is not None or not (
+                options.get("exclude_none")
+                or (options.get("exclude_unset") and name not in self)
+                or (options.get("exclude_defaults") and name in self._fields)
+            ):
+                yield name, self[name]
 
 
 def _nested_in(value: Any, kind: Any) -> Any:
@@ -503,28 +504,37 @@ def _nested_in(value: Any, kind: Any) -> Any:
     return value
 
 
-def _inside(names: Any, name: Any) -> Any:
-    """What an include or exclude says of the inside of `name`; None: nothing."""
-    inner = names.get(name, names.get("__all__")) if isinstance(names, dict) else None
-    return None if inner is True or inner is ... else inner
-
-
 def _plain(value: Any, include: Any, exclude: Any, options: _Json) -> Any:
+    """A value without classes. `include`, `exclude`: all (True), nothing (False), or
+    names as model_dump takes them."""
+    items: Iterable[tuple[Any, Any]]
     if isinstance(value, BaseModel):
-        return value.model_dump(include=include, exclude=exclude, **options)
-    if isinstance(value, list):
-        return [
-            _plain(item, _inside(include, n), _inside(exclude, n), options)
-            for n, item in enumerate(value)
-        ]
-    if isinstance(value, dict):
-        return {name: _plain(item, None, None, options) for name, item in value.items()}
-    return value
+        items = value._shown(options)
+    elif isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    else:
+        return value
+    plain = {}
+    for name, item in items:
+        wanted, unwanted = _part(include, name), _part(exclude, name)
+        if wanted is not False and unwanted is not True:
+            plain[name] = _plain(item, wanted, unwanted, options)
+    return list(plain.values()) if isinstance(value, list) else plain
+
+
+def _part(names: Any, name: Any) -> Any:
+    """What an include or exclude says of the value of `name`, in the same terms."""
+    if isinstance(names, bool):
+        return names
+    if isinstance(names, dict):
+        inner = names.get(name, names.get("__all__", False))
+        return True if inner is ... else inner
+    return name in names
 
 
 # --- answer objects ---
-# One short class an object, with openai's names. Class arguments name the fields that
-# hold other objects; annotations are the declared fields, for people and checkers.
+# One short class an object, with openai's names. The annotations are the declared fields,
+# for people, checkers and the base; a class stands before those that hold its objects.
 
 
 class Function(BaseModel):
@@ -534,7 +544,7 @@ class Function(BaseModel):
     arguments: str
 
 
-class ChatCompletionMessageToolCall(BaseModel, function=Function):
+class ChatCompletionMessageToolCall(BaseModel):
     id: str
     type: str
     function: Function
@@ -567,13 +577,7 @@ class Details(BaseModel):
         return self.get(name)
 
 
-class ChatCompletionMessage(
-    _Reasoning,
-    tool_calls=ChatCompletionMessageToolCall,
-    function_call=Function,
-    annotations=Details,
-    audio=Details,
-):
+class ChatCompletionMessage(_Reasoning):
     """`content` is the model's text with the tags of its calls."""
 
     role: str
@@ -585,16 +589,14 @@ class ChatCompletionMessage(
     tool_calls: list[ChatCompletionMessageToolCall] | None
 
 
-class Choice(BaseModel, message=ChatCompletionMessage, logprobs=Details):
+class Choice(BaseModel):
     index: int
     message: ChatCompletionMessage
     finish_reason: str
     logprobs: Details | None
 
 
-class CompletionUsage(
-    BaseModel, prompt_tokens_details=Details, completion_tokens_details=Details
-):
+class CompletionUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -602,9 +604,7 @@ class CompletionUsage(
     prompt_tokens_details: Details | None
 
 
-class ChatCompletion(
-    BaseModel, choices=Choice, usage=CompletionUsage, moderation=Details
-):
+class ChatCompletion(BaseModel):
     id: str
     choices: list[Choice]
     created: int
@@ -622,14 +622,14 @@ class ChoiceDeltaToolCallFunction(BaseModel):
     arguments: str | None
 
 
-class ChoiceDeltaToolCall(BaseModel, function=ChoiceDeltaToolCallFunction):
+class ChoiceDeltaToolCall(BaseModel):
     index: int
     id: str | None
     type: str | None
     function: ChoiceDeltaToolCallFunction | None
 
 
-class ChoiceDelta(_Reasoning, tool_calls=ChoiceDeltaToolCall, function_call=Function):
+class ChoiceDelta(_Reasoning):
     role: str | None
     content: str | None
     refusal: str | None
@@ -638,16 +638,14 @@ class ChoiceDelta(_Reasoning, tool_calls=ChoiceDeltaToolCall, function_call=Func
     tool_calls: list[ChoiceDeltaToolCall] | None
 
 
-class ChunkChoice(BaseModel, delta=ChoiceDelta, logprobs=Details):
+class ChunkChoice(BaseModel):
     index: int
     delta: ChoiceDelta
     finish_reason: str | None
     logprobs: Details | None
 
 
-class ChatCompletionChunk(
-    BaseModel, choices=ChunkChoice, usage=CompletionUsage, moderation=Details
-):
+class ChatCompletionChunk(BaseModel):
     """A piece of an answer; the one that carries the usage has no choices."""
 
     id: str
@@ -662,14 +660,14 @@ class ChatCompletionChunk(
     usage: CompletionUsage | None
 
 
-class CompletionChoice(BaseModel, logprobs=Details):
+class CompletionChoice(BaseModel):
     index: int
     text: str
     finish_reason: str
     logprobs: Details | None
 
 
-class Completion(BaseModel, choices=CompletionChoice, usage=CompletionUsage):
+class Completion(BaseModel):
     id: str
     choices: list[CompletionChoice]
     created: int

@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import copy
 import enum
+import functools
 import gc
 import http.server
 import importlib
@@ -1086,7 +1087,23 @@ class Answers(ServerTest):
         self.assertNotIn("system_fingerprint", response.to_dict(mode="json"))
         self.assertTrue(response.to_json().startswith('{\n  "id"'))
         self.assertEqual(message.model_extra, {"reasoning": "", "new": None})
-        self.assertEqual(message.model_fields_set, set(message))
+        self.assertEqual(message.model_fields_set, {"role", "content"})
+
+    def test_dumps_of_some_items_of_a_list(self):
+        texts = ("a", "b", "c")
+        choices = [{"index": n, "message": {"content": t}} for n, t in enumerate(texts)]
+        response = lightllm.ChatCompletion(id="1", choices=choices)
+        table = [
+            ({"include": {"choices": {1}}}, ["b"]),
+            ({"include": {"choices": {0: True, 2: {"message": ...}}}}, ["a", "c"]),
+            ({"exclude": {"choices": {0}}}, ["b", "c"]),
+            ({"exclude": {"choices": {0: True, 1: {"index"}}}}, ["b", "c"]),
+            ({"include": {"choices"}, "exclude": {"choices": {2: ...}}}, ["a", "b"]),
+        ]
+        for names, left in table:
+            with self.subTest(names):
+                dumped = response.model_dump(exclude_none=True, **names)["choices"]
+                self.assertEqual([c["message"]["content"] for c in dumped], left)
 
     def test_copies_pickles_and_assignment(self):
         self.server.says(plain_with(answer(CALL), x_request_id="req-1"))
@@ -1108,9 +1125,11 @@ class Answers(ServerTest):
         response.extra = 1
         self.assertEqual(response["choices"][0]["message"]["content"], "new")
         self.assertEqual(response["extra"], 1)
+        self.assertLessEqual({"id", "usage", "extra", "to_json"}, {*dir(response)})
         del response.extra
         self.assertFalse(hasattr(response, "extra"))
         self.assertEqual(response.model_copy(update={"id": "9"}).id, "9")
+        self.assertIsInstance(response.copy(), lightllm.ChatCompletion)
 
     def test_objects_can_be_made_by_hand(self):
         message = {"role": "assistant", "content": "x", "tool_calls": None}
@@ -3182,24 +3201,90 @@ class WrittenForOpenai(ServerTest):
                 result = {"role": "tool", "tool_call_id": call.id, "content": content}
                 messages.append(result)
         self.assertEqual(messages[-1].content, "done")
-        log = json.dumps({"messages": messages, "response": response})
-        self.assertIn("done", log)
+        sent = self.sent["messages"]
+        self.assertEqual([m["role"] for m in sent], ["user", "assistant", "tool"])
+        self.assertEqual(json.dumps(sent).count("<tool_call>"), 1)
+        self.assertNotIn("tool_calls", sent[1])
 
     def test_a_retry_handler_on_the_error_classes(self):
-        self.server.says(plain({}, 429), raw(), plain({}, 500), answer())
-        retried = (lightllm.RateLimitError, lightllm.APIConnectionError)
+        openai = lightllm
+        slow_down = plain({"error": {"message": "later", "code": "busy"}}, 429)
+        self.server.says(slow_down, raw(), plain({}, 500), answer(), plain({}, 400))
         seen = []
 
-        def ask():
-            while True:
-                try:
-                    return self.ask()
-                except (*retried, lightllm.InternalServerError) as error:
-                    seen.append(type(error).__name__)
+        def retry(function, attempts=4, wait=lambda tried: 0.001 * 2**tried):
+            @functools.wraps(function)
+            def tried_again(*args, **options):
+                for tried in range(1, attempts + 1):
+                    try:
+                        return function(*args, **options)
+                    except (
+                        openai.RateLimitError,
+                        openai.APIConnectionError,
+                        openai.InternalServerError,
+                    ) as error:
+                        seen.append((type(error).__name__, error.code))
+                        if tried == attempts:
+                            raise
+                        time.sleep(wait(tried))
+                    except openai.APIStatusError as error:
+                        if 400 <= error.status_code < 500:
+                            raise RuntimeError(error.response.status_code) from error
+                        raise
 
+            return tried_again
+
+        ask = retry(self.ask)
         self.assertEqual(ask().choices[0].message.content, "Hello")
-        names = ["RateLimitError", "APIConnectionError", "InternalServerError"]
-        self.assertEqual(seen, names)
+        errors = [("RateLimitError", "busy"), ("APIConnectionError", None)]
+        self.assertEqual(seen, [*errors, ("InternalServerError", None)])
+        with self.assertRaises(RuntimeError):
+            ask()
+
+    def test_a_stream_accumulator(self):
+        pieces = ("Let me ", "see. ", *pieces_of(CALL), "\n", *pieces_of(CALL, 9))
+        spoken = [delta("", role="assistant"), *map(delta, pieces), STOP, DONE]
+        self.server.says(events(*spoken), answer("done"))
+        messages = [user("q")]
+
+        seen = accumulate(self.ask(messages=messages, tools=[TOOL], stream=True))
+        calls = []
+        for call in seen["calls"]:
+            function = {"name": call["name"], "arguments": call["arguments"]}
+            calls.append({"id": call["id"], "type": "function", "function": function})
+        told = {"role": "assistant", "content": seen["content"], "tool_calls": calls}
+        messages.append(told)
+        for call in calls:
+            result = {"role": "tool", "tool_call_id": call["id"], "content": "found"}
+            messages.append(result)
+        self.ask(messages=messages, tools=[TOOL])
+
+        self.assertEqual(seen["reason"], "tool_calls")
+        self.assertEqual(seen["content"].strip(), "Let me see.")
+        arguments = [json.loads(c["function"]["arguments"]) for c in calls]
+        self.assertEqual(arguments, [{"query": ["a"]}] * 2)
+        self.assertEqual(self.sent["messages"][1]["tool_calls"], calls)
+
+    def test_json_logs_of_requests_and_replies(self):
+        self.server.says(answer(CALL, id="m1"), answer("done"))
+        log = io.StringIO()
+        request = {"model": "lab", "messages": [user("q")], "tools": [TOOL]}
+        for _ in range(2):
+            response = self.client.chat.completions.create(**request)
+            entry = {"request": request, "response": response.model_dump()}
+            print(json.dumps(entry, ensure_ascii=False), file=log)
+            print(json.dumps(response), file=log)
+            print(response.model_dump_json(), file=log)
+            request["messages"].append(response.choices[0].message)
+
+        lines = [json.loads(line) for line in log.getvalue().splitlines()]
+        self.assertEqual(len(lines), 6)
+        logged = lines[3]["request"]["messages"][1]
+        self.assertEqual(logged["tool_calls"][0]["function"]["name"], "search")
+        self.assertEqual(lines[3]["response"], lines[5])
+        again = lightllm.ChatCompletion.model_validate(lines[4])
+        self.assertEqual(again, response)
+        self.assertEqual(again.choices[0].message.content, "done")
 
     def test_a_pool_of_evaluators_each_with_its_own_client(self):
         self.server.answers(lambda heard: answer(heard.json["messages"][0]["content"]))
