@@ -1926,21 +1926,16 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
     raises is the caller's business, and is raised.
     """
     asked = _as_dict(call, "a tool call")["function"]
-    name, text = asked["name"], asked["arguments"]
-    functions = {tool.__name__: tool for tool in tools if callable(tool)}
+    name, text = asked["name"], asked.get("arguments")
+    functions = {getattr(f, "__name__", ""): f for f in tools if callable(f)}
     if name not in functions:
         return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
-    import enum
-    import inspect
-
-    function = functions[name]
     try:
         arguments = _parse_json(text or "{}")
-        inspect.signature(function).bind(**arguments)
-        for key, kind in _hints(function).items():
-            if key in arguments and isinstance(kind, enum.EnumMeta):
+        for key, kind in _hints(functions[name]).items():
+            if key in arguments and hasattr(kind, "__members__"):  # an Enum
                 arguments[key] = kind(arguments[key])
-        result = function(**arguments)
+        result = functions[name](**arguments)
         if not isinstance(result, str):
             result = json.dumps(result, ensure_ascii=False, default=str)
         return result
@@ -1958,25 +1953,23 @@ def _tool_list(tools: Any) -> list[_Json]:
 def _schema(function: Any) -> _Json:
     import inspect
 
-    name = getattr(function, "__name__", repr(function))
+    name = getattr(function, "__name__", "")
+    if not re.fullmatch(r"[a-zA-Z_]\w*", name):
+        raise TypeError(f"a tool needs a name: write a def for {function!r}")
     text, hints = inspect.getdoc(function) or "", _hints(function)
     described = dict(re.findall(r"^[ \t]*(\w+)(?: \(.*\))?:[ \t]*(\S.*)$", text, re.M))
-    properties: _Json = {}
-    required = []
-    for key, parameter in inspect.signature(function).parameters.items():
+    parameters, properties = inspect.signature(function).parameters, {}
+    for key, parameter in parameters.items():
         named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if key not in hints or parameter.kind not in named:
             raise TypeError(f"{name}: {parameter} needs a type, or cannot be named")
         properties[key] = _type_schema(hints[key], f"{name}: {parameter}")
         if key in described:
             properties[key]["description"] = described[key]
-        if parameter.default is parameter.empty:
-            required.append(key)
-    parameters = {"type": "object", "properties": properties, "required": required}
+    required = [key for key, one in parameters.items() if one.default is one.empty]
+    taken = {"type": "object", "properties": properties, "required": required}
     first = " ".join(re.split(r"\n\s*\n", text)[0].split())
-    schema = {"name": name, "description": first, "parameters": parameters}
-    if not re.fullmatch(r"[a-zA-Z_]\w*", name):
-        raise TypeError(f"a tool needs a name: write a def for {function!r}")
+    schema = {"name": name, "description": first, "parameters": taken}
     return {"type": "function", "function": schema}
 
 
@@ -1990,25 +1983,21 @@ def _hints(function: Any) -> _Json:
 
 
 def _type_schema(kind: Any, where: str) -> _Json:
-    import enum
     import typing
 
     names = {str: "string", int: "integer", float: "number", bool: "boolean"}
     names.update({dict: "object", list: "array"})
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if not inner and (origin or kind) in names:
-        return {"type": names[origin or kind]}
-    if origin is list:
-        return {"type": "array", "items": _type_schema(inner[0], where)}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _type_schema(inner[1], where)}
-    if isinstance(kind, enum.EnumMeta):
-        members: list[Any] = list(kind)
-        origin, inner = typing.Literal, tuple(member.value for member in members)
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if hasattr(kind, "__members__"):  # an Enum
+        origin, inner = typing.Literal, tuple(member.value for member in kind)
+    if origin in names:
+        part = "items" if origin is list else "additionalProperties"
+        inside = {part: _type_schema(inner[-1], where)} if inner else {}
+        return {"type": names[origin], **inside}
     if origin is typing.Literal and len({type(value) for value in inner}) == 1:
         return {**_type_schema(type(inner[0]), where), "enum": list(inner)}
-    options = [option for option in inner if option is not type(None)]
-    if origin is typing.Union or type(kind).__name__ == "UnionType":
+    if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
+        options = [option for option in inner if option is not type(None)]
         schemas = [_type_schema(option, where) for option in options]
         return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     raise TypeError(f"{where}: {kind!r} has no schema here; write the dict by hand")

@@ -3365,7 +3365,10 @@ class FunctionsAsTools(ServerTest):
         def unknown(a: "Nonsense"):  # noqa: F821
             pass
 
-        for function in (untyped, rest, bare_set, unknown, lambda: None):
+        def anything(a: typing.Any):
+            pass
+
+        for function in (untyped, rest, bare_set, unknown, anything, lambda: None):
             with self.assertRaises(TypeError):
                 self.ask(tools=[function])
 
@@ -3380,7 +3383,8 @@ class FunctionsAsTools(ServerTest):
         self.assertEqual(json.loads(text), painted)
         self.assertIn("h\u00e4us", text)
         table = [
-            (call("pain", "{}"), "paint"),
+            (call("pain", "{}"), "no tool 'pain', only paint."),
+            (call("paint", None), "what"),
             (call("paint", "{bad"), "Error"),
             (call("paint", "[1]"), "Error"),
             (call("paint", "{}"), "what"),
@@ -3389,7 +3393,7 @@ class FunctionsAsTools(ServerTest):
             (call("paint", '{"what": "nothing", "colour": "red"}'), "nothing to paint"),
         ]
         for one, named in table:
-            text = lightllm.run_tool(one, [paint])
+            text = lightllm.run_tool(one, [TOOL, paint])
             self.assertTrue(text.startswith("Error"), text)
             self.assertIn(named, text)
         with self.assertRaises(OSError):
