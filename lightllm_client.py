@@ -1091,24 +1091,22 @@ class _Resource:
         return type(self)(self._client, True)
 
     def _request(
-        self,
-        method: str,
-        url: str,
-        body: Any,
-        build: Callable[[Any], Any] | None = None,
-        assembly: _Assembly | None = None,
-        **call: Any,
+        self, method: str, url: str, body: Any, build: Any = None, **call: Any
     ) -> Any:
-        """What `build` makes of the JSON reply, or the Stream that `assembly` feeds."""
-        exchange = _Exchange(self._client, method, url, body, **call)
-        if assembly:
-            response, reply = exchange.opened()
-            stream: Any = Stream(_StreamSource(response, reply, assembly, exchange))
-            return response.holding(stream) if self._raw else stream
-        response = exchange.whole(build)
+        """What `build` makes of the JSON reply."""
+        response = _Exchange(self._client, method, url, body, **call).whole(build)
         if isinstance(response._parsed, BaseModel):
             response._parsed._request_id = response.request_id
         return response if self._raw else response._parsed
+
+    def _asked(self, url: str, body: _Json, assembly: _Assembly, call: _Json) -> Any:
+        """The answer that the assembly makes of the reply, or the Stream it feeds."""
+        if not assembly.streams:
+            return self._request("POST", url, body, assembly.whole, **call)
+        exchange = _Exchange(self._client, "POST", url, body, **call)
+        response, reply = exchange.opened()
+        stream: Any = Stream(_StreamSource(response, reply, assembly, exchange))
+        return response.holding(stream) if self._raw else stream
 
 
 class ChatCompletions(_Resource):
@@ -1171,13 +1169,11 @@ class ChatCompletions(_Resource):
         if "max_completion_tokens" in body and body.get("max_tokens", 10000) == 10000:
             body["max_tokens"] = body["max_completion_tokens"]
         extra = call.pop("extra_body", None) or {}
-        wanted = {**body, **extra}
-        streams = wanted.get("stream") is True
-        reader = _Reader(tools, wanted.get("tool_choice"), wanted.get("stop"))
-        url, replies = client.base_url + "/chat/completions", None
+        assembly = _Assembly(True, {**body, **extra}, tools)
+        url = client.base_url + "/chat/completions"
         if client.api == "generate" or client.base_url.endswith("/generate"):
-            url = client._rooted("generate_stream" if streams else "generate")
-            replies = _NativeReplies(body.get("model"))
+            url = client._rooted("generate_stream" if assembly.streams else "generate")
+            assembly.native = _NativeReplies(body.get("model"))
             body = _generate_body(body, tools, client)
         elif _one_of("tool_mode", mode, ("server", "prompt")) == "prompt":
             choice = body.get("tool_choice")
@@ -1185,12 +1181,8 @@ class ChatCompletions(_Resource):
             body["tool_choice"] = "none"  # or builds of 2025 answer 400 to calls
         elif tools:
             body["tools"] = tools
-            reader.spoils = streams
-        if streams:
-            assembly = _Assembly(ChatCompletionChunk, reader, replies)
-            return self._request("POST", url, {**body, **extra}, None, assembly, **call)
-        build = replies.reader(reader) if replies else reader.completion
-        return self._request("POST", url, {**body, **extra}, build, **call)
+            assembly.spoils = True
+        return self._asked(url, {**body, **extra}, assembly, call)
 
 
 class Completions(_Resource):
@@ -1237,12 +1229,8 @@ class Completions(_Resource):
         """
         body, call = _split(locals(), Completions.create, CompletionOptions)
         body.update(call.pop("extra_body", None) or {})
-        reader = _Reader([], "none", body.get("stop"))
-        assembly = _Assembly(Completion, reader) if body.get("stream") is True else None
         url = self._client.base_url + "/completions"
-        return self._request(
-            "POST", url, body, reader.text_completion, assembly, **call
-        )
+        return self._asked(url, body, _Assembly(False, body), call)
 
 
 class Models(_Resource):
@@ -1416,7 +1404,7 @@ class _StreamSource:
         what = "the stream ended without [DONE] or a finish_reason: incomplete"
         if not self.assembly.facts:
             what = "the stream ended without any event"
-        if self.assembly.reader.spoils:
+        if self.assembly.spoils:
             what += "; LightLLM builds of April to November 2025 spoil streams of"
             what += " requests with tools: pass tool_mode='prompt'"
         self._fail(APIConnectionError, what)
@@ -1452,62 +1440,6 @@ class _StreamSource:
 # a stream of one piece.
 
 
-class _Reader:
-    """What a request means for its answer: the tools in it, and what stops it."""
-
-    def __init__(self, tools: list[_Json], choice: Any, stop: Any) -> None:
-        self.tools = tools
-        self.silent = choice == "none"  # the caller wants no calls: none are read
-        self.stops = _stop_strings(stop)
-        self.spoils = False  # whether builds of 2025 spoil the stream
-
-    def completion(self, data: Any) -> ChatCompletion:
-        """A plain chat reply put right. Raises where it is none."""
-        for choice in _choices(data):
-            message = choice.get("message")
-            if isinstance(message, dict):
-                self._settle(choice, message)
-        return ChatCompletion.model_validate(data)
-
-    def text_completion(self, data: Any) -> Completion:
-        """A plain reply of /v1/completions put right. Raises where it is none."""
-        for choice in _choices(data):
-            if self.stops and isinstance(choice.get("text"), str):
-                reason = choice.get("finish_reason")
-                choice["text"] = self._unstopped(choice["text"], reason)
-        return Completion.model_validate(data)
-
-    def _settle(self, choice: _Json, message: _Json) -> None:
-        content, calls = message.get("content"), message.get("tool_calls")
-        reason = choice.get("finish_reason")
-        if isinstance(content, str) and self.stops:
-            content = message["content"] = self._unstopped(content, reason)
-        has_tag = "<tool_call>" in str(content)
-        if not (calls or has_tag or reason == "function_call"):
-            if "tool_calls" in message:
-                message["tool_calls"] = None
-            return
-        tags = None if calls or self.silent else _TagParser(self.tools)
-        state = _ChoiceStream([], tags)
-        delta = {"content": content, "tool_calls": calls}
-        state.take_delta({"delta": delta, "finish_reason": reason})
-        state.end()
-        message["tool_calls"] = state.message()["tool_calls"]
-        if reason or message["tool_calls"]:
-            choice["finish_reason"] = state.reason
-
-    def _unstopped(self, text: str, reason: Any) -> str:
-        """LightLLM leaves the stop string at the end of a text."""
-        stop = _StopFilter(self.stops)
-        return stop.feed(text) + stop.finish(reason)
-
-
-def _choices(data: Any) -> list[_Json]:
-    if not data["choices"]:
-        raise ValueError("no choices")
-    return [choice for choice in data["choices"] if isinstance(choice, dict)]
-
-
 class _ChoiceStream:
     """One choice of a stream: puts its deltas right, and remembers what went out."""
 
@@ -1533,9 +1465,7 @@ class _ChoiceStream:
         text = self._taken(delta.get("content"), calls)
         deltas = delta.get("tool_calls")
         if isinstance(deltas, list):
-            calls += self._server_deltas(
-                [one for one in deltas if isinstance(one, dict)]
-            )
+            calls += self._server_deltas(_objects(deltas))
         text = self._ended_by(choice, text, calls)
         if text is not None:
             delta["content"] = text
@@ -1663,18 +1593,60 @@ class _ChoiceStream:
 
 
 class _Assembly:
-    """The chunks of one stream, put right one by one, and the answer they make."""
+    """What a request means for its answer, and the answer: a plain reply, or chunks."""
 
-    def __init__(
-        self, kind: Any, reader: _Reader, native: _NativeReplies | None = None
-    ) -> None:
-        self.reader = reader
+    def __init__(self, chat: bool, request: _Json, tools: Iterable[_Json] = ()) -> None:
+        self.streams = request.get("stream") is True
+        self.native: _NativeReplies | None = None
+        self.spoils = False  # whether LightLLM of 2025 spoils such a stream
         self.facts: _Json = {}
-        self._kind = kind
-        self._chat = kind is ChatCompletionChunk
-        self.native = native
-        self._choices: dict[Any, _ChoiceStream] = {}
+        self._chat = chat
+        self._stops = _stop_strings(request.get("stop"))
+        self._tools = list(tools)
+        self._silent = request.get("tool_choice") == "none"  # wanted: no calls are read
+        self._choices: dict[int, _ChoiceStream] = {}
         self._usage: Any = None
+
+    def whole(self, data: Any) -> Any:
+        """A plain reply put right. Raises where it is none."""
+        if self.native:
+            data = self.native.completion(data)
+        if not data["choices"]:
+            raise ValueError("no choices")
+        for choice in _objects(data["choices"]):
+            text, message = choice.get("text"), choice.get("message")
+            if isinstance(message, dict):
+                self._settle(choice, message)
+            elif isinstance(text, str):
+                choice["text"] = self._unstopped(text, choice.get("finish_reason"))
+        kind: Any = ChatCompletion if self._chat else Completion
+        return kind.model_validate(data)
+
+    def _settle(self, choice: _Json, message: _Json) -> None:
+        content, calls = message.get("content"), message.get("tool_calls")
+        reason = choice.get("finish_reason")
+        if isinstance(content, str):
+            content = message["content"] = self._unstopped(content, reason)
+        has_tag = "<tool_call>" in str(content)
+        if not (calls or has_tag or reason == "function_call"):
+            if "tool_calls" in message:
+                message["tool_calls"] = None
+            return
+        tags = None if calls or self._silent else _TagParser(self._tools)
+        state = _ChoiceStream([], tags)
+        delta = {"content": content, "tool_calls": calls}
+        state.take_delta({"delta": delta, "finish_reason": reason})
+        state.end()
+        message["tool_calls"] = state.message()["tool_calls"]
+        if reason or message["tool_calls"]:
+            choice["finish_reason"] = state.reason
+
+    def _unstopped(self, text: str, reason: Any) -> str:
+        """LightLLM leaves the stop string at the end of a text."""
+        if not self._stops:
+            return text
+        stop = _StopFilter(self._stops)
+        return stop.feed(text) + stop.finish(reason)
 
     def chunk(self, data: _Json) -> Any:
         """The chunk that goes out for an event."""
@@ -1686,32 +1658,26 @@ class _Assembly:
         self._usage = data.get("usage") or self._usage
         if not isinstance(data.get("choices"), list):
             data["choices"] = []
-        for choice in data["choices"]:
-            if isinstance(choice, dict):
-                index = choice.get("index")
-                index = index if isinstance(index, int) else 0
-                state = self._choices.get(index)
-                if state is None:
-                    state = self._choices[index] = self._new_choice()
-                (state.take_delta if self._chat else state.take_text)(choice)
-        return self._kind.model_validate(data)
-
-    def _new_choice(self) -> _ChoiceStream:
-        reader = self.reader
-        tags = _TagParser(reader.tools) if reader.tools and not reader.silent else None
-        return _ChoiceStream(reader.stops, tags)
+        for choice in _objects(data["choices"]):
+            index = choice.get("index")
+            index = index if isinstance(index, int) else 0
+            state = self._choices.get(index)
+            if state is None:
+                reads = self._tools and not self._silent
+                tags = _TagParser(self._tools) if reads else None
+                state = self._choices[index] = _ChoiceStream(self._stops, tags)
+            (state.take_delta if self._chat else state.take_text)(choice)
+        return self._chunk(data)
 
     def rest(self) -> Iterator[Any]:
         """The chunk that ends choices whose finish_reason the server left out."""
-        choices: list[_Json] = []
-        for index, state in self._choices.items():
-            if not state.finished:
-                delta = state.end()
-                place = {"delta": delta} if self._chat else {"text": delta["content"]}
-                reason = {"finish_reason": state.reason}
-                choices.append({"index": index, **place, **reason})
+        choices = [
+            self._choice("delta", index, state.end(), state)
+            for index, state in self._choices.items()
+            if not state.finished
+        ]
         if choices:
-            yield self._kind.model_validate({**self.facts, "choices": choices})
+            yield self._chunk({**self.facts, "choices": choices})
 
     def is_whole(self) -> bool:
         """Whether every choice has said why it ended."""
@@ -1720,17 +1686,26 @@ class _Assembly:
 
     def completion(self) -> Any:
         """The answer so far."""
-        choices: list[_Json] = []
-        for index, state in self._choices.items():
-            message = state.message()
-            place = {"message": message} if self._chat else {"text": message["content"]}
-            reason = {"finish_reason": state.reason if state.finished else None}
-            choices.append({"index": index, **place, **reason})
-        kind: Any = ChatCompletion if self._chat else Completion
-        name = "chat.completion" if self._chat else "text_completion"
-        facts = {**self.facts, "object": name, "usage": self._usage}
-        choices.sort(key=itemgetter("index"))
-        return kind.model_validate({**facts, "choices": choices})
+        choices = [
+            self._choice("message", index, state.message(), state)
+            for index, state in sorted(self._choices.items())
+        ]
+        facts = {**self.facts, "choices": choices, "usage": self._usage}
+        if self._chat:
+            return ChatCompletion.model_validate({**facts, "object": "chat.completion"})
+        return Completion.model_validate({**facts, "object": "text_completion"})
+
+    def _choice(self, name: str, index: int, fields: _Json, state: Any) -> _Json:
+        place = {name: fields} if self._chat else {"text": fields["content"]}
+        reason = state.reason if state.finished else None
+        return {"index": index, **place, "finish_reason": reason}
+
+    def _chunk(self, data: _Json) -> Any:
+        return (ChatCompletionChunk if self._chat else Completion).model_validate(data)
+
+
+def _objects(items: Any) -> list[_Json]:
+    return [item for item in items if isinstance(item, dict)]
 
 
 # --- messages and images ---
@@ -3723,10 +3698,7 @@ class _NativeReplies:
         created = int(time.time())
         self._facts = {"id": f"gen-{next(_ids)}", "created": created, "model": model}
 
-    def reader(self, reader: _Reader) -> Callable[[Any], ChatCompletion]:
-        return lambda data: reader.completion(self._completion(data))
-
-    def _completion(self, data: _Json) -> _Json:
+    def completion(self, data: _Json) -> _Json:
         texts, reasons = data["generated_text"], data.get("finish_reason")
         texts = [texts] if isinstance(texts, str) else texts
         reasons = reasons if isinstance(reasons, list) else [reasons] * len(texts)
