@@ -227,14 +227,6 @@ class Response:
         """The decoded content. Raises ValueError where it is not JSON."""
         return _parse_json(self.text)
 
-    def holding(self, stream: Any) -> Response:
-        """A copy that parses to the stream: one that refers back would outlive its use."""
-        import copy
-
-        twin = copy.copy(self)
-        twin._parsed = stream
-        return twin
-
     def parse(self) -> Any:
         """What the call without `with_raw_response` returns; the same object always."""
         return self._parsed
@@ -265,13 +257,7 @@ class APIError(OpenAIError):
         self.type: str | None = facts.get("type")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled_error, (type(self), self.args), self.__dict__
-
-
-def _unpickled_error(kind: type[APIError], args: tuple[Any, ...]) -> APIError:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    return error
+        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 class APIConnectionError(APIError):
@@ -955,9 +941,7 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 def _checked_key(key: _Secret) -> _Secret:
     key = _Secret(key.strip())
     if _UNSENDABLE.search(key):
-        raise ValueError(
-            "api_key holds a line break or another character no header takes"
-        )
+        raise ValueError("api_key holds a line break or what else no header takes")
     return key
 
 
@@ -1106,7 +1090,13 @@ class _Resource:
         exchange = _Exchange(self._client, "POST", url, body, **call)
         response, reply = exchange.opened()
         stream: Any = Stream(_StreamSource(response, reply, assembly, exchange))
-        return response.holding(stream) if self._raw else stream
+        if not self._raw:
+            return stream
+        import copy
+
+        raw = copy.copy(response)  # the stream's own would keep a dropped stream alive
+        raw._parsed = stream
+        return raw
 
 
 class ChatCompletions(_Resource):
@@ -1271,9 +1261,7 @@ def _split(given: _Json, create: Any, kind: Any) -> tuple[_Json, _Json]:
         known = {*defaults, *kind.__annotations__, *_CommonOptions.__annotations__}
         for name in options:
             if name not in known and name not in _CallOptions.__annotations__:
-                raise TypeError(
-                    f"create() takes no {name!r}: {_suggestion(name, known)}"
-                )
+                raise TypeError(f"create() has no {name!r}: {_suggestion(name, known)}")
         given.update(options)
     call = {
         name: given.pop(name) for name in _CallOptions.__annotations__ if name in given
@@ -1717,9 +1705,7 @@ def _objects(items: Any) -> list[_Json]:
 
 def _sendable_messages(messages: Any, client: LightLLMClient) -> list[_Json]:
     if isinstance(messages, (str, bytes, dict)):
-        raise TypeError(
-            f"messages is a list of messages, not {type(messages).__name__}"
-        )
+        raise TypeError(f"messages is a list, not a {type(messages).__name__}")
     sendable = [_sendable_message(message, client) for message in messages]
     if not sendable:
         raise ValueError("messages is empty: LightLLM needs one at least")
@@ -1789,9 +1775,7 @@ def _image_url(image: Any, client: LightLLMClient) -> str:
     if hasattr(image, "save"):
         return _data_url(_png(image, side))
     if not isinstance(image, str):
-        raise ValueError(
-            f"an image is a URL or a PIL image, not {type(image).__name__}"
-        )
+        raise ValueError(f"an image is a URL or a PIL image, not {image!r:.80}")
     scheme = image[:8].partition(":")[0].lower()
     if scheme == "file":
         return _data_url(_scaled(_image_file(image, client.image_root), side, image))
@@ -2039,9 +2023,7 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         if not self.route.is_usable:
-            raise http.client.InvalidURL(
-                "the environment's proxy is no http://host:port"
-            )
+            raise http.client.InvalidURL("the environment's proxy: no http://host:port")
         self.sock = self._dialled()
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.route.tls:
@@ -2573,10 +2555,8 @@ class _Exchange:
                 text = error.message
             import logging
 
-            log = logging.getLogger(__name__)
-            log.info(
-                "attempt %d failed, next in %.1f s: %s", self._attempts, delay, text
-            )
+            log, tried = logging.getLogger(__name__), self._attempts
+            log.info("attempt %d failed, next in %.1f s: %s", tried, delay, text)
             time.sleep(delay)
 
     def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
@@ -3668,9 +3648,7 @@ def _prompt_text(content: Any, images: list[_Json], tag: str) -> str:
             images.append(kind if data else {"type": "url", "data": url})
             texts.append(tag)
         else:
-            raise ValueError(
-                f"the native API takes no part of type {part.get('type')!r}"
-            )
+            raise ValueError(f"the native API takes no {part.get('type')!r} part")
     return "\n".join(texts)
 
 
@@ -3846,9 +3824,7 @@ def _check(client: LightLLMClient, options: Any) -> int:
         length = served.get("max_model_len") or "an unknown number of"
         print(f"model: {served.id}, {length} tokens of context")
     except (APIStatusError, APIResponseValidationError, IndexError):
-        print(
-            "model: not told (LightLLM before April 2026); pass --model if one is asked"
-        )
+        print("model: not told (LightLLM before April 2026); pass --model if need be")
     try:
         parser = client.get("/get_server_info").get("tool_call_parser")
     except (APIStatusError, APIResponseValidationError, AttributeError):
