@@ -2990,6 +2990,7 @@ class _EventDecoder:
 # What the readers of streamed text stand on; pure.
 
 _HEAD = 400  # characters at the most that a pattern given to `_matched` takes
+_SPACE = re.compile(r"\s*")
 
 
 class _StopFilter:
@@ -3051,7 +3052,9 @@ class _Scanner:
                 return
 
     def _took(self, *tokens: str) -> _Steps[str]:
-        """The first of the tokens that stands here, which is passed over; "" for none."""
+        """The first of the tokens that stands behind the space here; "" for none. What
+        is returned is passed over, as the space is."""
+        yield from self._skip(_SPACE)
         while True:
             rest = self._text[self._at : self._at + 12]
             longer = [token for token in tokens if len(token) > len(rest)]
@@ -3100,14 +3103,12 @@ class _Scanner:
 _RESCANS = 4  # times the text; more takes text made for it, which then is let go whole
 _OPENERS = ("<tool_call>", "<think>")
 _OPENER = re.compile("|".join(_OPENERS))
-_SPACE = re.compile(r"\s*")
 _FILLER = re.compile(r"[\s,}]*")
 _IN_JSON = re.compile(r"[\"'\[\]{}<]")
 _IN_STRING = {'"': re.compile(r'["\\]'), "'": re.compile(r"['\\]")}
-_FUNCTION = re.compile(r"<function=([^<>\n]{1,128})>")  # Qwen3-Coder
-_PARAMETER = re.compile(r"\s{0,64}(?:<parameter=([^<>\n]{1,128})>|</function>)")
-_ARGUMENT = re.compile(r"\s{0,64}<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
-_BARE_NAME = re.compile(r"([\w.-]{1,128})(\s{0,64})")  # GLM
+_TAG_NAME = re.compile(r"([^<>\n]{1,128})>")
+_BARE_NAME = re.compile(r"[\w.-]{1,128}")
+_ARG_KEY = re.compile(r"([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
 
 
 class _TagParser(_Scanner):
@@ -3157,7 +3158,6 @@ class _TagParser(_Scanner):
             self._steps = self._parse_behind_end()
 
     def _parse_behind_end(self) -> _Steps[None]:
-        yield from self._skip(_SPACE)
         if not (yield from self._took("</tool_call>")):
             self._out.append("".join(self._region) + self._text[self._start : self._at])
         self._region, self._start = [], self._at
@@ -3197,9 +3197,7 @@ class _TagParser(_Scanner):
     def _read_calls(self, calls: list[_Call]) -> _Steps[bool]:
         """The region behind an open tag. False: it is no call."""
         self._is_opening = True
-        yield from self._skip(_SPACE)
-        if (yield from self._took("```json", "```")):
-            yield from self._skip(_SPACE)
+        yield from self._took("```json", "```")
         token = yield from self._took("{", "[", "<function=")
         self._is_opening = False
         is_good = bool(token) or (yield from self._bare(calls))
@@ -3208,7 +3206,6 @@ class _TagParser(_Scanner):
                 self._at -= 1
                 is_good = yield from self._json(calls)
             elif token == "<function=":
-                self._at -= len(token)
                 is_good = yield from self._function(calls)
             elif token == "<code>":
                 is_good = yield from self._code(calls[-1])
@@ -3288,50 +3285,44 @@ class _TagParser(_Scanner):
 
     def _function(self, calls: list[_Call]) -> _Steps[bool]:
         """Qwen3-Coder: <function=f><parameter=p>value</parameter></function>."""
-        found = yield from self._matched(_FUNCTION)
-        call = _Call(found[1].strip() if found else "", {})
-        while call.name:
-            found = yield from self._matched(_PARAMETER)
-            if found and not found[1]:
-                calls.append(call)
-                return True
-            value = (yield from self._until("</parameter>")) if found else None
-            if not found or value is None:
-                break
-            value = value[1:] if value[:1] == "\n" else value
-            value = value[:-1] if value[-1:] == "\n" else value
-            self._set(call, found[1].strip(), value)
-        return False
+        found = yield from self._matched(_TAG_NAME)
+        if not found or not found[1].strip():
+            return False
+        calls.append(_Call(found[1].strip(), {}))
+        tags = ("<parameter=", "</parameter>", "</function>")
+        return (yield from self._arguments(calls[-1], _TAG_NAME, *tags))
 
     def _bare(self, calls: list[_Call]) -> _Steps[bool]:
         """GLM: a name and <arg_key>k</arg_key><arg_value>v</arg_value>; without those
         only a tool that was offered. An end of the text in place of a tag may be a cut."""
         found = _BARE_NAME.match(self._text, self._at)
-        while found and found.end() == len(self._text):
-            if not (yield from self._more()):
-                return False
+        while found and found.end() == len(self._text) and (yield from self._more()):
             found = _BARE_NAME.match(self._text, self._at)
         if not found:
             return False
-        call = _Call(found[1], {})
         self._at = found.end()
-        ends = ("</tool_call>", "<tool_call>") if call.name in self._schemas else ()
-        while True:
-            token = yield from self._took("<arg_key>", *ends)
-            ends = ("</tool_call>", "<tool_call>")
-            self._at -= len(token)
-            if token in ends or (not token and call.values and self._is_end_tag()):
-                calls.append(call)
-                return True
-            found = (yield from self._matched(_ARGUMENT)) if token else None
-            value = (yield from self._until("</arg_value>")) if found else None
+        calls.append(_Call(found[0], {}))
+        tags = ("<arg_key>", "</arg_value>", "</tool_call>", "<tool_call>", "</")
+        is_good = yield from self._arguments(calls[-1], _ARG_KEY, *tags)
+        return is_good and bool(calls[-1].values or found[0] in self._schemas)
+
+    def _arguments(
+        self, call: _Call, key: re.Pattern[str], begin: str, end: str, *last: str
+    ) -> _Steps[bool]:
+        """Arguments in tags, up to the last tag. `key` matches what is behind `begin`."""
+        token = yield from self._took(begin, *last)
+        while token == begin:
+            found = yield from self._matched(key)
+            value = (yield from self._until(end)) if found else None
             if not found or value is None:
                 return False
+            if end == "</parameter>":  # a line's end on either side belongs to the form
+                value = re.sub(r"\A\n|\n\Z", "", value)
             self._set(call, found[1].strip(), value)
-            yield from self._skip(_SPACE)
-
-    def _is_end_tag(self) -> bool:
-        return self._is_last and self._text.startswith("</", self._at)
+            token = yield from self._took(begin, *last)
+        if token != "</function>":
+            self._at -= len(token)  # the region's end, which is read next
+        return bool(token)
 
     def _set(self, call: _Call, key: str, value: str) -> None:
         schema = self._schemas.get(call.name, {}).get(key)
@@ -3367,8 +3358,7 @@ class _TagParser(_Scanner):
 # what stands outside of strings is rewritten; then it is no call. Nothing is guessed:
 # a wrong call is worse than none.
 
-_COLON = re.compile(r"\s*:\s*")
-_COMMA = re.compile(r"\s*,?\s*")
+_ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _TOKEN = re.compile(  # strings, Python's words, commas before brackets
     r'"[^"\\]*(?:\\.[^"\\]*)*"'
     r"|'[^'\\]*(?:\\.[^'\\]*)*'"
@@ -3379,82 +3369,73 @@ _ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|.)|"', re.DOTALL)
 
 
 class _Call:
-    """A call that was read. `arguments` is the model's own text where that is JSON."""
+    """A call that was read. `is_written`: its arguments stand in the text as an object."""
 
-    def __init__(self, name: str, values: _Json, text: str | None = None) -> None:
+    def __init__(self, name: str, values: _Json, is_written: bool = False) -> None:
         self.name = name
         self.values = values
-        self.text = text
+        self.is_written = is_written
+        self.text: str | None = None  # the model's own, where that is JSON
 
     @property
     def arguments(self) -> str:
-        return _dump_json(self.values) if self.text is None else self.text
+        if self.text is None or re.search(r"[\0-\x1f]", self.text):
+            return _dump_json(self.values)
+        return self.text
 
 
 def _calls_in_json(text: str) -> list[_Call]:
     """The calls of an object, or of all objects of an array; none if one is no call."""
-    raw: list[_Json] = []
+    is_strict = True
     try:
         data = _parse_json(text)
-        raw = _raw_members(text)
     except ValueError:
         try:
-            data = _parse_json(_lenient(text))
+            data, is_strict = _parse_json(_lenient(text)), False
         except ValueError:
             return []
-    items = data if isinstance(data, list) else [data]
-    raw = raw if len(raw) == len(items) else [{}] * len(items)
-    calls = [_call_of(item, members) for item, members in zip(items, raw)]
-    return [call for call in calls if call] if all(calls) else []
+    calls = []
+    for item in data if isinstance(data, list) else [data]:
+        call = _call_of(item)
+        if not call:
+            return []
+        calls.append(call)
+    if is_strict:
+        _keep_texts(calls, text)
+    return calls
 
 
-def _call_of(item: Any, raw: _Json) -> _Call | None:
-    """The call that an object is. `raw` has the texts of its values."""
+def _call_of(item: Any) -> _Call | None:
+    """The call that an object is."""
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return None
     key = "arguments" if "arguments" in item else "parameters"
     if key not in item and set(item) - {"name", "type", "id"}:
         return None  # arguments beside the name: without them it would be another call
-    values, text = item.get(key), raw.get(key)
+    values = item.get(key)
     if isinstance(values, str):
-        text = None
         try:
             values = _parse_json(values) if values.strip() else {}
         except ValueError:
             return None
-    if values is None:
-        values, text = {}, None
+    values = {} if values is None else values
     if not isinstance(values, dict) or not item["name"]:
         return None
-    return _Call(
-        item["name"], values, None if re.search(r"[\0-\x1f]", text or "\0") else text
-    )
+    return _Call(item["name"], values, values is item.get(key))
 
 
-def _raw_members(text: str) -> list[_Json]:
-    """Key -> text of the value, of the object (or each in the array) that a valid JSON
-    text is; so numbers and spaces stay as the model wrote them."""
-    members: list[_Json] = []
-    at = 1 if text[0] == "[" else 0
-    while True:
-        at = _end_of(_SPACE, text, at)
-        if text[at : at + 1] != "{":
-            return members
-        found: _Json = {}
-        at = _end_of(_SPACE, text, at + 1)
-        while text[at] != "}":
-            key, at = _DECODER.raw_decode(text, at)
-            begin = _end_of(_COLON, text, at)
-            _, at = _DECODER.raw_decode(text, begin)
-            found[key] = text[begin:at]
-            at = _end_of(_COMMA, text, at)
-        members.append(found)
-        at = _end_of(_COMMA, text, at + 1)
-
-
-def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    found = pattern.match(text, at)
-    return found.end() if found else at
+def _keep_texts(calls: list[_Call], text: str) -> None:
+    """Give the calls of a valid JSON text the very text of their arguments, so that
+    numbers and spaces stay as the model wrote them."""
+    at = 0
+    for call in calls:
+        found = _ARGUMENTS.search(text, at) if call.is_written else None
+        while found:
+            values, at = _DECODER.raw_decode(text, found.end())
+            if values == call.values:
+                call.text = text[found.end() : at]
+                break
+            found = _ARGUMENTS.search(text, at)
 
 
 def _lenient(text: str) -> str:
