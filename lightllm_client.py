@@ -3054,7 +3054,8 @@ class _Scanner:
     def _took(self, *tokens: str) -> _Steps[str]:
         """The first of the tokens that stands behind the space here; "" for none. What
         is returned is passed over, as the space is."""
-        yield from self._skip(_SPACE)
+        if not self._text[self._at : self._at + 1].strip():
+            yield from self._skip(_SPACE)
         while True:
             rest = self._text[self._at : self._at + 12]
             longer = [token for token in tokens if len(token) > len(rest)]
