@@ -1589,6 +1589,7 @@ class _Assembly:
         self.spoils = False  # whether LightLLM of 2025 spoils such a stream
         self.facts: _Json = {}
         self._chat = chat
+        self._chunk = (ChatCompletionChunk if chat else Completion).model_validate
         self._stops = _stop_strings(request.get("stop"))
         self._tools = list(tools)
         self._silent = request.get("tool_choice") == "none"  # wanted: no calls are read
@@ -1687,9 +1688,6 @@ class _Assembly:
         place = {name: fields} if self._chat else {"text": fields["content"]}
         reason = state.reason if state.finished else None
         return {"index": index, **place, "finish_reason": reason}
-
-    def _chunk(self, data: _Json) -> Any:
-        return (ChatCompletionChunk if self._chat else Completion).model_validate(data)
 
 
 def _objects(items: Any) -> list[_Json]:
