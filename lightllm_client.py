@@ -3239,8 +3239,7 @@ class _TagParser(_Scanner):
             if self._depth > _MAX_DEPTH:
                 return False
             if not self._quote and self._text[self._at : self._at + 1] == "<":
-                one_open = self._depth == 1 and pieces[0][:1] == "{"
-                if not one_open or not (yield from self._took("</tool_call>")):
+                if self._depth > 1 or not (yield from self._took("</tool_call>")):
                     return False
                 self._at -= len("</tool_call>")
                 pieces.append("}")  # just the outer brace is missing

@@ -63,6 +63,7 @@ TOOL = {
                 "query": {"type": "array", "items": {"type": "string"}},
                 "limit": {"type": "integer"},
                 "text": {"type": "string"},
+                "maybe": {"type": ["string", "null"]},
             },
             "required": ["query"],
         },
@@ -1230,6 +1231,7 @@ TEXTS = {
     CALL[:-12]: [A],
     CALL[:-5]: [A],
     CALL[:-12] + "</tool_call": [A],
+    CALL[:-12] + "<tool_": [A],
     '<tool_call>{"name":"f","arguments":{"a":1}}</tool_call>': [("f", '{"a":1}')],
     '<tool_call>```json\n{"name": "f", "arguments": {}}\n```\n</tool_call>':
         [("f", "{}")],
@@ -1272,6 +1274,14 @@ TEXTS = {
     "<tool_call>search</tool_call>" + CALL: [("search", "{}"), A],
     "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>":
         [("f", '{"a": "1"}')],
+    "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool": [
+        ("f", '{"a": "1"}')],
+    "<tool_call>search<arg_key>maybe</arg_key><arg_value>null</arg_value></tool_call>":
+        [("search", '{"maybe": null}')],
+    "<tool_call>search<arg_key>maybe</arg_key><arg_value>1</arg_value></tool_call>":
+        [("search", '{"maybe": "1"}')],
+    "<tool_call>search<arg_key>text</arg_key><arg_value>null</arg_value></tool_call>":
+        [("search", '{"text": "null"}')],
     "<think>" + CALL + "</think>" + CALL: [A],
     "<think>" + CALL: [],
     "thought</think>\n" + CALL: [A],
@@ -1346,13 +1356,19 @@ class ToolCallsInText(ServerTest):
                     self.assertEqual(kept, {text})
 
     def test_text_around_calls_comes_out_verbatim(self):
-        text = " a \n" + CALL + "\n b <tool_call>{bad}</tool_call> c"
-        for size in (1, 3, 7, 1000):
-            pieces = [text[at : at + size] for at in range(0, len(text), size)]
-            self.server.says(events(*map(delta, pieces), STOP, DONE))
-            chunks = list(self.ask(stream=True, tools=[TOOL]))
-            out = "".join(c.choices[0].delta.content or "" for c in chunks)
-            self.assertEqual(out, text.replace(CALL, ""))
+        bad = "\n b <tool_call>{bad}</tool_call> c"
+        table = [
+            (" a \n" + CALL + bad, " a \n" + bad),
+            (" a \n" + CALL[:-5], " a \n"),  # a part of the end tag goes with the call
+            (CALL[:-12] + "<tool_", "<tool_"),
+        ]
+        for text, expected in table:
+            for size in (1, 3, 7, 1000):
+                pieces = [text[at : at + size] for at in range(0, len(text), size)]
+                self.server.says(events(*map(delta, pieces), STOP, DONE))
+                chunks = list(self.ask(stream=True, tools=[TOOL]))
+                out = "".join(c.choices[0].delta.content or "" for c in chunks)
+                self.assertEqual(out, expected)
 
     def test_hostile_texts_take_linear_time(self):
         size = 60_000
@@ -1465,17 +1481,15 @@ class Streams(ServerTest):
 
     def test_events_survive_every_line_end_and_cut(self):
         text = "h\u00e9 \u65e5 \U0001f600 \u2028 \u2029 \x85 \x0b end"
-        raw = b"\xef\xbb\xbf" + event(delta(text)) + event(STOP, "") + event(DONE)
         two_lines = event(delta("!")).replace(b'"choices"', b'\ndata: "choices"', 1)
-        raw = raw.replace(b"data:[", two_lines + b"data:[").replace(
-            b"data: [", b"data: ["
-        )
+        raw = b"\xef\xbb\xbf" + event(delta(text)) + two_lines + event(STOP, "")
+        raw += event(DONE)
         for end in (b"\n", b"\r", b"\r\n"):
             coded = raw.replace(b"\n", end)
             for size in (1, 2, 3, 7, 64, len(coded)):
                 with self.subTest(end=end, size=size):
                     pieces = [coded[i : i + size] for i in range(0, len(coded), size)]
-                    self.assertEqual(self.text(self.stream(*pieces)), text)
+                    self.assertEqual(self.text(self.stream(*pieces)), text + "!")
 
     def test_a_chunk_arrives_when_its_bytes_do(self):
         stream = self.stream(delta("a"), 0.3, delta("b"), STOP, DONE)
@@ -1639,6 +1653,15 @@ class Streams(ServerTest):
                 self.server.says(answer())
                 self.ask()
 
+    def test_a_stream_that_was_closed_says_so(self):
+        for read in (0, 1):
+            stream = self.stream(delta("a"), delta("b"), STOP, DONE)
+            for _ in range(read):
+                next(stream)
+            stream.close()
+            with self.assertRaisesRegex(lightllm.APIConnectionError, "closed before"):
+                next(stream)
+
     def test_a_stream_that_failed_is_freed_with_its_variables(self):
         gc.disable()
         self.addCleanup(gc.enable)
@@ -1777,6 +1800,12 @@ SERVER_CALLS = {
         "", [("search", '{"query": ["a')], "length"),
     "finish_reason twice": (
         [delta(CALL), STOP, STOP], "", [A], "tool_calls"),
+    "id and name with every delta": (
+        [server_call(0, "a", "f", "{"), server_call(0, "a", "f", "}"), STOP],
+        "", [("f", "{}")], "tool_calls"),
+    "one index for two calls": (
+        [server_call(0, "a", "f", "{}"), server_call(0, "b", "g", "{}"), STOP],
+        "", [("f", "{}"), ("g", "{}")], "tool_calls"),
     "arguments for two calls in turn": (
         [server_call(0, "a", "f", ""), server_call(1, "b", "g", ""),
          server_call(0, arguments="{}"), server_call(1, arguments='{"x": 1}'), STOP],
@@ -2200,7 +2229,11 @@ class Pool(TransportTest):
             "close": (200, {"Connection": "close"}, [body]),
             "glued second reply": (200, {"Content-Length": str(len(body))}, [body * 2]),
             "error": (500, {"Content-Length": "9"}, [b"x", 0.02, HANGUP]),
-        }
+            "HTTP/1.0": (None, {}, [
+                b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body),
+                0.1,
+            ]),
+        }  # fmt: skip
         for name, reply in table.items():
             with self.subTest(name):
                 self.server.says(reply, answer("next"))
@@ -2218,6 +2251,20 @@ class Pool(TransportTest):
         time.sleep(0.1)
         self.assertEqual(self.ask().choices[0].message.content, "second")
         self.assertEqual(len(self.server.heard), 2)
+
+    def test_an_idle_connection_that_cannot_send_is_replaced_unseen(self):
+        self.server.says(answer(), answer("second"))
+        self.ask()
+        self.client._transport._idle[0].sock.shutdown(socket.SHUT_WR)
+        self.assertEqual(self.ask().choices[0].message.content, "second")
+        self.assertEqual(len(self.server.heard), 2)
+
+    def test_a_closed_client_keeps_no_connection(self):
+        self.server.says(events(delta("a"), STOP, DONE))
+        stream = self.ask(stream=True)
+        self.client.close()
+        self.assertEqual(stream.get_final_completion().choices[0].message.content, "a")
+        self.assertEqual(self.client._transport._idle, [])
 
     def test_an_old_idle_connection_is_not_used(self):
         self.addCleanup(setattr, lightllm, "IDLE_SECONDS", lightllm.IDLE_SECONDS)
@@ -2459,6 +2506,7 @@ class Redirects(TransportTest):
                 error = self.error(lightllm.APIStatusError)
                 self.assertEqual(error.status_code, status)
                 self.assertIn(named, str(error))
+                self.assertIn("check base_url", str(error))
                 self.assertNotIn("token", str(error))
         self.assertEqual(other.accepted, [])
 
@@ -2493,6 +2541,7 @@ class Errors(TransportTest):
             (400, b"[" * 100000, lightllm.BadRequestError, "[[["),
             (400, {"error": {"message": {"odd": 1}}}, lightllm.BadRequestError, "odd"),
             (400, {"detail": [5, None]}, lightllm.BadRequestError, "400"),
+            (400, {"detail": [{"msg": "bare"}]}, lightllm.BadRequestError, "bare"),
         ]  # fmt: skip
         for status, body, kind, text in table:
             with self.subTest(status=status, text=text):
@@ -3100,6 +3149,9 @@ class OtherRoutes(ServerTest):
         self.assertEqual(self.server.heard[0].path, "/v1/completions")
         self.assertIs(self.sent["do_sample"], True)
         self.assertEqual((self.sent["logprobs"], self.sent["top_k"]), (1, 50))
+        self.server.says(plain(self.text_reply("Hello")))
+        create(model="m", prompt="x", extra_body={"own": None, "top_k": 9})
+        self.assertEqual((self.sent["own"], self.sent["top_k"]), (None, 9))
         with self.assertRaisesRegex(TypeError, "prompt"):
             create(model="m", promt="x", prompt="x")
         with self.assertRaises(TypeError):
