@@ -888,6 +888,24 @@ class Messages(ServerTest):
                 sent = self.sends({"role": "user", "content": [part]})
                 self.assertEqual(sent[0]["content"][0]["image_url"], expected)
 
+    def test_the_type_of_an_image_is_what_its_first_bytes_say(self):
+        table = {
+            b"\xff\xd8\xff\xe0": "jpeg",
+            b"\x89PNG\r\n\x1a\n": "png",
+            b"GIF89a": "gif",
+            b"BM\x46\x00": "bmp",
+            b"RIFF\x24\x00\x00\x00WEBPVP8 ": "webp",
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder, "picture.txt")
+            for head, kind in table.items():
+                file.write_bytes(head)
+                part = {"type": "image_url", "image_url": file.as_uri()}
+                sent = self.sends({"role": "user", "content": [part]})
+                url = sent[0]["content"][0]["image_url"]["url"]
+                text = base64.b64encode(head).decode()
+                self.assertEqual(url, f"data:image/{kind};base64,{text}")
+
     def image_error(self, url, client=None):
         part = {"type": "image_url", "image_url": url}
         with self.assertRaises(ValueError) as caught:
@@ -899,6 +917,7 @@ class Messages(ServerTest):
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             (folder / "text.png").write_text("no image")
+            (folder / "sound.wav").write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt ")
             (folder / "big.png").write_bytes(PNG + bytes(21 << 20))
             os.mkfifo(str(folder / "fifo"))
             base = folder.as_uri()
@@ -906,6 +925,7 @@ class Messages(ServerTest):
                 base + "/missing.png": "No such file",
                 base + "/text.png": "not a JPEG",
                 base + "/big.png": "larger than",
+                base + "/sound.wav": "not a JPEG",
                 base + "/fifo": "not a regular file",
                 base: "not a regular file",
                 "file:///dev/zero": "not a regular file",
@@ -1338,6 +1358,7 @@ class ToolCallsInText(ServerTest):
             ends = [delta(finish_reason="stop", index=cut) for cut in cuts]
             single = [delta(char, index=-1) for char in text]
             single.append(delta("", "stop", index=-1))
+            single.append(delta(text, "stop", index=-2))
             items = b"".join(map(event, [*first, *second, *ends, *single, DONE]))
             self.server.says(events(items))
 
@@ -1345,7 +1366,7 @@ class ToolCallsInText(ServerTest):
             final = stream.get_final_completion()
 
             with self.subTest(text):
-                self.assertEqual(len(final.choices), len(text) + 1 + 1)
+                self.assertEqual(len(final.choices), len(text) + 3)
                 kept = {choice.message.content or "" for choice in final.choices}
                 self.assertEqual(len(kept), 1, kept)
                 for choice in final.choices:
