@@ -30,7 +30,6 @@ import select
 import socket
 import stat
 import sys
-import threading
 import time
 import urllib.parse
 import urllib.request
@@ -124,7 +123,7 @@ MAX_IMAGE_BYTES = 20 << 20  # of one image file
 MAX_REPLY_BYTES = 256 << 20  # of one plain reply
 MAX_ERROR_BYTES = 8 << 20  # of an error reply: a 422 sends the request's images back
 MAX_EVENT_BYTES = 8 << 20  # of one server-sent event
-MAX_IDLE_CONNECTIONS = 100  # kept open by one client between requests
+MAX_IDLE_CONNECTIONS = 100  # kept open by one client between requests, to one origin
 IDLE_SECONDS = 8.0  # for which one is kept usable: LightLLM closes it after 10
 
 
@@ -856,11 +855,11 @@ class LightLLMClient:
     def get(self, path: str, **options: Any) -> Any:
         """The decoded JSON of a GET of any route, from the server's root:
         `client.get("/token_load")`. Options: extra_headers, extra_query, timeout."""
-        return self.models._request("GET", self._rooted(path), None, **options)
+        return self.models._request("GET", self._rooted(path), None, None, options)
 
     def post(self, path: str, *, body: Any = None, **options: Any) -> Any:
         """The same for a POST: `client.post("/tokens", body={"text": "hello"})`."""
-        return self.models._request("POST", self._rooted(path), body, **options)
+        return self.models._request("POST", self._rooted(path), body, None, options)
 
     def health(self, *, timeout: float = 5.0) -> Health:
         """Whether the server is ready, told within `timeout` seconds. A LightLLM of 2025
@@ -1075,9 +1074,10 @@ class _Resource:
         return type(self)(self._client, True)
 
     def _request(
-        self, method: str, url: str, body: Any, build: Any = None, **call: Any
+        self, method: str, url: str, body: Any, build: Any, call: _Json
     ) -> Any:
         """What `build` makes of the JSON reply."""
+        _hide_headers(call)
         response = _Exchange(self._client, method, url, body, **call).whole(build)
         if isinstance(response._parsed, BaseModel):
             response._parsed._request_id = response.request_id
@@ -1086,7 +1086,7 @@ class _Resource:
     def _asked(self, url: str, body: _Json, assembly: _Assembly, call: _Json) -> Any:
         """The answer that the assembly makes of the reply, or the Stream it feeds."""
         if not assembly.streams:
-            return self._request("POST", url, body, assembly.whole, **call)
+            return self._request("POST", url, body, assembly.whole, call)
         exchange = _Exchange(self._client, "POST", url, body, **call)
         response, reply = exchange.opened()
         stream: Any = Stream(_StreamSource(response, reply, assembly, exchange))
@@ -1233,13 +1233,14 @@ class Models(_Resource):
             return ModelList([Model.model_validate(model) for model in data["data"]])
 
         url = self._client.base_url + "/models"
-        models: ModelList = self._request("GET", url, None, build, **options)
+        models: ModelList = self._request("GET", url, None, build, options)
         return models
 
     def retrieve(self, model: str, **options: Any) -> Model:
         """The served model of that id. Raises NotFoundError where there is none."""
         if not model:
             raise ValueError("models.retrieve() needs the id of a model")
+        _hide_headers(options)
         response: Any = Models(self._client, True).list(**options)
         served = {found.id: found for found in response.parse()}
         if model not in served:
@@ -1250,11 +1251,16 @@ class Models(_Resource):
         return found
 
 
+def _hide_headers(options: _Json) -> None:
+    """In place: from here on no variable shows a key in extra_headers."""
+    if options.get("extra_headers"):
+        options["extra_headers"] = _hidden(options["extra_headers"])
+
+
 def _split(given: _Json, create: Any, kind: Any) -> tuple[_Json, _Json]:
     """The body and the call's own options, of the local variables of `create`."""
     options = given.pop("options")
-    if options.get("extra_headers"):  # a key in it is shown by no variable from here on
-        options["extra_headers"] = _hidden(options["extra_headers"])
+    _hide_headers(options)
     del given["self"]
     defaults = create.__kwdefaults__
     if options:
@@ -1968,7 +1974,7 @@ def _type_schema(kind: Any, where: str) -> _Json:
 # urllib's OpenerDirector with one handler, which keeps http.client connections open. A
 # connection carries one request at a time, waits for nothing longer than its clock, and
 # is kept only behind a reply that ended exactly. A request that was sent whole is never
-# sent again from here. No lock is held during I/O.
+# sent again from here. There is no lock: a list's append and pop are whole by themselves.
 
 _READ_SIZE = 65536
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
@@ -2062,7 +2068,7 @@ class _Connection(http.client.HTTPConnection):
         """Through the proxy, which gets its own credentials and never the key."""
         target = self.route.authority
         self.send_request("CONNECT", target, {"Host": target, **self.route.login})
-        reply = _Reply(self, "CONNECT")
+        reply = _Reply(self)
         reply.begin()
         if not 200 <= reply.status < 300:
             raise OSError(f"the proxy refuses to connect: status {reply.status}")
@@ -2134,7 +2140,8 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _Route:
-    """Where the requests for one origin go: to its host, or to a proxy."""
+    """Where the requests for one origin go, to its host or to a proxy, and the idle
+    connections that lead there."""
 
     def __init__(self, scheme: str, authority: str, proxies: Mapping[str, str]) -> None:
         parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
@@ -2144,6 +2151,7 @@ class _Route:
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{host}:{self.port}"
         self.dial = (self.host, self.port)
+        self.idle: list[_Connection] = []  # the one used last is the last
         self.proxy = ""
         self.is_usable = True
         self.login: dict[str, str] = {}
@@ -2154,6 +2162,12 @@ class _Route:
             self.dial = (host, port or 80)
             self.proxy = f"http://{host}:{port or 80}"
             self.login = {"Proxy-authorization": login} if login else {}
+
+    def pop_idle(self) -> _Connection | None:
+        try:
+            return self.idle.pop()
+        except IndexError:  # another thread may have been quicker than any check
+            return None
 
     def _is_direct(self, authority: str, proxies: Mapping[str, str]) -> bool:
         """Loopback always is, the rest as urllib reads NO_PROXY."""
@@ -2187,9 +2201,6 @@ class _Transport(urllib.request.BaseHandler):
         proxies = urllib.request.getproxies()
         self._proxies = {name: _Secret(url) for name, url in proxies.items()}
         self._routes: dict[tuple[str, str], _Route] = {}
-        self._idle: list[_Connection] = []
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
 
     def __del__(self) -> None:
         self.close()
@@ -2232,15 +2243,14 @@ class _Transport(urllib.request.BaseHandler):
         connection.send_request(method, target, headers, body or b"")
         connection.is_sent = True
         connection.clock.enter("read")
-        reply = _Reply(connection, method)
+        reply = _Reply(connection)
         reply.begin()
         return reply
 
     def route(self, request: urllib.request.Request) -> _Route:
         key = (request.type, request.host)
-        if key not in self._routes:
-            self._routes[key] = _Route(*key, self._proxies)
-        return self._routes[key]
+        found = self._routes.get(key)
+        return found or self._routes.setdefault(key, _Route(*key, self._proxies))
 
     def tls_context(self) -> ssl.SSLContext:
         if not self._context:
@@ -2252,41 +2262,28 @@ class _Transport(urllib.request.BaseHandler):
         return self._context
 
     def keep(self, connection: _Connection) -> None:
-        """Keep a connection whose reply ended exactly; the oldest goes."""
+        """Keep a connection whose reply ended exactly."""
+        route = connection.route
         connection.idle_since = time.monotonic()
-        with self._lock:
-            self._idle.append(connection)
-            few = 0 if self.closed else MAX_IDLE_CONNECTIONS
-            surplus = [self._idle.pop(0)] if len(self._idle) > few else []
-        for old in surplus:
-            old.close()
+        route.idle.append(connection)
+        if self.closed or len(route.idle) > MAX_IDLE_CONNECTIONS:
+            surplus = route.pop_idle()
+            if surplus:
+                surplus.close()
 
     def _take(self, route: _Route) -> _Connection | None:
         """The idle connection that was used last, if one can be used."""
-        if self._owner != os.getpid():  # a child leaves its parent's connections alone
-            self._owner, self._lock = os.getpid(), threading.Lock()
-            self._close_idle()
-        while True:
-            with self._lock:
-                at = len(self._idle) - 1
-                while at >= 0 and self._idle[at].route is not route:
-                    at -= 1
-                if at < 0:
-                    return None
-                connection = self._idle.pop(at)
+        for connection in iter(route.pop_idle, None):
             if connection.is_usable():
                 return connection
             connection.close()
+        return None
 
     def close(self) -> None:
         self.closed = True
-        self._close_idle()
-
-    def _close_idle(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        for route in list(self._routes.values()):
+            for connection in iter(route.pop_idle, None):
+                connection.close()
 
 
 # --- replies ---
@@ -2308,11 +2305,10 @@ _SETTLE_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connec
 class _Reply:
     """One response: its head, then its body piece by piece."""
 
-    def __init__(self, connection: _Connection, method: str) -> None:
+    def __init__(self, connection: _Connection) -> None:
         self.status = 0
         self.headers = Headers()
         self._connection = connection
-        self._method = method
         self._buffer = b""
         self._is_over = False
         self._is_reusable = False
@@ -2372,7 +2368,7 @@ class _Reply:
         keeps = "close" not in wish and (version == "1" or "keep-alive" in wish)
         coding = headers.get("transfer-encoding")
         length = headers.get("content-length")
-        if self._method == "CONNECT" or self.status in (204, 304):
+        if self.status in (204, 304):
             self._left = 0
         elif coding is not None:
             if coding.lower() != "chunked":
@@ -2771,7 +2767,7 @@ def _retry_after(headers: Headers) -> float:
         try:
             seconds = float(text) / unit
         except ValueError:
-            seconds = _seconds_until(text) if text else 0.0
+            seconds = _seconds_until(text)
         if 0 < seconds < float("inf"):
             return seconds
     return 0.0

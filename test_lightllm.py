@@ -576,6 +576,14 @@ class Clients(ServerTest):
         anonymous = self.new_client(api_key="")
         call = {"extra_headers": headers}
         raised(self, lightllm.APIError, lambda: self.bare_ask(anonymous, call))
+        self.server.answers(lambda heard: plain({"message": KEY}, 401))
+        for ask in (
+            lambda: anonymous.get("/health", **call),
+            lambda: anonymous.post("/tokens", body={}, **call),
+            lambda: anonymous.models.list(**call),
+            lambda: anonymous.models.retrieve("m", **call),
+        ):
+            raised(self, lightllm.AuthenticationError, ask)
         self.assertEqual(headers, {"authorization": "Bearer " + KEY})
         headers = {"Authorization": KEY + "\r\nX: y"}
         raised(
@@ -2145,6 +2153,11 @@ class WholeOrError(TransportTest):
             "html": (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
             "empty": (200, {}, []),
             "no content": (204, {"Content-Length": "0"}, []),
+            "no content, no length": (
+                None,
+                {},
+                [b"HTTP/1.1 204 -\r\nConnection: close\r\n\r\n", 9.0],
+            ),
             "null": plain(b"null"),
             "list": plain(b"[]"),
             "text": plain(b'"text"'),
@@ -2238,6 +2251,10 @@ class WholeOrError(TransportTest):
 
 
 class Pool(TransportTest):
+    def idle(self):
+        routes = self.client._transport._routes.values()
+        return [connection for route in routes for connection in route.idle]
+
     def test_connections_are_kept(self):
         self.server.says(*[answer() for _ in range(5)])
         for _ in range(5):
@@ -2276,7 +2293,7 @@ class Pool(TransportTest):
     def test_an_idle_connection_that_cannot_send_is_replaced_unseen(self):
         self.server.says(answer(), answer("second"))
         self.ask()
-        self.client._transport._idle[0].sock.shutdown(socket.SHUT_WR)
+        self.idle()[0].sock.shutdown(socket.SHUT_WR)
         self.assertEqual(self.ask().choices[0].message.content, "second")
         self.assertEqual(len(self.server.heard), 2)
 
@@ -2285,7 +2302,7 @@ class Pool(TransportTest):
         stream = self.ask(stream=True)
         self.client.close()
         self.assertEqual(stream.get_final_completion().choices[0].message.content, "a")
-        self.assertEqual(self.client._transport._idle, [])
+        self.assertEqual(self.idle(), [])
 
     def test_an_old_idle_connection_is_not_used(self):
         self.addCleanup(setattr, lightllm, "IDLE_SECONDS", lightllm.IDLE_SECONDS)
@@ -2312,7 +2329,7 @@ class Pool(TransportTest):
         self.server.answers(lambda heard: (status, headers, [0.1, *parts]))
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda _: self.ask(), range(6)))
-        self.assertEqual(len(self.client._transport._idle), 2)
+        self.assertEqual(len(self.idle()), 2)
 
     def test_threads_share_a_client(self):
         def echo(heard):
@@ -2776,7 +2793,8 @@ class Tls(TransportTest):
 
     def test_http_spoken_on_an_https_url(self):
         client = self.new_client(base_url=self.server.url.replace("http", "https"))
-        self.error(lightllm.APIConnectionError, client)
+        error = self.error(lightllm.APIConnectionError, client)
+        self.assertIn("does that port speak https?", str(error))
         listener, _ = self.tls_server()
         self.error(lightllm.APIConnectionError, self.client_of(listener))
 
