@@ -2952,7 +2952,7 @@ class _EventDecoder:
             lines[0] = b"".join(self._line)
             self._line = [lines.pop()]
             events = self._ended(lines)
-        if self._size > MAX_EVENT_BYTES and not events:
+        if self._size > MAX_EVENT_BYTES:
             raise ValueError("an event larger than MAX_EVENT_BYTES")
         return events
 
@@ -3218,10 +3218,10 @@ class _TagParser(_Scanner):
     def _is_end(self) -> bool:
         """Whether the text ends here, or in the end tag, or in the next open tag."""
         rest = self._text[self._at : self._at + 13]
-        if self._is_last and "</tool_call>".startswith(rest):
+        if "</tool_call>".startswith(rest):
             self._at = len(self._text)
             return True
-        return self._is_last and "<tool_call>".startswith(rest)
+        return "<tool_call>".startswith(rest)
 
     def _json(self, calls: list[_Call]) -> _Steps[bool]:
         pieces = []
@@ -3339,7 +3339,7 @@ class _TagParser(_Scanner):
         """The region is no call: let its tag go, and read on behind that."""
         before = "".join(self._region)
         self._region = []
-        self._text = before + self._text if before else self._text
+        self._text = before + self._text
         self._at += len(before)
         self._offset -= len(before)
         self._rescanned += self._at - self._start

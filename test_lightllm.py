@@ -627,6 +627,7 @@ class Clients(ServerTest):
             ({"timeout": -1}, ValueError),
             ({"timeout": float("nan")}, ValueError),
             ({"timeout": "5"}, TypeError),
+            ({"timeout": True}, TypeError),
             ({"max_retries": -1}, ValueError),
             ({"max_retries": 1.5}, TypeError),
             ({"tool_mode": "server "}, ValueError),
@@ -1298,6 +1299,7 @@ TEXTS = {
     FUNCTION_CALL[:-12]: [("search", '{"query": ["a"], "text": "\\nx < y\\n"}')],
     "<tool_call><function=g></function></tool_call>": [("g", "{}")],
     GLM_CALL: [("search", '{"query": ["a"], "text": "1"}')],
+    GLM_CALL + " and more": [("search", '{"query": ["a"], "text": "1"}')],
     "<tool_call>search\n</tool_call>": [("search", "{}")],
     "<tool_call>search</tool_call>" + CALL: [("search", "{}"), A],
     "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>":
@@ -1742,6 +1744,11 @@ class Streams(ServerTest):
         message = stream.get_final_completion().choices[0].message
         self.assertEqual((message.reasoning, message.content), ("think", "ok"))
 
+    def test_an_empty_text_is_told_from_none(self):
+        for item, content in ((delta(""), ""), (delta(role="assistant"), None)):
+            final = self.stream(item, STOP, DONE).get_final_completion()
+            self.assertEqual(final.choices[0].message.content, content)
+
     def test_calls_leave_the_text_when_tools_were_offered(self):
         pieces = ["Let me ", "see.<tool", "_call>\n", '{"name": "search", "argu']
         pieces += ['ments": {"query": ["a"]}}\n</tool_', "call>", ""]
@@ -1824,6 +1831,10 @@ SERVER_CALLS = {
         [delta("<tool_call>"), server_call(0, "x", "ping", "{}"), delta(" then"),
          delta(" text"), STOP],
         " then text", [("ping", "{}")], "tool_calls"),
+    "a leaked end tag that comes in the middle of a call": (
+        [delta("<tool_call>"), server_call(0, "x", "f", "{"), delta("\n</tool_c"),
+         server_call(0, arguments="}"), delta("all> then text"), STOP],
+        " then text", [("f", "{}")], "tool_calls"),
     "cut by length": (
         [server_call(0, "x", "search", '{"query": ["a'), delta(finish_reason="length")],
         "", [("search", '{"query": ["a')], "length"),
@@ -2139,6 +2150,7 @@ class WholeOrError(TransportTest):
             "no chunk": raw(coded + body),
             "unknown coding": raw(ok + "Transfer-Encoding: gzip\r\n\r\n" + body),
             "malformed header": raw(ok + "Content-Length : 5\r\n\r\n" + body),
+            "no header": raw(ok + f"Content-Length: {len(body)}\r\nX\r\n\r\n" + body),
             "not http": raw("SSH-2.0-OpenSSH_9.2\r\n\r\n"),
             "binary": raw(bytes(range(256)) * 20),
             "http/2": raw("HTTP/2 200\r\n\r\n" + body),
@@ -2181,6 +2193,10 @@ class WholeOrError(TransportTest):
                 self.server.says(reply)
                 error = self.error(lightllm.APIResponseValidationError)
                 self.assertIn("/v1/chat/completions", str(error))
+                self.assertEqual(error.response.status_code, error.status_code)
+                self.assertIn(error.status_code, (200, 204))
+                is_nothing = name == "empty" or name.startswith("no content")
+                self.assertEqual("with nothing" in str(error), is_nothing)
 
     def test_bodies_over_the_cap(self):
         limit = lightllm.MAX_REPLY_BYTES
@@ -2275,8 +2291,10 @@ class Pool(TransportTest):
         for name, reply in table.items():
             with self.subTest(name):
                 self.server.says(reply, answer("next"))
-                with contextlib.suppress(lightllm.APIError):
-                    self.ask()
+                if name == "error":
+                    self.error(lightllm.InternalServerError)
+                else:
+                    self.assertEqual(self.ask().choices[0].message.content, "Hello")
                 self.assertEqual(self.ask().choices[0].message.content, "next")
                 one, two = self.server.heard[-2:]
                 self.assertNotEqual(one.connection, two.connection)
@@ -2576,6 +2594,7 @@ class Errors(TransportTest):
              "Internal Server Error"),
             (503, b"<html>" + b"x" * 5000, lightllm.InternalServerError, "<html>"),
             (418, b"\xff\xfe", lightllm.APIStatusError, "418"),
+            (302, {"message": "nowhere"}, lightllm.APIStatusError, "nowhere"),
             (400, b"[" * 100000, lightllm.BadRequestError, "[[["),
             (400, {"error": {"message": {"odd": 1}}}, lightllm.BadRequestError, "odd"),
             (400, {"detail": [5, None]}, lightllm.BadRequestError, "400"),
@@ -2671,17 +2690,21 @@ class Proxies(TransportTest):
     def test_http_goes_through_with_the_proxys_own_credentials(self):
         port = self.proxy().port
         url = "http://model.example:8000"
-        for name in ("HTTP_PROXY", "ALL_PROXY"):
+        table = [
+            ("HTTP_PROXY", "us%40er:pw", b"us@er:pw"),
+            ("ALL_PROXY", "user", b"user:"),
+        ]
+        for name, login, expected in table:
             self.seen = []
-            values = {name: f"http://us%40er:pw@127.0.0.1:{port}"}
+            values = {name: f"http://{login}@127.0.0.1:{port}"}
             with proxy_environment(**values):
                 client = self.new_client(base_url=url)
             self.ask(client)
             self.assertEqual(self.ask(client).choices[0].message.content, "via proxy")
             head = self.seen[0]
             self.assertTrue(head.startswith(f"POST {url}/v1/chat/completions HTTP/1.1"))
-            token = base64.b64encode(b"us@er:pw").decode()
-            self.assertIn("Basic " + token, head)
+            token = base64.b64encode(expected).decode()
+            self.assertIn(f"Basic {token}\r\n", head)
             self.assertIn("Host: model.example:8000", head)
             self.assertIn(KEY, head)
 
@@ -3105,6 +3128,8 @@ class NativeApi(ServerTest):
         choices = self.ask(n=2).choices
         self.assertEqual([c.message.content for c in choices], ["a", "b"])
         self.assertEqual([c.finish_reason for c in choices], ["stop", "length"])
+        self.server.says(plain({"generated_text": "ab", "finish_reason": "stop"}))
+        self.assertEqual([c.message.content for c in self.ask().choices], ["ab"])
 
     def test_the_stream_ends_with_finished(self):
         items = [token("Hel"), token("lo"), token("", True, "length", 3), 0.5]
