@@ -1416,8 +1416,7 @@ class _StreamSource:
         return None
 
     def _fail(self, kind: type[APIError], what: str) -> None:
-        if not self.error:
-            self._note(self._exchange.error(kind, what))
+        self._note(self._exchange.error(kind, what))
 
     def _note(self, error: APIError, cause: BaseException | None = None) -> None:
         if not self.error:
@@ -3186,7 +3185,6 @@ class _TagParser(_Scanner):
             end = self._text.find("</think>", self._at)
             self._let_go(end if end >= 0 else self._certain("</think>"))
             if end < 0 and not (yield from self._more()):
-                self._let_go(len(self._text))
                 return
 
     def _read_calls(self, calls: list[_Call]) -> _Steps[bool]:

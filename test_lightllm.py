@@ -526,6 +526,7 @@ class Clients(ServerTest):
             "file:///etc/passwd": "http://",
             "http://user:pass@host": "credentials",
             "http://host/v1?x=1": "query",
+            "http://host/#x": "fragment",
             "http://ho st": "space",
             "http://host\r\nX: y": "space",
             "http://host:99999": "port",
@@ -1158,6 +1159,8 @@ class Answers(ServerTest):
         self.assertLessEqual({"id", "usage", "extra", "to_json"}, {*dir(response)})
         del response.extra
         self.assertFalse(hasattr(response, "extra"))
+        with self.assertRaises(AttributeError):
+            del response.extra
         self.assertEqual(response.model_copy(update={"id": "9"}).id, "9")
         self.assertIsInstance(response.copy(), lightllm.ChatCompletion)
 
@@ -1281,6 +1284,9 @@ TEXTS = {
     '<tool_call>{"name": "f", "arguments": {"a": "<tool_call>{\\"b"}}</tool_call>':
         [("f", '{"a": "<tool_call>{\\"b"}')],
     '<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call>': [("f", '{"a": 1}')],
+    '<tool_call>{"name": "f", "arguments": {"a": 1}\n</tool_call>':
+        [("f", '{"a": 1}')],
+    '<tool_call>{"name": "f", "arguments": {"a": [1 ' + CALL: [A],
     '<tool_call>{"name": "f", "arguments": {"n": 12345678901234567890.10}}</tool_call>':
         [("f", '{"n": 12345678901234567890.10}')],
     '<tool_call>{"name": "f", "arguments": {"a": "x\ny\tz"}}</tool_call>':
@@ -1298,6 +1304,7 @@ TEXTS = {
     FUNCTION_CALL: [("search", '{"query": ["a"], "text": "\\nx < y\\n"}')],
     FUNCTION_CALL[:-12]: [("search", '{"query": ["a"], "text": "\\nx < y\\n"}')],
     "<tool_call><function=g></function></tool_call>": [("g", "{}")],
+    "<tool_call><function= ></function></tool_call>": [],
     GLM_CALL: [("search", '{"query": ["a"], "text": "1"}')],
     GLM_CALL + " and more": [("search", '{"query": ["a"], "text": "1"}')],
     "<tool_call>search\n</tool_call>": [("search", "{}")],
@@ -2195,6 +2202,7 @@ class WholeOrError(TransportTest):
                 self.assertIn("/v1/chat/completions", str(error))
                 self.assertEqual(error.response.status_code, error.status_code)
                 self.assertIn(error.status_code, (200, 204))
+                self.assertEqual("coded" in str(error), name == "gzip")
                 is_nothing = name == "empty" or name.startswith("no content")
                 self.assertEqual("with nothing" in str(error), is_nothing)
 
@@ -2748,8 +2756,9 @@ def proxy_environment(**values):
 
 
 class Tls(TransportTest):
-    def tls_server(self, certificate=None, reply=None):
-        """A TLS server, and an SSL context that trusts its certificate."""
+    def tls_server(self, certificate=None, reply=None, tunnels=None):
+        """A TLS server, and an SSL context that trusts its certificate. With a list for
+        `tunnels` it is a proxy as well, which notes what it is asked for."""
         certificate = certificate or TLS_GOOD
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "cert.pem")
@@ -2758,6 +2767,9 @@ class Tls(TransportTest):
             context.load_cert_chain(str(path))
 
         def behave(connection):
+            if tunnels is not None:
+                tunnels.append(read_request(connection).decode("latin-1"))
+                connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
             with contextlib.suppress(OSError), context.wrap_socket(
                 connection, server_side=True
             ) as secure:
@@ -2777,6 +2789,22 @@ class Tls(TransportTest):
         for _ in range(3):
             self.assertEqual(self.ask(client).choices[0].message.content, "secret")
         self.assertEqual(len(listener.accepted), 1)
+
+    def test_https_works_through_a_proxy_and_is_kept(self):
+        tunnels = []
+        listener, trusting = self.tls_server(tunnels=tunnels)
+        trusting.check_hostname = False
+        login = f"http://user:hunter22@127.0.0.1:{listener.port}"
+        with proxy_environment(https_proxy=login):
+            url = "https://model.example"
+            client = self.new_client(base_url=url, ssl_context=trusting)
+        for _ in range(2):
+            self.assertEqual(self.ask(client).choices[0].message.content, "secret")
+        token = base64.b64encode(b"user:hunter22").decode()
+        self.assertEqual(len(tunnels), 1)
+        self.assertTrue(tunnels[0].startswith("CONNECT model.example:443 HTTP/1.1\r\n"))
+        self.assertIn(f"Basic {token}\r\n", tunnels[0])
+        self.assertNotIn(KEY, tunnels[0])
 
     def test_ssl_cert_file_is_honoured(self):
         listener, _ = self.tls_server()
@@ -3265,13 +3293,16 @@ class OtherRoutes(ServerTest):
 
     def test_any_route(self):
         self.server.says(plain({"current_load": 0.5}), plain({"ntokens": 5}))
-        load = self.client.get("/token_load", extra_query={"a": True}, timeout=3)
+        load = self.client.get(
+            "/token_load", extra_query={"a": True, "b": "C"}, timeout=3
+        )
         self.assertEqual(load, {"current_load": 0.5})
         gateway = self.new_client(base_url=self.server.url + "/gateway/v1/")
         tokens = gateway.post("tokens", body={"text": "hello"})
         self.assertEqual(tokens, {"ntokens": 5})
         paths = [heard.path for heard in self.server.heard]
-        self.assertEqual(paths, ["/token_load?a=true", "/gateway/tokens"])
+        self.assertEqual(paths, ["/token_load?a=true&b=C", "/gateway/tokens"])
+        self.assertNotIn("Content-Type", self.server.heard[0].headers)
 
     def test_health(self):
         self.server.says(plain({"message": "Ok"}), plain({"message": "Error"}, 503))
