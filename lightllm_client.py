@@ -1304,7 +1304,7 @@ class Stream(Generic[_Answer]):
         return self
 
     def __next__(self) -> _Answer:
-        chunk = None if self._source.error else next(self._chunks, None)
+        chunk = next(self._chunks, None)
         if chunk is None:
             raise self._source.outcome()
         answer: _Answer = chunk
@@ -2846,7 +2846,6 @@ def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
             if value is not None and not isinstance(value, NotGiven):
                 merged[name] = _Secret(value)
                 if _UNSENDABLE.search(merged[name]) or re.search(r"[^!-9;-~]", name):
-                    value = ""
                     raise ValueError(f"the header {name!r} holds what no header takes")
     return merged
 
@@ -2972,7 +2971,7 @@ class _EventDecoder:
                     data.clear()
             elif line == b"data":
                 data.append(b"")
-            elif not line and data:
+            elif not line:
                 events.append(b"\n".join(data).decode("utf-8", "replace"))
                 data.clear()
         self._size = len(self._line[0]) + sum(map(len, data))
@@ -3505,7 +3504,7 @@ _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier
 
 def _chosen(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
     """The tools that tool_choice leaves, and the sentence for what it asks."""
-    if choice == "none" or not tools:
+    if choice == "none":
         return [], ""
     if choice == "required":
         return tools, "\n\nYou must call at least one of these functions now."

@@ -1046,6 +1046,7 @@ class Answers(ServerTest):
             (CALL, None, None, "tool_calls", 1),
             (CALL, "length", None, "length", 1),
             ("<tool_call>\n{oops", "function_call", [], "stop", 0),
+            ("<tool_call>\n{oops", None, None, None, 0),
             ("hi", "stop", None, "stop", 0),
             ("", "function_call", made, "tool_calls", 2),
             (None, "tool_calls", made, "tool_calls", 2),
@@ -1162,6 +1163,9 @@ class Answers(ServerTest):
         with self.assertRaises(AttributeError):
             del response.extra
         self.assertEqual(response.model_copy(update={"id": "9"}).id, "9")
+        deep = response.model_copy(deep=True)
+        self.assertIsNot(deep.choices[0], response.choices[0])
+        self.assertIs(response.model_copy().choices[0], response.choices[0])
         self.assertIsInstance(response.copy(), lightllm.ChatCompletion)
 
     def test_objects_can_be_made_by_hand(self):
@@ -1540,6 +1544,7 @@ class Streams(ServerTest):
         table = {
             "done without an empty line": [delta("a"), STOP, b"data: [DONE]"],
             "done alone": [delta("a"), DONE],
+            "done alone without an empty line": [delta("a"), b"data: [DONE]"],
             "finish_reason and a clean end": [delta("a"), STOP],
             "text behind done": [delta("a"), STOP, DONE, b"nonsense\n\n"],
             "usage behind finish": [delta("a"), STOP, {"choices": [], "usage": {}}],
@@ -3049,20 +3054,24 @@ class PromptMode(ServerTest):
         with self.assertRaises(ValueError):
             missing = {"type": "function", "function": {"name": "missing"}}
             self.ask(tools=tools, tool_mode="prompt", tool_choice=missing)
+        with self.assertRaises(ValueError):
+            self.ask(tool_mode="prompt", tool_choice=missing)
 
     def test_history_becomes_text(self):
         call = {"id": "1", "type": "function",
                 "function": {"name": "f", "arguments": '{"a":1}'}}  # fmt: skip
+        odd = {**call, "function": {"name": "f", "arguments": 'no "JSON'}}
         messages = [
             user("q"),
-            {"role": "assistant", "content": "I look.", "tool_calls": [call, call]},
+            {"role": "assistant", "content": "I look.", "tool_calls": [call, odd]},
             {"role": "tool", "tool_call_id": "1", "content": "r1"},
             {"role": "tool", "content": "<tool_response>\nr2\n</tool_response>"},
             {"role": "assistant", "content": CALL},
         ]
         sent = self.prompted(messages)
         text = '<tool_call>\n{"name": "f", "arguments": {"a":1}}\n</tool_call>'
-        said = {"role": "assistant", "content": f"I look.\n{text}\n{text}"}
+        odd_text = text.replace('{"a":1}', r'"no \"JSON"')
+        said = {"role": "assistant", "content": f"I look.\n{text}\n{odd_text}"}
         self.assertEqual(sent[1], said)
         results = "<tool_response>\nr1\n</tool_response>\n"
         results += "<tool_response>\nr2\n</tool_response>"
@@ -3294,7 +3303,7 @@ class OtherRoutes(ServerTest):
     def test_any_route(self):
         self.server.says(plain({"current_load": 0.5}), plain({"ntokens": 5}))
         load = self.client.get(
-            "/token_load", extra_query={"a": True, "b": "C"}, timeout=3
+            "/token_load", extra_query={"a": True, "b": "C", "c": None}, timeout=3
         )
         self.assertEqual(load, {"current_load": 0.5})
         gateway = self.new_client(base_url=self.server.url + "/gateway/v1/")
