@@ -1048,6 +1048,7 @@ class Answers(ServerTest):
             ("<tool_call>\n{oops", "function_call", [], "stop", 0),
             ("<tool_call>\n{oops", None, None, None, 0),
             ("hi", "stop", None, "stop", 0),
+            ("hi", "stop", [], "stop", 0),
             ("", "function_call", made, "tool_calls", 2),
             (None, "tool_calls", made, "tool_calls", 2),
         ]
@@ -1321,6 +1322,8 @@ TEXTS = {
         [("search", '{"maybe": null}')],
     "<tool_call>search<arg_key>maybe</arg_key><arg_value>1</arg_value></tool_call>":
         [("search", '{"maybe": "1"}')],
+    "<tool_call>search<arg_key>limit</arg_key><arg_value>few</arg_value></tool_call>":
+        [("search", '{"limit": "few"}')],
     "<tool_call>search<arg_key>text</arg_key><arg_value>null</arg_value></tool_call>":
         [("search", '{"text": "null"}')],
     "<think>" + CALL + "</think>" + CALL: [A],
@@ -3067,6 +3070,7 @@ class PromptMode(ServerTest):
             {"role": "tool", "tool_call_id": "1", "content": "r1"},
             {"role": "tool", "content": "<tool_response>\nr2\n</tool_response>"},
             {"role": "assistant", "content": CALL},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
         ]
         sent = self.prompted(messages)
         text = '<tool_call>\n{"name": "f", "arguments": {"a":1}}\n</tool_call>'
@@ -3077,6 +3081,7 @@ class PromptMode(ServerTest):
         results += "<tool_response>\nr2\n</tool_response>"
         self.assertEqual(sent[2], user(results))
         self.assertEqual(sent[3], messages[4])
+        self.assertEqual(sent[4], {"role": "assistant", "content": text})
 
 
 class NativeApi(ServerTest):
