@@ -1547,7 +1547,8 @@ class Streams(ServerTest):
         table = {
             "done without an empty line": [delta("a"), STOP, b"data: [DONE]"],
             "done alone": [delta("a"), DONE],
-            "done alone without an empty line": [delta("a"), b"data: [DONE]"],
+            "done alone without an empty line": [delta("a"), b"data: [DONE]\n"],
+            "done alone without any line's end": [delta("a"), b"data: [DONE]"],
             "finish_reason and a clean end": [delta("a"), STOP],
             "text behind done": [delta("a"), STOP, DONE, b"nonsense\n\n"],
             "usage behind finish": [delta("a"), STOP, {"choices": [], "usage": {}}],
@@ -2165,6 +2166,9 @@ class WholeOrError(TransportTest):
             "no chunk": raw(coded + body),
             "unknown coding": raw(ok + "Transfer-Encoding: gzip\r\n\r\n" + body),
             "malformed header": raw(ok + "Content-Length : 5\r\n\r\n" + body),
+            "nameless header": raw(
+                ok + f"Content-Length: {len(body)}\r\n: x\r\n\r\n" + body
+            ),
             "no header": raw(ok + f"Content-Length: {len(body)}\r\nX\r\n\r\n" + body),
             "not http": raw("SSH-2.0-OpenSSH_9.2\r\n\r\n"),
             "binary": raw(bytes(range(256)) * 20),
@@ -2299,6 +2303,11 @@ class Pool(TransportTest):
             "close": (200, {"Connection": "close"}, [body]),
             "glued second reply": (200, {"Content-Length": str(len(body))}, [body * 2]),
             "error": (500, {"Content-Length": "9"}, [b"x", 0.02, HANGUP]),
+            "two framings": (
+                200,
+                {"Content-Length": "5", "Transfer-Encoding": "chunked"},
+                [chunked(body), b"0\r\n\r\n"],
+            ),
             "HTTP/1.0": (None, {}, [
                 b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body),
                 0.1,
@@ -2707,12 +2716,12 @@ class Proxies(TransportTest):
         port = self.proxy().port
         url = "http://model.example:8000"
         table = [
-            ("HTTP_PROXY", "us%40er:pw", b"us@er:pw"),
-            ("ALL_PROXY", "user", b"user:"),
+            ("HTTP_PROXY", "http://us%40er:pw@", b"us@er:pw"),
+            ("ALL_PROXY", "user@", b"user:"),
         ]
         for name, login, expected in table:
             self.seen = []
-            values = {name: f"http://{login}@127.0.0.1:{port}"}
+            values = {name: f"{login}127.0.0.1:{port}"}
             with proxy_environment(**values):
                 client = self.new_client(base_url=url)
             self.ask(client)
@@ -2797,6 +2806,8 @@ class Tls(TransportTest):
         for _ in range(3):
             self.assertEqual(self.ask(client).choices[0].message.content, "secret")
         self.assertEqual(len(listener.accepted), 1)
+        other = self.client_of(listener, "https").with_options(ssl_context=trusting)
+        self.assertEqual(self.ask(other).choices[0].message.content, "secret")
 
     def test_https_works_through_a_proxy_and_is_kept(self):
         tunnels = []
@@ -2836,6 +2847,7 @@ class Tls(TransportTest):
             error = self.error(lightllm.APIConnectionError, client)
             self.assertRegex(str(error), reason)
             self.assertIn("certificate", str(error))
+            self.assertIn("ssl_context=", str(error))
             self.assertEqual(len(listener.accepted), 1)
 
     def test_a_cut_without_close_notify_is_an_error(self):
@@ -2873,18 +2885,35 @@ class Addresses(TransportTest):
         self.ask(self.client_of(listener, host="[::1]"))
         self.assertIn(f"Host: [::1]:{listener.port}".encode(), self.request)
 
-    def test_a_dead_first_address(self):
+    def resolve_to_first(self, address):
+        """Let every host have this address, and its own behind it."""
         real = socket.getaddrinfo
         self.addCleanup(setattr, socket, "getaddrinfo", real)
 
         def two(host, *rest):
             found = real(host, *rest)
-            family, kind, protocol, name, address = found[0]
-            return [(family, kind, protocol, name, ("127.0.0.1", 9)), *found]
+            return [(*found[0][:4], address), *found]
 
         socket.getaddrinfo = two
-        self.server.says(answer())
-        self.ask()
+
+    def test_a_dead_first_address(self):
+        self.resolve_to_first(("127.0.0.1", 9))
+        for timeout in (5, None):
+            self.server.says(answer())
+            self.ask(self.new_client(timeout=timeout))
+
+    def test_a_silent_first_address(self):
+        with contextlib.ExitStack() as stack:
+            silent = stack.enter_context(socket.socket())
+            silent.bind(("127.0.0.1", 0))
+            silent.listen(0)
+            for _ in range(3):  # a full queue leaves further ones without an answer
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(silent.getsockname())
+            self.resolve_to_first(silent.getsockname())
+            self.server.says(answer())
+            self.ask(self.new_client(timeout=0.6))
 
 
 # --- every LightLLM build ---
@@ -3317,6 +3346,7 @@ class OtherRoutes(ServerTest):
         paths = [heard.path for heard in self.server.heard]
         self.assertEqual(paths, ["/token_load?a=true&b=C", "/gateway/tokens"])
         self.assertNotIn("Content-Type", self.server.heard[0].headers)
+        self.assertNotIn("Content-Length", self.server.heard[0].headers)
 
     def test_health(self):
         self.server.says(plain({"message": "Ok"}), plain({"message": "Error"}, 503))
