@@ -2950,7 +2950,7 @@ class _EventDecoder:
             lines[0] = b"".join(self._line)
             self._line = [lines.pop()]
             events = self._ended(lines)
-        if self._size > MAX_EVENT_BYTES:
+        if self._size > MAX_EVENT_BYTES and not events:  # those go out first
             raise ValueError("an event larger than MAX_EVENT_BYTES")
         return events
 

@@ -1651,6 +1651,16 @@ class Streams(ServerTest):
         self.assertIn("MAX_EVENT_BYTES", str(error))
         self.assertEqual(error.partial.choices[0].message.content, "a")
 
+    def test_chunks_before_an_endless_event_are_delivered(self):
+        limit = lightllm.MAX_EVENT_BYTES
+        self.addCleanup(setattr, lightllm, "MAX_EVENT_BYTES", limit)
+        lightllm.MAX_EVENT_BYTES = 1000
+        together = event(delta("a")) + b"data: " + b"x" * 2000
+        stream = self.stream(together, 0.05, b"x", 0.2, STOP, DONE)
+        self.assertEqual(next(stream).choices[0].delta.content, "a")
+        with self.assertRaisesRegex(lightllm.APIError, "MAX_EVENT_BYTES"):
+            next(stream)
+
     def test_a_large_event_in_small_pieces(self):
         raw = event(delta("x" * 300_000))
         pieces = [raw[i : i + 1000] for i in range(0, len(raw), 1000)]
