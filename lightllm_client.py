@@ -480,43 +480,6 @@ class BaseModel(_Json):
                 yield name, self[name]
 
 
-def _nested_in(value: Any, kind: Any) -> Any:
-    """A field's value with its objects of that kind."""
-    if type(value) is dict:
-        return kind.model_validate(value)
-    if type(value) is list:
-        return [kind.model_validate(v) if type(v) is dict else v for v in value]
-    return value
-
-
-def _plain(value: Any, include: Any, exclude: Any, options: _Json) -> Any:
-    """A value without classes. `include`, `exclude`: all (True), nothing (False), or
-    names as model_dump takes them."""
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(value, BaseModel):
-        items = value._shown(options)
-    elif isinstance(value, (dict, list)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-    else:
-        return value
-    plain = {}
-    for name, item in items:
-        wanted, unwanted = _part(include, name), _part(exclude, name)
-        if wanted is not False and unwanted is not True:
-            plain[name] = _plain(item, wanted, unwanted, options)
-    return list(plain.values()) if isinstance(value, list) else plain
-
-
-def _part(names: Any, name: Any) -> Any:
-    """What an include or exclude says of the value of `name`, in the same terms."""
-    if isinstance(names, bool):
-        return names
-    if isinstance(names, dict):
-        inner = names.get(name, names.get("__all__", False))
-        return True if inner is ... else inner
-    return name in names
-
-
 # --- answer objects ---
 # One short class an object, with openai's names. The annotations are the declared fields,
 # for people, checkers and the base; a class stands before those that hold its objects.
@@ -895,94 +858,6 @@ class _RawNamespaces:
         self.models = Models(client, True)
 
 
-class _Secret(str):
-    """A str whose repr shows nothing: tools print the variables of tracebacks."""
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-
-def _hidden(headers: Mapping[str, Any]) -> _Json:
-    """Headers whose repr shows no value: one may be a key."""
-    shown = (NotGiven, type(None))
-    return {n: v if isinstance(v, shown) else _Secret(v) for n, v in headers.items()}
-
-
-def _environment(name: str) -> str:
-    found = os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name)
-    return found or ""
-
-
-def _client_options() -> list[str]:
-    keywords = LightLLMClient.__init__.__kwdefaults__ or {}
-    return ["api_key", "base_url", "timeout", *keywords]
-
-
-def _unknown_option(name: str) -> str:
-    if name == "http_client":
-        return "no http_client here: HTTP_PROXY, SSL_CERT_FILE and ssl_context= instead"
-    return f"LightLLMClient takes no {name!r}: {_suggestion(name, _client_options())}"
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{name} is one of {allowed}, not {value!r}")
-    return value
-
-
-def _checked_key(key: _Secret) -> _Secret:
-    key = _Secret(key.strip())
-    if _UNSENDABLE.search(key):
-        raise ValueError("api_key holds a line break or what else no header takes")
-    return key
-
-
-def _checked_timeout(timeout: Any, default: Any) -> Any:
-    if isinstance(timeout, NotGiven):
-        return default
-    if timeout is None or hasattr(timeout, "connect"):
-        return timeout
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout is in seconds, None or a Timeout, not {timeout!r}")
-    if not timeout > 0:
-        raise ValueError(f"timeout is more than 0 seconds, not {timeout!r}")
-    return timeout
-
-
-def _checked_retries(retries: Any) -> int:
-    if isinstance(retries, bool) or not isinstance(retries, int):
-        raise TypeError(f"max_retries is an int, not {retries!r}")
-    if retries < 0:
-        raise ValueError(f"max_retries is 0 or more, not {retries}")
-    return retries
-
-
-def _checked_base_url(url: str) -> str:
-    if not re.fullmatch(r"[!-\[\]-~]+", url):
-        raise ValueError("base_url holds a space, a backslash or a non-ASCII character")
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port, host = parts.port, (parts.hostname or "").encode("idna")
-    except ValueError:  # UnicodeError is one
-        raise ValueError("base_url has no usable host and port") from None
-    if parts.username is not None:
-        raise ValueError("base_url holds credentials: use api_key or default_headers")
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"base_url begins with http:// or https://, unlike {url!r}")
-    if "?" in url or "#" in url:
-        raise ValueError("base_url holds a query or fragment: use default_query")
-    if not host or port == 0:
-        raise ValueError(f"base_url names no host and port: {url!r}")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
-
-
 # --- endpoints ---
 # What can be asked. Options are written once: the documented ones, with their defaults,
 # in the signatures, the others in the TypedDicts, which serve type checkers, completion
@@ -1251,35 +1126,6 @@ class Models(_Resource):
         return found
 
 
-def _hide_headers(options: _Json) -> None:
-    """In place: from here on no variable shows a key in extra_headers."""
-    if options.get("extra_headers"):
-        options["extra_headers"] = _hidden(options["extra_headers"])
-
-
-def _split(given: _Json, create: Any, kind: Any) -> tuple[_Json, _Json]:
-    """The body and the call's own options, of the local variables of `create`."""
-    options = given.pop("options")
-    _hide_headers(options)
-    del given["self"]
-    defaults = create.__kwdefaults__
-    if options:
-        known = {*defaults, *kind.__annotations__, *_CommonOptions.__annotations__}
-        for name in options:
-            if name not in known and name not in _CallOptions.__annotations__:
-                raise TypeError(f"create() has no {name!r}: {_suggestion(name, known)}")
-        given.update(options)
-    call = {
-        name: given.pop(name) for name in _CallOptions.__annotations__ if name in given
-    }
-    body = {}
-    for name, value in given.items():
-        value = defaults.get(name) if isinstance(value, NotGiven) else value
-        if value is not None and not isinstance(value, NotGiven):
-            body[name] = value
-    return body, call
-
-
 # --- streams ---
 # A chunk comes out for each event that came in, its text, calls and finish_reason put
 # right; a plain reply is put right as a stream of one piece. A stream is whole after
@@ -1332,98 +1178,600 @@ class Stream(Generic[_Answer]):
         return self._source.assembly.completion()
 
 
-class _StreamSource:
-    """Events of a reply -> chunks. An error is noted for the Stream to raise: here are
-    variables that hold what the server wrote."""
+# --- functions as tools ---
+# `tools=[search, visit]`: the schema of a Python function comes from its signature and
+# docstring; `run_tool` calls the right one. Types: str, int, float, bool, list, dict,
+# Optional, Union, Literal, Enum; others are a TypeError: a guess would be wrong.
 
-    def __init__(
-        self,
-        response: Response,
-        reply: _Reply,
-        assembly: _Assembly,
-        exchange: _Exchange,
-    ) -> None:
-        self.response = response
-        self.assembly = assembly
-        self.error: APIError | None = None
-        self._reply = reply
-        self._exchange = exchange
-        self._ended = False
-        response.is_closed = False
 
-    def chunks(self) -> Iterator[Any]:
-        decoder, assembly, native = _EventDecoder(), self.assembly, self.assembly.native
+def run_tool(call: Any, tools: Iterable[Any]) -> str:
+    """The text for the `tool` message that answers a call of `message.tool_calls`: what
+    the function of that name returns, a str as it is, anything else as JSON.
+
+    An unknown name, arguments that do not fit and a TypeError or ValueError of the
+    function come back as text that the model can act on. OPINION: what else the function
+    raises is the caller's business, and is raised.
+    """
+    asked = _as_dict(call, "a tool call")["function"]
+    name, text = asked["name"], asked.get("arguments")
+    functions = {getattr(f, "__name__", ""): f for f in tools if callable(f)}
+    if name not in functions:
+        return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
+    try:
+        arguments = _parse_json(text or "{}")
+        for key, kind in _hints(functions[name]).items():
+            if key in arguments and hasattr(kind, "__members__"):  # an Enum
+                arguments[key] = kind(arguments[key])
+        result = functions[name](**arguments)
+        if not isinstance(result, str):
+            result = json.dumps(result, ensure_ascii=False, default=str)
+        return result
+    except (TypeError, ValueError) as error:
+        return f"Error: {name}({text}) failed: {error}"
+
+
+# ======================================================================================
+# the fold: below is the machinery, nothing that a user imports
+# ======================================================================================
+
+# --- options ---
+# What the client and its calls take: checks, and what a misspelt name should have been.
+
+
+class _Secret(str):
+    """A str whose repr shows nothing: tools print the variables of tracebacks."""
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+def _hidden(headers: Mapping[str, Any]) -> _Json:
+    """Headers whose repr shows no value: one may be a key."""
+    shown = (NotGiven, type(None))
+    return {n: v if isinstance(v, shown) else _Secret(v) for n, v in headers.items()}
+
+
+def _environment(name: str) -> str:
+    found = os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name)
+    return found or ""
+
+
+def _client_options() -> list[str]:
+    keywords = LightLLMClient.__init__.__kwdefaults__ or {}
+    return ["api_key", "base_url", "timeout", *keywords]
+
+
+def _unknown_option(name: str) -> str:
+    if name == "http_client":
+        return "no http_client here: HTTP_PROXY, SSL_CERT_FILE and ssl_context= instead"
+    return f"LightLLMClient takes no {name!r}: {_suggestion(name, _client_options())}"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {allowed}, not {value!r}")
+    return value
+
+
+def _checked_key(key: _Secret) -> _Secret:
+    key = _Secret(key.strip())
+    if _UNSENDABLE.search(key):
+        raise ValueError("api_key holds a line break or what else no header takes")
+    return key
+
+
+def _checked_timeout(timeout: Any, default: Any) -> Any:
+    if isinstance(timeout, NotGiven):
+        return default
+    if timeout is None or hasattr(timeout, "connect"):
+        return timeout
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is in seconds, None or a Timeout, not {timeout!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout is more than 0 seconds, not {timeout!r}")
+    return timeout
+
+
+def _checked_retries(retries: Any) -> int:
+    if isinstance(retries, bool) or not isinstance(retries, int):
+        raise TypeError(f"max_retries is an int, not {retries!r}")
+    if retries < 0:
+        raise ValueError(f"max_retries is 0 or more, not {retries}")
+    return retries
+
+
+def _checked_base_url(url: str) -> str:
+    if not re.fullmatch(r"[!-\[\]-~]+", url):
+        raise ValueError("base_url holds a space, a backslash or a non-ASCII character")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port, host = parts.port, (parts.hostname or "").encode("idna")
+    except ValueError:  # UnicodeError is one
+        raise ValueError("base_url has no usable host and port") from None
+    if parts.username is not None:
+        raise ValueError("base_url holds credentials: use api_key or default_headers")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"base_url begins with http:// or https://, unlike {url!r}")
+    if "?" in url or "#" in url:
+        raise ValueError("base_url holds a query or fragment: use default_query")
+    if not host or port == 0:
+        raise ValueError(f"base_url names no host and port: {url!r}")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
+def _hide_headers(options: _Json) -> None:
+    """In place: from here on no variable shows a key in extra_headers."""
+    if options.get("extra_headers"):
+        options["extra_headers"] = _hidden(options["extra_headers"])
+
+
+def _split(given: _Json, create: Any, kind: Any) -> tuple[_Json, _Json]:
+    """The body and the call's own options, of the local variables of `create`."""
+    options = given.pop("options")
+    _hide_headers(options)
+    del given["self"]
+    defaults = create.__kwdefaults__
+    if options:
+        known = {*defaults, *kind.__annotations__, *_CommonOptions.__annotations__}
+        for name in options:
+            if name not in known and name not in _CallOptions.__annotations__:
+                raise TypeError(f"create() has no {name!r}: {_suggestion(name, known)}")
+        given.update(options)
+    call = {
+        name: given.pop(name) for name in _CallOptions.__annotations__ if name in given
+    }
+    body = {}
+    for name, value in given.items():
+        value = defaults.get(name) if isinstance(value, NotGiven) else value
+        if value is not None and not isinstance(value, NotGiven):
+            body[name] = value
+    return body, call
+
+
+# --- messages and images ---
+# What a caller wrote -> what every LightLLM build takes, in new dicts: the caller's own
+# are never changed, and texts are sent as they are. Image files are read here, since the
+# server sees other disks; http(s) URLs are passed on, since fetching what a message names
+# would let a message reach into this network.
+
+
+def _sendable_messages(messages: Any, client: LightLLMClient) -> list[_Json]:
+    if isinstance(messages, (str, bytes, dict)):
+        raise TypeError(f"messages is a list, not a {type(messages).__name__}")
+    sendable = [_sendable_message(message, client) for message in messages]
+    if not sendable:
+        raise ValueError("messages is empty: LightLLM needs one at least")
+    return sendable
+
+
+def _sendable_message(message: Any, client: LightLLMClient) -> _Json:
+    sent = dict(_as_dict(message, "a message"))
+    sent["content"] = content = _sendable_content(sent.get("content"), client)
+    if sent.get("role") == "developer":
+        sent["role"] = "system"  # templates pass over roles that they do not know
+    if sent.get("tool_calls"):
+        calls = sent["tool_calls"] = [
+            _sendable_call(call) for call in sent["tool_calls"]
+        ]
+        if isinstance(content, str) and _TagParser(calls).calls(content):
+            del sent["tool_calls"]  # the content still holds them: once is enough
+    return sent
+
+
+def _as_dict(item: Any, what: str) -> _Json:
+    if not isinstance(item, dict) and hasattr(item, "model_dump"):
+        item = item.model_dump(exclude_unset=True)  # an object of openai's
+    if not isinstance(item, dict):
+        raise TypeError(f"{what} is a dict or an answer's object, not {item!r:.80}")
+    found: _Json = item
+    return found
+
+
+def _sendable_call(call: Any) -> _Json:
+    """LightLLM silently drops a call whose arguments are no JSON text."""
+    sent = dict(_as_dict(call, "a tool call"))
+    function = sent.get("function")
+    if isinstance(function, dict):
+        arguments = function.get("arguments") or {}
+        if not isinstance(arguments, str):
+            arguments = _dump_json(arguments)
+        sent["function"] = {**function, "arguments": arguments}
+    return sent
+
+
+def _sendable_content(content: Any, client: LightLLMClient) -> Any:
+    """ "" for None, which builds before October 2025 refuse; one string for parts that
+    are all text, since templates of text models fail on lists, or drop them."""
+    if content is None or isinstance(content, (str, dict)):
+        return content or ""
+    parts = [
+        {"type": "text", "text": part} if isinstance(part, str) else part
+        for part in content
+    ]
+    if all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        return "\n".join(str(part.get("text", "")) for part in parts)
+    return [_sendable_part(part, client) for part in parts]
+
+
+def _sendable_part(part: Any, client: LightLLMClient) -> Any:
+    if not isinstance(part, dict) or part.get("type") != "image_url":
+        return part
+    image = part.get("image_url")
+    image = image if isinstance(image, dict) else {"url": image}
+    return {**part, "image_url": {**image, "url": _image_url(image.get("url"), client)}}
+
+
+def _image_url(image: Any, client: LightLLMClient) -> str:
+    """A data: URL, or the http(s) URL as it is. ValueError names the image and why."""
+    side = client.max_image_side
+    if hasattr(image, "save"):
+        return _data_url(_png(image, side))
+    if not isinstance(image, str):
+        raise ValueError(f"an image is a URL or a PIL image, not {image!r:.80}")
+    scheme = image[:8].partition(":")[0].lower()
+    if scheme == "file":
+        return _data_url(_scaled(_image_file(image, client.image_root), side, image))
+    if scheme == "data" and side and ";base64," in image[:100]:
         try:
-            while not self.error:
-                raw = self._reply.next_bytes()
-                for text in decoder.feed(raw) if raw else self._last_events(decoder):
-                    data = None if text[:6] == "[DONE]" else self._data(text)
-                    if self.error:
-                        return
-                    if data is not None:
-                        yield assembly.chunk(data)
-                    if data is None or (native and native.finished):
-                        self._ended = True
-                        self._reply.settle()
-                        yield from assembly.rest()
-                        return
-        except (OSError, http.client.HTTPException) as cause:
-            self._note(self._exchange.broken(cause, "the answer is incomplete"), cause)
-        except ValueError as cause:
-            self._fail(APIError, str(cause))
+            raw = base64.b64decode(image.partition(",")[2], validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"image {image[:40]}...: {error}") from None
+        return _data_url(_scaled(raw, side, image[:40]))
+    if scheme not in ("data", "http", "https"):
+        raise ValueError(f"image {image[:200]!r}: not a URL; a path is file:///path")
+    return image
+
+
+def _image_file(url: str, root: Any) -> bytes:
+    """The bytes of a file:// URL. `root` is the client's image_root."""
+    parts = urllib.parse.urlsplit(url.replace("?", "%3F").replace("#", "%23"))
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"image {url!r}: a file of another host; use file:///path")
+    path = urllib.request.url2pathname(parts.path)
+    if "\0" in path:
+        raise ValueError(f"image {url!r}: a NUL in its path")
+    path = os.path.realpath(path)
+    if root is False or (root is not None and not _is_inside(path, root)):
+        raise ValueError(f"image {url!r}: image_root does not allow it")
+    try:  # a FIFO would block and a device never end: look before reading
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ValueError(f"image {url!r}: not a regular file")
+            with open(handle, "rb", closefd=False) as file:
+                raw = file.read(MAX_IMAGE_BYTES + 1)
         finally:
-            self.close()
+            os.close(handle)
+    except OSError as error:
+        raise ValueError(f"image {url!r}: {error.strerror}") from error
+    if len(raw) > MAX_IMAGE_BYTES:
+        raise ValueError(f"image {url!r}: larger than {MAX_IMAGE_BYTES} bytes")
+    if not _image_type(raw):
+        raise ValueError(f"image {url!r}: not a JPEG, PNG, WebP, GIF or BMP image")
+    return raw
 
-    def close(self) -> None:
-        self.response.is_closed = True
-        if not self._ended:
-            self._fail(APIConnectionError, "the stream was closed before its end")
-            self._reply.abort()
 
-    def outcome(self) -> Exception:
-        """What to raise behind the last chunk: a copy, since what was raised holds its
-        frames, they the stream, and the stream the error; and so nothing is freed."""
-        if not self.error:
-            return StopIteration()
-        import copy
+def _is_inside(path: str, root: Any) -> bool:
+    root = os.path.realpath(root)
+    try:
+        return bool(os.path.commonpath([path, root]) == root)
+    except ValueError:  # another drive of Windows
+        return False
 
-        error = copy.copy(self.error)
-        error.__cause__ = self.error.__cause__
-        return error
 
-    def _last_events(self, decoder: _EventDecoder) -> list[str]:
-        """The body ended cleanly: so did the answer if it said so, or it was cut."""
-        if decoder.finish() or self.assembly.is_whole():
-            return ["[DONE]"]
-        what = "the stream ended without [DONE] or a finish_reason: incomplete"
-        if not self.assembly.facts:
-            what = "the stream ended without any event"
-        if self.assembly.spoils:
-            what += "; LightLLM builds of April to November 2025 spoil streams of"
-            what += " requests with tools: pass tool_mode='prompt'"
-        self._fail(APIConnectionError, what)
-        return []
+def _image_type(raw: bytes) -> str:
+    """What the first bytes say the image is, whatever its name says; "" for none."""
+    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        return "webp"
+    kinds = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"}
+    return next((kind for magic, kind in kinds.items() if raw.startswith(magic)), "")
 
-    def _data(self, text: str) -> _Json | None:
-        """The JSON object of an event; None where it is none, or reports an error."""
-        try:
-            data = _parse_json(text)
-        except ValueError:
-            data = None
-        if isinstance(data, dict) and not data.get("error"):
-            return data
-        self._note(self._exchange.bad_event(self.response, text, data))
-        return None
 
-    def _fail(self, kind: type[APIError], what: str) -> None:
-        self._note(self._exchange.error(kind, what))
+def _data_url(raw: bytes) -> str:
+    text = base64.b64encode(raw).decode("ascii")
+    return f"data:image/{_image_type(raw)};base64,{text}"
 
-    def _note(self, error: APIError, cause: BaseException | None = None) -> None:
-        if not self.error:
-            # without its frames, which lead back to the stream
-            error.__cause__ = cause and cause.with_traceback(None)
-            error.partial = self.assembly.completion()
-            self.error = error
+
+def _png(image: Any, side: int | None) -> bytes:
+    """A PIL image as PNG, scaled down to `side` pixels."""
+    if side and max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format="PNG")
+    except OSError:  # a mode that PNG lacks, such as CMYK
+        image.convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _scaled(raw: bytes, side: int | None, name: str) -> bytes:
+    if not side:
+        return raw
+    try:
+        from PIL import Image
+    except ImportError:
+        message = f"image {name!r}: max_image_side needs Pillow: pip install pillow"
+        raise ValueError(message) from None
+    kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+    try:
+        with Image.open(io.BytesIO(raw), formats=kinds) as image:
+            return _png(image, side) if max(image.size) > side else raw
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {name!r}: Pillow cannot read it: {error}") from error
+
+
+# --- prompts ---
+# What a server's template would do, done here: the tool block of Hermes and Qwen, calls
+# and results as text, ChatML for the native API, and its replies as chat replies. Source:
+# the chat templates of Qwen2.5 and Qwen3.
+
+_TOOLS_HEAD = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+"""
+_TOOLS_FOOT = """
+</tools>
+
+For each function call, return a json object with function name and arguments within \
+<tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>"""
+_SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
+_ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
+
+
+def _chosen(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
+    """The tools that tool_choice leaves, and the sentence for what it asks."""
+    if choice == "none":
+        return [], ""
+    if choice == "required":
+        return tools, "\n\nYou must call at least one of these functions now."
+    if not isinstance(choice, dict):
+        return tools, ""
+    name = (choice.get("function") or {}).get("name")
+    tools = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
+    if not tools:
+        raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
+    return tools, f"\n\nYou must call the function {name} now."
+
+
+def _flattened(messages: list[_Json], tools: list[_Json], choice: Any) -> list[_Json]:
+    """Messages without tool fields: all of it is in their texts."""
+    flat: list[_Json] = []
+    was_result = False
+    for message in messages:
+        is_result = message.get("role") in ("tool", "function")
+        if is_result and was_result:  # Qwen's templates put neighbours into one turn
+            flat[-1]["content"] += "\n" + _result_text(message["content"])
+        elif is_result:
+            flat.append({"role": "user", "content": _result_text(message["content"])})
+        else:
+            flat.append(_with_call_text(message))
+        was_result = is_result
+    shown, wish = _chosen(tools, choice)
+    if not shown:
+        return flat
+    block = _TOOLS_HEAD + "\n".join(map(_dump_json, shown)) + _TOOLS_FOOT + wish
+    if flat[0].get("role") != "system":
+        return [{"role": "system", "content": block}, *flat]
+    content = flat[0]["content"]
+    if isinstance(content, list):
+        content = [*content, {"type": "text", "text": block}]
+    else:
+        content = f"{content}\n\n{block}"
+    return [{**flat[0], "content": content}, *flat[1:]]
+
+
+def _result_text(content: Any) -> str:
+    text = content if isinstance(content, str) else _dump_json(content)
+    if text.lstrip().startswith("<tool_response>"):
+        return text
+    return f"<tool_response>\n{text}\n</tool_response>"
+
+
+def _with_call_text(message: _Json) -> _Json:
+    texts = [message["content"]] if message["content"] else []
+    for call in message.get("tool_calls") or ():
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        arguments = arguments if _is_object(arguments) else _dump_json(arguments)
+        call_text = f'{{"name": {_dump_json(name)}, "arguments": {arguments}}}'
+        texts.append(f"<tool_call>\n{call_text}\n</tool_call>")
+    if not message.get("tool_calls"):
+        return message
+    message = {**message, "content": "\n".join(texts)}
+    del message["tool_calls"]
+    return message
+
+
+def _generate_body(body: _Json, tools: list[_Json], client: LightLLMClient) -> _Json:
+    """The native API's request for a chat request; what it has no name for is left out."""
+    if body.get("stream") and body.get("n", 1) != 1:
+        raise ValueError("the native API streams one choice only: leave out n")
+    choice = body.get("tool_choice")
+    messages = body["messages"]
+    if not client.render:
+        messages = _flattened(messages, tools, choice)
+    images: list[_Json] = []
+    for at, message in enumerate(messages):
+        content = _prompt_text(message["content"], images, client.image_tag)
+        messages[at] = {**message, "content": content}
+    if client.render:
+        shown = _chosen(tools, choice)[0] or None
+        prompt = client.render([_with_decoded_calls(one) for one in messages], shown)
+    else:
+        prompt = "".join(map(_chatml_turn, messages)) + "<|im_start|>assistant\n"
+    names = "temperature top_p top_k presence_penalty frequency_penalty n best_of seed"
+    names += " repetition_penalty ignore_eos"
+    parameters = {name: body[name] for name in names.split() if name in body}
+    parameters["do_sample"] = body.get("do_sample", True)  # 2025: greedy without it
+    if "n" in body:
+        parameters["best_of"] = body["n"]
+    if "max_tokens" in body:
+        parameters["max_new_tokens"] = body["max_tokens"]
+    if _stop_strings(body.get("stop")):
+        parameters["stop_sequences"] = _stop_strings(body["stop"])
+    native: _Json = {"inputs": prompt, "parameters": parameters}
+    if images:
+        native["multimodal_params"] = {"images": images}
+    return native
+
+
+def _chatml_turn(message: _Json) -> str:
+    role = str(message.get("role"))
+    if not re.fullmatch(r"[\w-]+", role):
+        raise ValueError(f"a message has the role {role!r}")
+    return f"<|im_start|>{role}\n{message['content']}<|im_end|>\n"
+
+
+def _prompt_text(content: Any, images: list[_Json], tag: str) -> str:
+    """The text of a content, with a tag for each image. A special token in it, such as
+    <|im_end|>, gets a space behind its first bar, so that no text forges a turn."""
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str) or part.get("type") == "text":
+            text = part if isinstance(part, str) else str(part.get("text"))
+            texts.append(_SPECIAL_TOKEN.sub("<| ", text))
+        elif part.get("type") == "image_url":
+            url = part["image_url"]["url"]
+            data = url.partition(";base64,")[2] if url[:5] == "data:" else ""
+            kind = {"type": "base64", "data": data}
+            images.append(kind if data else {"type": "url", "data": url})
+            texts.append(tag)
+        else:
+            raise ValueError(f"the native API takes no {part.get('type')!r} part")
+    return "\n".join(texts)
+
+
+def _with_decoded_calls(message: _Json) -> _Json:
+    """Hugging Face's templates want the arguments of calls as objects."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = dict(call["function"])
+        if _is_object(function["arguments"]):
+            function["arguments"] = _parse_json(function["arguments"])
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _stop_strings(stop: Any) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    return [text for text in stops if isinstance(text, str) and text]
+
+
+class _NativeReplies:
+    """Replies of /generate and events of /generate_stream -> those of the chat API."""
+
+    def __init__(self, model: Any) -> None:
+        self.finished = False
+        created = int(time.time())
+        self._facts = {"id": f"gen-{next(_ids)}", "created": created, "model": model}
+
+    def completion(self, data: _Json) -> _Json:
+        texts, reasons = data["generated_text"], data.get("finish_reason")
+        texts = [texts] if isinstance(texts, str) else texts
+        reasons = reasons if isinstance(reasons, list) else [reasons] * len(texts)
+        choices = []
+        for index, (text, reason) in enumerate(zip(texts, reasons)):
+            message = {"role": "assistant", "content": text}
+            choice = {"index": index, "message": message, "finish_reason": reason}
+            choices.append(choice)
+        facts = {**self._facts, "object": "chat.completion"}
+        return {**facts, "choices": choices, "usage": _usage(data)}
+
+    def chunk(self, event: _Json) -> _Json:
+        token = event.get("token")
+        token = token if isinstance(token, dict) else {}
+        self.finished = event.get("finished") is True
+        reason = (event.get("finish_reason") or "stop") if self.finished else None
+        delta = {"role": "assistant", "content": token.get("text")}
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        chunk = {**self._facts, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**chunk, "usage": _usage(token)} if self.finished else chunk
+
+
+def _usage(data: _Json) -> _Json:
+    asked, answered = data.get("prompt_tokens"), data.get("count_output_tokens")
+    usage: _Json = {"prompt_tokens": asked, "completion_tokens": answered}
+    if isinstance(asked, int) and isinstance(answered, int):
+        usage["total_tokens"] = asked + answered
+    return usage
+
+
+# --- tool schemas ---
+# A Python function -> its schema, for `tools=[search, visit]`.
+
+
+def _tool_list(tools: Any) -> list[_Json]:
+    """Schemas as they are, functions as their schemas."""
+    if isinstance(tools, (str, bytes, dict)):
+        raise TypeError(f"tools is a list, not a {type(tools).__name__}")
+    return [_schema(tool) if callable(tool) else tool for tool in tools or ()]
+
+
+def _schema(function: Any) -> _Json:
+    import inspect
+
+    name = getattr(function, "__name__", "")
+    if not re.fullmatch(r"[a-zA-Z_]\w*", name):
+        raise TypeError(f"a tool needs a name: write a def for {function!r}")
+    text, hints = inspect.getdoc(function) or "", _hints(function)
+    described = dict(re.findall(r"^[ \t]*(\w+)(?: \(.*\))?:[ \t]*(\S.*)$", text, re.M))
+    parameters, properties = inspect.signature(function).parameters, {}
+    for key, parameter in parameters.items():
+        named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if key not in hints or parameter.kind not in named:
+            raise TypeError(f"{name}: {parameter} needs a type, or cannot be named")
+        properties[key] = _type_schema(hints[key], f"{name}: {parameter}")
+        if key in described:
+            properties[key]["description"] = described[key]
+    required = [key for key, one in parameters.items() if one.default is one.empty]
+    taken = {"type": "object", "properties": properties, "required": required}
+    first = " ".join(re.split(r"\n\s*\n", text)[0].split())
+    schema = {"name": name, "description": first, "parameters": taken}
+    return {"type": "function", "function": schema}
+
+
+def _hints(function: Any) -> _Json:
+    import typing
+
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError) as error:
+        raise TypeError(f"{function!r}: types that cannot be read: {error}") from None
+
+
+def _type_schema(kind: Any, where: str) -> _Json:
+    import typing
+
+    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    names.update({dict: "object", list: "array"})
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if hasattr(kind, "__members__"):  # an Enum
+        origin, inner = typing.Literal, tuple(member.value for member in kind)
+    if origin in names:
+        part = "items" if origin is list else "additionalProperties"
+        inside = {part: _type_schema(inner[-1], where)} if inner else {}
+        return {"type": names[origin], **inside}
+    if origin is typing.Literal and len({type(value) for value in inner}) == 1:
+        return {**_type_schema(type(inner[0]), where), "enum": list(inner)}
+    if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
+        options = [option for option in inner if option is not type(None)]
+        schemas = [_type_schema(option, where) for option in options]
+        return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    raise TypeError(f"{where}: {kind!r} has no schema here; write the dict by hand")
 
 
 # --- putting answers right ---
@@ -1699,275 +2047,1142 @@ def _objects(items: Any) -> list[_Json]:
     return [item for item in items if isinstance(item, dict)]
 
 
-# --- messages and images ---
-# What a caller wrote -> what every LightLLM build takes, in new dicts: the caller's own
-# are never changed, and texts are sent as they are. Image files are read here, since the
-# server sees other disks; http(s) URLs are passed on, since fetching what a message names
-# would let a message reach into this network.
+# --- dumps ---
+# Answer objects <-> plain data.
 
 
-def _sendable_messages(messages: Any, client: LightLLMClient) -> list[_Json]:
-    if isinstance(messages, (str, bytes, dict)):
-        raise TypeError(f"messages is a list, not a {type(messages).__name__}")
-    sendable = [_sendable_message(message, client) for message in messages]
-    if not sendable:
-        raise ValueError("messages is empty: LightLLM needs one at least")
-    return sendable
+def _nested_in(value: Any, kind: Any) -> Any:
+    """A field's value with its objects of that kind."""
+    if type(value) is dict:
+        return kind.model_validate(value)
+    if type(value) is list:
+        return [kind.model_validate(v) if type(v) is dict else v for v in value]
+    return value
 
 
-def _sendable_message(message: Any, client: LightLLMClient) -> _Json:
-    sent = dict(_as_dict(message, "a message"))
-    sent["content"] = content = _sendable_content(sent.get("content"), client)
-    if sent.get("role") == "developer":
-        sent["role"] = "system"  # templates pass over roles that they do not know
-    if sent.get("tool_calls"):
-        calls = sent["tool_calls"] = [
-            _sendable_call(call) for call in sent["tool_calls"]
-        ]
-        if isinstance(content, str) and _TagParser(calls).calls(content):
-            del sent["tool_calls"]  # the content still holds them: once is enough
-    return sent
+def _plain(value: Any, include: Any, exclude: Any, options: _Json) -> Any:
+    """A value without classes. `include`, `exclude`: all (True), nothing (False), or
+    names as model_dump takes them."""
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, BaseModel):
+        items = value._shown(options)
+    elif isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    else:
+        return value
+    plain = {}
+    for name, item in items:
+        wanted, unwanted = _part(include, name), _part(exclude, name)
+        if wanted is not False and unwanted is not True:
+            plain[name] = _plain(item, wanted, unwanted, options)
+    return list(plain.values()) if isinstance(value, list) else plain
 
 
-def _as_dict(item: Any, what: str) -> _Json:
-    if not isinstance(item, dict) and hasattr(item, "model_dump"):
-        item = item.model_dump(exclude_unset=True)  # an object of openai's
-    if not isinstance(item, dict):
-        raise TypeError(f"{what} is a dict or an answer's object, not {item!r:.80}")
-    found: _Json = item
-    return found
+def _part(names: Any, name: Any) -> Any:
+    """What an include or exclude says of the value of `name`, in the same terms."""
+    if isinstance(names, bool):
+        return names
+    if isinstance(names, dict):
+        inner = names.get(name, names.get("__all__", False))
+        return True if inner is ... else inner
+    return name in names
 
 
-def _sendable_call(call: Any) -> _Json:
-    """LightLLM silently drops a call whose arguments are no JSON text."""
-    sent = dict(_as_dict(call, "a tool call"))
-    function = sent.get("function")
-    if isinstance(function, dict):
-        arguments = function.get("arguments") or {}
-        if not isinstance(arguments, str):
-            arguments = _dump_json(arguments)
-        sent["function"] = {**function, "arguments": arguments}
-    return sent
+# --- stream source ---
+# The events of a reply -> the chunks of a Stream.
 
 
-def _sendable_content(content: Any, client: LightLLMClient) -> Any:
-    """ "" for None, which builds before October 2025 refuse; one string for parts that
-    are all text, since templates of text models fail on lists, or drop them."""
-    if content is None or isinstance(content, (str, dict)):
-        return content or ""
-    parts = [
-        {"type": "text", "text": part} if isinstance(part, str) else part
-        for part in content
-    ]
-    if all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        return "\n".join(str(part.get("text", "")) for part in parts)
-    return [_sendable_part(part, client) for part in parts]
+class _StreamSource:
+    """Events of a reply -> chunks. An error is noted for the Stream to raise: here are
+    variables that hold what the server wrote."""
 
+    def __init__(
+        self,
+        response: Response,
+        reply: _Reply,
+        assembly: _Assembly,
+        exchange: _Exchange,
+    ) -> None:
+        self.response = response
+        self.assembly = assembly
+        self.error: APIError | None = None
+        self._reply = reply
+        self._exchange = exchange
+        self._ended = False
+        response.is_closed = False
 
-def _sendable_part(part: Any, client: LightLLMClient) -> Any:
-    if not isinstance(part, dict) or part.get("type") != "image_url":
-        return part
-    image = part.get("image_url")
-    image = image if isinstance(image, dict) else {"url": image}
-    return {**part, "image_url": {**image, "url": _image_url(image.get("url"), client)}}
-
-
-def _image_url(image: Any, client: LightLLMClient) -> str:
-    """A data: URL, or the http(s) URL as it is. ValueError names the image and why."""
-    side = client.max_image_side
-    if hasattr(image, "save"):
-        return _data_url(_png(image, side))
-    if not isinstance(image, str):
-        raise ValueError(f"an image is a URL or a PIL image, not {image!r:.80}")
-    scheme = image[:8].partition(":")[0].lower()
-    if scheme == "file":
-        return _data_url(_scaled(_image_file(image, client.image_root), side, image))
-    if scheme == "data" and side and ";base64," in image[:100]:
+    def chunks(self) -> Iterator[Any]:
+        decoder, assembly, native = _EventDecoder(), self.assembly, self.assembly.native
         try:
-            raw = base64.b64decode(image.partition(",")[2], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"image {image[:40]}...: {error}") from None
-        return _data_url(_scaled(raw, side, image[:40]))
-    if scheme not in ("data", "http", "https"):
-        raise ValueError(f"image {image[:200]!r}: not a URL; a path is file:///path")
-    return image
-
-
-def _image_file(url: str, root: Any) -> bytes:
-    """The bytes of a file:// URL. `root` is the client's image_root."""
-    parts = urllib.parse.urlsplit(url.replace("?", "%3F").replace("#", "%23"))
-    if parts.netloc not in ("", "localhost"):
-        raise ValueError(f"image {url!r}: a file of another host; use file:///path")
-    path = urllib.request.url2pathname(parts.path)
-    if "\0" in path:
-        raise ValueError(f"image {url!r}: a NUL in its path")
-    path = os.path.realpath(path)
-    if root is False or (root is not None and not _is_inside(path, root)):
-        raise ValueError(f"image {url!r}: image_root does not allow it")
-    try:  # a FIFO would block and a device never end: look before reading
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        handle = os.open(path, flags)
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ValueError(f"image {url!r}: not a regular file")
-            with open(handle, "rb", closefd=False) as file:
-                raw = file.read(MAX_IMAGE_BYTES + 1)
+            while not self.error:
+                raw = self._reply.next_bytes()
+                for text in decoder.feed(raw) if raw else self._last_events(decoder):
+                    data = None if text[:6] == "[DONE]" else self._data(text)
+                    if self.error:
+                        return
+                    if data is not None:
+                        yield assembly.chunk(data)
+                    if data is None or (native and native.finished):
+                        self._ended = True
+                        self._reply.settle()
+                        yield from assembly.rest()
+                        return
+        except (OSError, http.client.HTTPException) as cause:
+            self._note(self._exchange.broken(cause, "the answer is incomplete"), cause)
+        except ValueError as cause:
+            self._fail(APIError, str(cause))
         finally:
-            os.close(handle)
-    except OSError as error:
-        raise ValueError(f"image {url!r}: {error.strerror}") from error
-    if len(raw) > MAX_IMAGE_BYTES:
-        raise ValueError(f"image {url!r}: larger than {MAX_IMAGE_BYTES} bytes")
-    if not _image_type(raw):
-        raise ValueError(f"image {url!r}: not a JPEG, PNG, WebP, GIF or BMP image")
-    return raw
+            self.close()
+
+    def close(self) -> None:
+        self.response.is_closed = True
+        if not self._ended:
+            self._fail(APIConnectionError, "the stream was closed before its end")
+            self._reply.abort()
+
+    def outcome(self) -> Exception:
+        """What to raise behind the last chunk: a copy, since what was raised holds its
+        frames, they the stream, and the stream the error; and so nothing is freed."""
+        if not self.error:
+            return StopIteration()
+        import copy
+
+        error = copy.copy(self.error)
+        error.__cause__ = self.error.__cause__
+        return error
+
+    def _last_events(self, decoder: _EventDecoder) -> list[str]:
+        """The body ended cleanly: so did the answer if it said so, or it was cut."""
+        if decoder.finish() or self.assembly.is_whole():
+            return ["[DONE]"]
+        what = "the stream ended without [DONE] or a finish_reason: incomplete"
+        if not self.assembly.facts:
+            what = "the stream ended without any event"
+        if self.assembly.spoils:
+            what += "; LightLLM builds of April to November 2025 spoil streams of"
+            what += " requests with tools: pass tool_mode='prompt'"
+        self._fail(APIConnectionError, what)
+        return []
+
+    def _data(self, text: str) -> _Json | None:
+        """The JSON object of an event; None where it is none, or reports an error."""
+        try:
+            data = _parse_json(text)
+        except ValueError:
+            data = None
+        if isinstance(data, dict) and not data.get("error"):
+            return data
+        self._note(self._exchange.bad_event(self.response, text, data))
+        return None
+
+    def _fail(self, kind: type[APIError], what: str) -> None:
+        self._note(self._exchange.error(kind, what))
+
+    def _note(self, error: APIError, cause: BaseException | None = None) -> None:
+        if not self.error:
+            # without its frames, which lead back to the stream
+            error.__cause__ = cause and cause.with_traceback(None)
+            error.partial = self.assembly.completion()
+            self.error = error
 
 
-def _is_inside(path: str, root: Any) -> bool:
-    root = os.path.realpath(root)
+# --- text in pieces ---
+# What the readers of streamed text stand on; pure.
+
+_HEAD = 400  # characters at the most that a pattern given to `_matched` takes
+_SPACE = re.compile(r"\s*")
+
+
+class _Scanner:
+    """Text that is read while it comes in. Its readers are generators, which ask for
+    more text by yielding, so that they can be written as if it were all there."""
+
+    def __init__(self) -> None:
+        self._text = ""  # the piece at hand
+        self._at = 0  # read up to here
+        self._is_last = False  # no more will come
+        self._absent: set[str] = set()  # ends that the rest of the text lacks
+
+    def _more(self) -> _Steps[bool]:
+        """Wait for more text. False: that was all."""
+        if not self._is_last:
+            yield
+        return not self._is_last
+
+    def _skip(self, pattern: re.Pattern[str]) -> _Steps[None]:
+        while True:
+            found = pattern.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text) or not (yield from self._more()):
+                return
+
+    def _took(self, *tokens: str) -> _Steps[str]:
+        """The first of the tokens that stands behind the space here; "" for none. What
+        is returned is passed over, as the space is."""
+        if not self._text[self._at : self._at + 1].strip():
+            yield from self._skip(_SPACE)
+        while True:
+            rest = self._text[self._at : self._at + 12]
+            longer = [token for token in tokens if len(token) > len(rest)]
+            if not any(token.startswith(rest) for token in longer):
+                break
+            if not (yield from self._more()):
+                break
+        for token in tokens:
+            if rest.startswith(token):
+                self._at += len(token)
+                return token
+        return ""
+
+    def _matched(self, pattern: re.Pattern[str]) -> _Steps[re.Match[str] | None]:
+        while True:
+            found = pattern.match(self._text, self._at)
+            if found:
+                self._at = found.end()
+            elif len(self._text) - self._at < _HEAD and (yield from self._more()):
+                continue
+            return found
+
+    def _until(self, end: str) -> _Steps[str | None]:
+        """The text before an end tag, which is passed over; None: it never comes."""
+        pieces = []
+        while end not in self._absent:
+            at = self._text.find(end, self._at)
+            cut = at if at >= 0 else max(self._at, len(self._text) - len(end) + 1)
+            pieces.append(self._text[self._at : cut])
+            self._at = cut
+            if at >= 0:
+                self._at += len(end)
+                return "".join(pieces)
+            if not (yield from self._more()):
+                self._absent.add(end)
+        return None
+
+
+# --- tool-call tags ---
+# Text -> text and calls; pure. `feed` any pieces, then `finish`: the outcome does not
+# depend on the cuts. A region opens at <tool_call>; where it turns out to be no call, its
+# tag is let go as text and reading resumes right behind it. The end of JSON is found by
+# its brackets and quotes, never by the end tag, which may stand in a string. What was cut
+# off never becomes a call. Linear: each piece is scanned once, rescans are bounded.
+
+_RESCANS = 4  # times the text; more takes text made for it, which then is let go whole
+_OPENERS = ("<tool_call>", "<think>")
+_OPENER = re.compile("|".join(_OPENERS))
+_FILLER = re.compile(r"[\s,}]*")
+_IN_JSON = re.compile(r"[\"'\[\]{}<]")
+_IN_STRING = {'"': re.compile(r'["\\]'), "'": re.compile(r"['\\]")}
+_TAG_NAME = re.compile(r"([^<>\n]{1,128})>")
+_BARE_NAME = re.compile(r"[\w.-]{1,128}")
+_ARG_KEY = re.compile(r"([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
+
+
+class _TagParser(_Scanner):
+    def __init__(self, tools: Iterable[_Json]) -> None:
+        super().__init__()
+        self._schemas = _parameter_schemas(tools)
+        self._start = 0  # where the open region begins
+        self._region: list[str] = []  # what earlier pieces hold of it
+        self._offset = 0  # of self._text in the whole
+        self._rescanned = 0
+        self._is_opening = False
+        self._depth, self._quote = 0, ""  # in JSON
+        self._out: list[str | _Call] = []
+        self._steps = self._parse()
+
+    def feed(self, text: str) -> list[str | _Call]:
+        """The texts and calls that are certain now, in order."""
+        if self._start < self._at:
+            self._region.append(self._text[self._start : self._at])
+        self._offset += self._at
+        self._text, self._at, self._start = self._text[self._at :] + text, 0, 0
+        self._out = []
+        next(self._steps, None)
+        return self._out
+
+    def finish(self) -> list[str | _Call]:
+        """The rest: an open region that is no whole call is text."""
+        self._is_last = True
+        return self.feed("")
+
+    def calls(self, text: str) -> list[_Call]:
+        """The calls in a whole text."""
+        found = self.feed(text) + self.finish() if "<tool_call>" in text else []
+        return [call for call in found if isinstance(call, _Call)]
+
+    @property
+    def held(self) -> str:
+        """The text that came in and did not go out."""
+        return "".join(self._region) + self._text[self._start :]
+
+    def drop_open_tag(self) -> None:
+        """The server read the call behind an open tag by itself: that tag and the end
+        tag that follows it are no text."""
+        if self._is_opening:
+            self._text, self._at, self._start, self._region = "", 0, 0, []
+            self._is_opening = False
+            self._steps = self._parse_behind_end()
+
+    def _parse_behind_end(self) -> _Steps[None]:
+        if not (yield from self._took("</tool_call>")):
+            self._out.append("".join(self._region) + self._text[self._start : self._at])
+        self._region, self._start = [], self._at
+        yield from self._parse()
+
+    def _parse(self) -> _Steps[None]:
+        while True:
+            found = _OPENER.search(self._text, self._at)
+            if not found:
+                self._let_go(self._certain(*_OPENERS))
+                if not (yield from self._more()):
+                    self._let_go(len(self._text))
+                    return
+                continue
+            self._let_go(found.start())
+            if found[0] == "<think>":
+                yield from self._think()
+                continue
+            self._at += len("<tool_call>")
+            calls: list[_Call] = []
+            if (yield from self._read_calls(calls)):
+                self._out += calls
+                self._region, self._start = [], self._at
+            else:
+                self._fail()
+
+    def _think(self) -> _Steps[None]:
+        """Thought is text, whatever stands in it."""
+        end = -1
+        while end < 0:
+            end = self._text.find("</think>", self._at)
+            self._let_go(end if end >= 0 else self._certain("</think>"))
+            if end < 0 and not (yield from self._more()):
+                return
+
+    def _read_calls(self, calls: list[_Call]) -> _Steps[bool]:
+        """The region behind an open tag. False: it is no call."""
+        self._is_opening = True
+        yield from self._took("```json", "```")
+        token = yield from self._took("{", "[", "<function=")
+        self._is_opening = False
+        is_good = bool(token) or (yield from self._bare(calls))
+        while is_good:
+            if token in ("{", "["):
+                self._at -= 1
+                is_good = yield from self._json(calls)
+            elif token == "<function=":
+                is_good = yield from self._function(calls)
+            elif token == "<code>":
+                is_good = yield from self._code(calls[-1])
+            if not is_good:
+                return False
+            yield from self._skip(_FILLER)
+            more = ("{", "[", "<function=", "<code>", "```")
+            token = yield from self._took(*more, "</tool_call>", "<tool_call>")
+            if token == "<tool_call>":
+                self._at -= len(token)
+            if token not in more:
+                break
+        return is_good and (bool(token) or self._is_end())
+
+    def _is_end(self) -> bool:
+        """Whether the text ends here, or in the end tag, or in the next open tag."""
+        rest = self._text[self._at : self._at + 13]
+        if "</tool_call>".startswith(rest):
+            self._at = len(self._text)
+            return True
+        return "<tool_call>".startswith(rest)
+
+    def _json(self, calls: list[_Call]) -> _Steps[bool]:
+        pieces = []
+        self._depth, self._quote = 0, ""
+        while True:
+            begin = self._at
+            self._scan_json()
+            pieces.append(self._text[begin : self._at])
+            if not self._depth:
+                break
+            if self._depth > _MAX_DEPTH:
+                return False
+            if not self._quote and self._text[self._at : self._at + 1] == "<":
+                if self._depth > 1 or not (yield from self._took("</tool_call>")):
+                    return False
+                self._at -= len("</tool_call>")
+                pieces.append("}")  # just the outer brace is missing
+                break
+            if not (yield from self._more()):
+                return False
+        found = _calls_in_json("".join(pieces))
+        calls += found
+        return bool(found)
+
+    def _scan_json(self) -> None:
+        """Go to the end of the JSON, to a tag in it, or to the end of the text."""
+        text = self._text
+        while True:
+            pattern = _IN_STRING[self._quote] if self._quote else _IN_JSON
+            found = pattern.search(text, self._at)
+            mark = found[0] if found else ""
+            if not found:
+                self._at = len(text)
+                return
+            if mark == "<" or (mark == "\\" and found.end() == len(text)):
+                self._at = found.start()
+                return
+            self._at = found.end()
+            if mark == "\\":
+                self._at += 1
+            elif self._quote:
+                self._quote = ""
+            elif mark in "\"'":
+                self._quote = mark
+            else:
+                self._depth += 1 if mark in "{[" else -1
+                if not 0 < self._depth <= _MAX_DEPTH:
+                    return
+
+    def _code(self, call: _Call) -> _Steps[bool]:
+        """Code that stands behind the JSON of its call; any text may be in it."""
+        code = yield from self._until("</code>")
+        call.values, call.text = {**call.values, "code": (code or "").strip("\n")}, None
+        return code is not None
+
+    def _function(self, calls: list[_Call]) -> _Steps[bool]:
+        """Qwen3-Coder: <function=f><parameter=p>value</parameter></function>."""
+        found = yield from self._matched(_TAG_NAME)
+        if not found or not found[1].strip():
+            return False
+        calls.append(_Call(found[1].strip(), {}))
+        tags = ("<parameter=", "</parameter>", "</function>")
+        return (yield from self._arguments(calls[-1], _TAG_NAME, *tags))
+
+    def _bare(self, calls: list[_Call]) -> _Steps[bool]:
+        """GLM: a name and <arg_key>k</arg_key><arg_value>v</arg_value>; without those
+        only a tool that was offered. An end of the text in place of a tag may be a cut."""
+        found = _BARE_NAME.match(self._text, self._at)
+        while found and found.end() == len(self._text) and (yield from self._more()):
+            found = _BARE_NAME.match(self._text, self._at)
+        if not found:
+            return False
+        self._at = found.end()
+        calls.append(_Call(found[0], {}))
+        tags = ("<arg_key>", "</arg_value>", "</tool_call>", "<tool_call>", "</")
+        is_good = yield from self._arguments(calls[-1], _ARG_KEY, *tags)
+        return is_good and bool(calls[-1].values or found[0] in self._schemas)
+
+    def _arguments(
+        self, call: _Call, key: re.Pattern[str], begin: str, end: str, *last: str
+    ) -> _Steps[bool]:
+        """Arguments in tags, up to the last tag. `key` matches what is behind `begin`."""
+        token = yield from self._took(begin, *last)
+        while token == begin:
+            found = yield from self._matched(key)
+            value = (yield from self._until(end)) if found else None
+            if not found or value is None:
+                return False
+            if end == "</parameter>":  # a line's end on either side belongs to the form
+                value = re.sub(r"\A\n|\n\Z", "", value)
+            self._set(call, found[1].strip(), value)
+            token = yield from self._took(begin, *last)
+        if token != "</function>":
+            self._at -= len(token)  # the region's end, which is read next
+        return bool(token)
+
+    def _set(self, call: _Call, key: str, value: str) -> None:
+        schema = self._schemas.get(call.name, {}).get(key)
+        call.values[key] = _typed_value(value, schema)
+
+    def _certain(self, *tokens: str) -> int:
+        """Up to where the text cannot be the beginning of a token."""
+        cut = self._text.rfind("<", max(self._at, len(self._text) - 10))
+        rest = self._text[cut:]
+        if self._is_last or cut < 0 or not any(t.startswith(rest) for t in tokens):
+            return len(self._text)
+        return cut
+
+    def _let_go(self, end: int) -> None:
+        if end > self._start:
+            self._out.append(self._text[self._start : end])
+        self._start = self._at = end
+
+    def _fail(self) -> None:
+        """The region is no call: let its tag go, and read on behind that."""
+        before = "".join(self._region)
+        self._region = []
+        self._text = before + self._text
+        self._at += len(before)
+        self._offset -= len(before)
+        self._rescanned += self._at - self._start
+        may_rescan = self._rescanned <= _RESCANS * (self._offset + self._at)
+        self._let_go(self._start + len("<tool_call>") if may_rescan else self._at)
+
+
+# --- calls in JSON ---
+# The text of a call -> its name and arguments. First as JSON; then leniently, where only
+# what stands outside of strings is rewritten; then it is no call. Nothing is guessed:
+# a wrong call is worse than none.
+
+_ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_TOKEN = re.compile(  # strings, Python's words, commas before brackets
+    r'"[^"\\]*(?:\\.[^"\\]*)*"'
+    r"|'[^'\\]*(?:\\.[^'\\]*)*'"
+    r"|\b(?:True|False|None)\b|,(?=\s*[}\]])",
+    re.DOTALL,
+)
+_ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|.)|"', re.DOTALL)
+
+
+class _Call:
+    """A call that was read. `is_written`: its arguments stand in the text as an object."""
+
+    def __init__(self, name: str, values: _Json, is_written: bool = False) -> None:
+        self.name = name
+        self.values = values
+        self.is_written = is_written
+        self.text: str | None = None  # the model's own, where that is JSON
+
+    @property
+    def arguments(self) -> str:
+        if self.text is None or re.search(r"[\0-\x1f]", self.text):
+            return _dump_json(self.values)
+        return self.text
+
+
+def _calls_in_json(text: str) -> list[_Call]:
+    """The calls of an object, or of all objects of an array; none if one is no call."""
+    is_strict = True
     try:
-        return bool(os.path.commonpath([path, root]) == root)
-    except ValueError:  # another drive of Windows
+        data = _parse_json(text)
+    except ValueError:
+        try:
+            data, is_strict = _parse_json(_lenient(text)), False
+        except ValueError:
+            return []
+    calls = []
+    for item in data if isinstance(data, list) else [data]:
+        call = _call_of(item)
+        if not call:
+            return []
+        calls.append(call)
+    if is_strict:
+        _keep_texts(calls, text)
+    return calls
+
+
+def _call_of(item: Any) -> _Call | None:
+    """The call that an object is."""
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        return None
+    key = "arguments" if "arguments" in item else "parameters"
+    if key not in item and set(item) - {"name", "type", "id"}:
+        return None  # arguments beside the name: without them it would be another call
+    values = item.get(key)
+    if isinstance(values, str):
+        try:
+            values = _parse_json(values) if values.strip() else {}
+        except ValueError:
+            return None
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not item["name"]:
+        return None
+    return _Call(item["name"], values, values is item.get(key))
+
+
+def _keep_texts(calls: list[_Call], text: str) -> None:
+    """Give the calls of a valid JSON text the very text of their arguments, so that
+    numbers and spaces stay as the model wrote them."""
+    at = 0
+    for call in calls:
+        found = _ARGUMENTS.search(text, at) if call.is_written else None
+        while found:
+            values, at = _DECODER.raw_decode(text, found.end())
+            if values == call.values:
+                call.text = text[found.end() : at]
+                break
+            found = _ARGUMENTS.search(text, at)
+
+
+def _lenient(text: str) -> str:
+    """JSON as models write it -> JSON; nothing in a string changes its meaning."""
+    return _TOKEN.sub(_strict_token, text)
+
+
+def _strict_token(found: re.Match[str]) -> str:
+    token = found[0]
+    if token[0] in "\"'":
+        return '"' + _ESCAPE.sub(_strict_escape, token[1:-1]) + '"'
+    return {"True": "true", "False": "false", "None": "null"}.get(token, "")
+
+
+def _strict_escape(found: re.Match[str]) -> str:
+    """A valid escape as it is; the backslash of any other is doubled, not dropped."""
+    escaped = found[1]
+    if escaped is None:
+        return r"\""
+    if escaped == "'":
+        return "'"
+    is_valid = len(escaped) > 1 or escaped in '"\\/bfnrt'
+    return found[0] if is_valid else "\\" + found[0]
+
+
+def _parameter_schemas(tools: Iterable[_Json]) -> dict[str, _Json]:
+    """The properties of each offered tool, by its name."""
+    schemas: dict[str, _Json] = {}
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict):
+            properties = (function.get("parameters") or {}).get("properties")
+            schemas[str(function.get("name"))] = properties or {}
+    return schemas
+
+
+def _typed_value(text: str, schema: Any) -> Any:
+    """An untyped value by its schema: text, unless another type is wanted and fits."""
+    schema = schema if isinstance(schema, dict) else {}
+    kinds: list[Any] = []
+    for option in [schema, *schema.get("anyOf", ())]:
+        kind = option.get("type") or []
+        kinds += [kind] if isinstance(kind, str) else kind
+    if not kinds or ("string" in kinds and not ("null" in kinds and text == "null")):
+        return text
+    try:
+        return _parse_json(_lenient(text))
+    except ValueError:
+        return text
+
+
+# --- JSON ---
+# Text <-> data, for replies, events and tool calls alike. Nothing that a server or a
+# model writes does more than raise ValueError.
+
+_MAX_DEPTH = 500  # more can overflow a thread's small stack (mcp python-sdk#3147)
+_DECODER = json.JSONDecoder(strict=False)
+_dump_json = json.JSONEncoder(ensure_ascii=False).encode
+_dump_request = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode
+_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[{}\]]', re.DOTALL)
+_HALF_PAIR = re.compile(  # not behind a backslash, and not the first half of a pair
+    r"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+
+
+def _text(raw: bytes) -> str:
+    """UTF-8 whatever a charset says; U+FFFD for what is not, no byte order mark."""
+    text = raw.decode("utf-8", "replace")
+    return text[1:] if text[:1] == "\ufeff" else text
+
+
+def _parse_json(text: str) -> Any:
+    """Decoded JSON, with U+FFFD for halves of surrogate pairs, which nobody can print.
+    Raises ValueError."""
+    if "\\ud" in text or "\\uD" in text:
+        text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
+    if len(text) > _MAX_DEPTH and _is_deep(text):
+        raise ValueError("JSON of too many levels")
+    try:
+        data, end = _DECODER.raw_decode(text)
+        if end == len(text):
+            return data
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return _DECODER.decode(text)  # takes spaces around it too
+    except RecursionError:
+        raise ValueError("JSON of too many levels") from None
+
+
+def _is_deep(text: str) -> bool:
+    depth = 0
+    if text.count("[") + text.count("{") <= _MAX_DEPTH:
+        return False
+    for found in _BRACKET.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > _MAX_DEPTH:
+            return True
+    return False
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(_parse_json(text), dict)
+    except ValueError:
         return False
 
 
-def _image_type(raw: bytes) -> str:
-    """What the first bytes say the image is, whatever its name says; "" for none."""
-    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-        return "webp"
-    kinds = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"}
-    return next((kind for magic, kind in kinds.items() if raw.startswith(magic)), "")
-
-
-def _data_url(raw: bytes) -> str:
-    text = base64.b64encode(raw).decode("ascii")
-    return f"data:image/{_image_type(raw)};base64,{text}"
-
-
-def _png(image: Any, side: int | None) -> bytes:
-    """A PIL image as PNG, scaled down to `side` pixels."""
-    if side and max(image.size) > side:
-        image = image.copy()
-        image.thumbnail((side, side))
-    buffer = io.BytesIO()
+def _dump_body(body: Any) -> bytes:
+    """A request's body. ValueError: NaN, infinity, half a surrogate pair, too deep."""
     try:
-        image.save(buffer, format="PNG")
-    except OSError:  # a mode that PNG lacks, such as CMYK
-        image.convert("RGB").save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _scaled(raw: bytes, side: int | None, name: str) -> bytes:
-    if not side:
-        return raw
-    try:
-        from PIL import Image
-    except ImportError:
-        message = f"image {name!r}: max_image_side needs Pillow: pip install pillow"
+        return _dump_request(body).encode("utf-8")
+    except UnicodeEncodeError as error:
+        before = error.object[max(0, error.start - 20) : error.start]
+        message = f"half a surrogate pair, which is no text, after {before!r}"
         raise ValueError(message) from None
-    kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+    except RecursionError:
+        raise ValueError("the request is nested too deeply") from None
+
+
+# --- server-sent events ---
+# Bytes -> the data of events, by the WHATWG rules; pure. CR, LF and CRLF end a line and
+# nothing else does (str.splitlines would split model text at U+2028). The bytes may be
+# cut anywhere; each is looked at once.
+
+
+class _EventDecoder:
+    def __init__(self) -> None:
+        self._line: list[bytes] = []  # the pieces of the line that has not ended
+        self._data: list[bytes] = []  # the data lines of the event that has not ended
+        self._size = 0  # of both
+        self._after_cr = False
+        self._is_first = True
+
+    def feed(self, raw: bytes) -> list[str]:
+        """The data of the events that these bytes end. ValueError: one is too large."""
+        if self._after_cr and raw[:1] == b"\n":
+            raw = raw[1:]
+        self._after_cr = raw[-1:] == b"\r"
+        if b"\r" in raw:
+            raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = raw.split(b"\n")
+        self._line.append(lines[0])
+        self._size += len(lines[0])
+        events = []
+        if len(lines) > 1:
+            lines[0] = b"".join(self._line)
+            self._line = [lines.pop()]
+            events = self._ended(lines)
+        if self._size > MAX_EVENT_BYTES and not events:  # those go out first
+            raise ValueError("an event larger than MAX_EVENT_BYTES")
+        return events
+
+    def finish(self) -> bool:
+        """Whether [DONE] stands at the end of the body without a line's end."""
+        return b"".join(self._line).replace(b" ", b"") == b"data:[DONE]"
+
+    def _ended(self, lines: list[bytes]) -> list[str]:
+        if self._is_first and lines[0][:3] == b"\xef\xbb\xbf":
+            lines[0] = lines[0][3:]
+        self._is_first = False
+        events, data = [], self._data
+        for line in lines:
+            if line[:5] == b"data:":
+                data.append(line[6:] if line[5:6] == b" " else line[5:])
+                if data == [b"[DONE]"]:  # need not wait for the empty line
+                    events.append("[DONE]")
+                    data.clear()
+            elif line == b"data":
+                data.append(b"")
+            elif not line:
+                events.append(b"\n".join(data).decode("utf-8", "replace"))
+                data.clear()
+        self._size = len(self._line[0]) + sum(map(len, data))
+        return [event for event in events if event]
+
+
+# --- stop strings ---
+# What may come after a stop string is held back; pure.
+
+
+class _StopFilter:
+    """Text up to the first stop string; what could begin one is held back."""
+
+    def __init__(self, stops: list[str]) -> None:
+        self._stops = stops
+        self._pattern = re.compile("|".join(map(re.escape, stops)))
+        self._longest = max(map(len, stops))
+        self._tail = ""
+        self._cut: list[str] = []  # what came from the stop string on
+
+    @property
+    def held(self) -> str:
+        return self._tail + "".join(self._cut)
+
+    def feed(self, text: str) -> str:
+        if self._cut:
+            self._cut.append(text)
+            return ""
+        text = self._tail + text
+        found = self._pattern.search(text)
+        at = found.start() if found else max(0, len(text) - self._longest + 1)
+        while not found and at < len(text):
+            if any(stop.startswith(text[at:]) for stop in self._stops):
+                break
+            at += 1
+        self._tail, self._cut = ("", [text[at:]]) if found else (text[at:], [])
+        return text[:at]
+
+    def finish(self, reason: Any) -> str:
+        """The rest: what follows a stop string is none if that is why the text ended."""
+        if self._cut and reason in ("stop", "tool_calls", "function_call"):
+            return ""
+        return self.held
+
+
+# --- requests ---
+# One attempt under its clock, and the retries around it. Whatever a server does ends here
+# as a whole reply, or as an error of the openai tree with nothing secret in it: keys go
+# out of texts and bodies first, and no variable of a frame that raises shows one.
+
+_MAX_REDIRECTS = 5
+_LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
+_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
+_SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key")
+
+
+class _Exchange:
+    """One request: the attempts at it, and the errors that come of them."""
+
+    def __init__(
+        self,
+        client: LightLLMClient,
+        method: str,
+        url: str,
+        body: Any,
+        extra_headers: Any = None,
+        extra_query: Any = None,
+        timeout: Any = NOT_GIVEN,
+    ) -> None:
+        self._client = client
+        self._timeout = _checked_timeout(timeout, client.timeout)
+        query = _query_string({**client.default_query, **(extra_query or {})})
+        self._request = Request(method, url + query)
+        self._data = None if body is None else _dump_body(body)
+        self._headers = _request_headers(client, self._data, extra_headers or {})
+        self._attempts = 0
+        if client.is_closed():
+            raise self.error(APIConnectionError, "this client is closed")
+
+    def whole(self, build: Callable[[Any], Any] | None) -> Response:
+        """The reply with its body, and what `build` makes of it."""
+        response, _ = self._answered(True)
+        response._parsed, problem = _built(response, build)
+        if problem:  # no frame of this error holds the body, which may echo the key
+            raise self._invalid(response, problem)
+        return response
+
+    def opened(self) -> tuple[Response, _Reply]:
+        """The reply of a stream with its head."""
+        response, reply = self._answered(False)
+        kind = response.headers.get("content-type", "").lower()
+        if "json" in kind or "html" in kind:
+            response.content = reply.read_error()
+            raise self._invalid(response, "no stream of events")
+        return response, reply
+
+    def _answered(self, whole: bool) -> tuple[Response, _Reply]:
+        """The first good reply, after the retries that are due."""
+        while True:
+            self._attempts += 1
+            try:
+                return self._attempt(whole)
+            except APIError as error:
+                delay = self._retry_delay(error)
+                if delay is None:
+                    raise
+                text = error.message
+            import logging
+
+            log, tried = logging.getLogger(__name__), self._attempts
+            log.info("attempt %d failed, next in %.1f s: %s", tried, delay, text)
+            time.sleep(delay)
+
+    def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
+        started, reply = time.monotonic(), None
+        try:
+            reply = self._followed(_Clock(self._timeout))
+            response = Response(self._request, reply.status, reply.headers)
+            response.retries_taken = self._attempts - 1
+            if not 200 <= reply.status < 300:
+                response.content = reply.read_error()
+                raise self._status_error(response)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise self._invalid(response, "a coded body, which was not asked for")
+            if whole:
+                response.content = reply.read(MAX_REPLY_BYTES)
+        except BaseException as cause:
+            if reply:
+                reply.abort()
+            if isinstance(cause, (OSError, http.client.HTTPException)):
+                raise self.broken(cause) from cause
+            raise
+        response._seconds = time.monotonic() - started
+        return response, reply
+
+    def _followed(self, clock: _Clock) -> _Reply:
+        """The reply, after redirects that keep to origin, method and body."""
+        method, url = self._request.method, self._request.url
+        reply: Any = None
+        for _ in range(_MAX_REDIRECTS + 1):
+            # no origin, which is for cookies: finding it out would parse the URL again
+            wire = urllib.request.Request(
+                url, self._data, self._headers, "", method=method
+            )
+            deadline: Any = clock
+            reply = self._client._opener.open(wire, timeout=deadline)
+            if reply.status not in (307, 308):
+                break
+            target = _joined(url, reply.headers.get("location", ""))
+            if _origin(target) != _origin(url):
+                break
+            reply.read_error()
+            url = target
+        found: _Reply = reply
+        return found
+
+    def _retry_delay(self, error: APIError) -> float | None:
+        """Seconds until the next attempt; None for none."""
+        if self._attempts > self._client.max_retries:
+            return None
+        if isinstance(error, APIStatusError):
+            status, headers = error.status_code, error.response.headers
+            told = headers.get("x-should-retry")
+            retried = status in (408, 409, 429) or status >= 500
+            if told == "false" or (told != "true" and not retried):
+                return None
+            asked = _retry_after(headers)
+            if asked:
+                return asked if asked <= _LONGEST_RETRY_AFTER else None
+        elif not isinstance(error, APIConnectionError):
+            return None
+        elif hasattr(error.__cause__, "verify_message"):
+            return None  # a certificate does not get better
+        delay = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
+        return delay * (1 - 0.25 * random.random())
+
+    def error(self, kind: Any, what: str) -> Any:
+        """An error without a response."""
+        message = f"{self._asked()}: {what}"
+        return kind(message=self._redacted(message), request=self._request)
+
+    def broken(self, cause: BaseException, what: str = "") -> APIConnectionError:
+        """The error for a connection that could not be made, or broke."""
+        tried = f"({self._attempts} attempt{'s' * (self._attempts != 1)})"
+        kind: Any = APIConnectionError
+        where = _shown_url(self._request.url)
+        if self._route().proxy:
+            where = f"the proxy {self._route().proxy} (from the environment)"
+        if isinstance(cause, socket.timeout):
+            kind = APITimeoutError
+            text = f"no {'more' if what else 'answer'} within {self._timeout} s {tried}"
+            hint = "raise timeout=, or stream long answers"
+        else:
+            reason, hint = _reason(cause)
+            lost = (http.client.HTTPException, BrokenPipeError, ConnectionResetError)
+            failed = "no reply from" if isinstance(cause, lost) else "cannot reach"
+            text = f"{failed} {where} {tried}: {reason}" if not what else reason
+        parts = [what, text, hint]
+        error: APIConnectionError = self.error(kind, "; ".join(filter(None, parts)))
+        return error
+
+    def bad_event(self, response: Response, text: str, data: Any) -> APIError:
+        """The error for an event that reports one, or that is no JSON object."""
+        if isinstance(data, dict):
+            body = self._redacted(data["error"])
+            return APIError(_error_text({"error": body}, ""), self._request, body=body)
+        what = f"an event is no JSON object: {self._redacted(text[:300])}"
+        message = f"{self._asked()}: {what}; the answer is incomplete"
+        return APIResponseValidationError(response, message=message, body=None)
+
+    def _invalid(self, response: Response, what: str) -> APIResponseValidationError:
+        """The error for a good status with something else than was asked for."""
+        body = self._clean(response)
+        message = f"{self._asked()} gave status {response.status_code}, but {what}"
+        text = _error_text(body, response.text)
+        message += f": {text}" if text else ""
+        message += "; is base_url that of a LightLLM server?"
+        return APIResponseValidationError(response, body, message=message)
+
+    def _status_error(self, response: Response) -> APIStatusError:
+        body, status = self._clean(response), response.status_code
+        server = InternalServerError if status >= 500 else APIStatusError
+        kind, hint = _STATUS_ERRORS.get(status, (server, ""))
+        text = _error_text(body, response.text) or "no reason given"
+        if "location" in response.headers and 300 <= status < 400:
+            url = _joined(self._request.url, response.headers["location"])
+            text = f"a redirect to {_shown_url(url)}, which is not followed"
+            hint = "check base_url: scheme, host, port, and whether it asks for a login"
+        message = f"Error code: {status} from {self._asked()}: {text}"
+        message += f"; {hint}" if hint else ""
+        if isinstance(body, dict) and "error" in body:
+            body = body["error"]
+        return kind(message, response=response, body=body)
+
+    def _route(self) -> _Route:
+        return self._client._transport.route(urllib.request.Request(self._request.url))
+
+    def _asked(self) -> str:
+        return f"{self._request.method} {_shown_url(self._request.url)}"
+
+    def _clean(self, response: Response) -> Any:
+        """Take secrets out of a response that goes into an error; its decoded body."""
+        response.content = self._redacted(response.text).encode("utf-8")
+        response.headers = Headers(self._redacted(response.headers))
+        response.request_id = response.headers.get("x-request-id")
+        try:
+            return self._redacted(response.json())
+        except ValueError:
+            return response.text
+
+    def _redacted(self, value: Any) -> Any:
+        """`value` without the secrets of this request's headers."""
+        headers = {**self._headers, **self._route().login}
+        for name in _SECRET_HEADERS:
+            secret = headers.get(name, "").rpartition(" ")[2]
+            if secret:  # a short one, such as "EMPTY", is one only as a whole word
+                edges = r"(?<!\w){}(?!\w)" if len(secret) < 8 else "{}"
+                value = _replaced(value, edges.format(re.escape(secret)))
+        return value
+
+
+# --- request parts ---
+# Texts, URLs and headers of requests and their errors, without state.
+
+
+def _replaced(value: Any, pattern: str) -> Any:
+    if isinstance(value, str):
+        return re.sub(pattern, "***", value)
+    if isinstance(value, dict):
+        return {
+            _replaced(name, pattern): _replaced(item, pattern)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_replaced(item, pattern) for item in value]
+    return value
+
+
+def _built(response: Response, build: Callable[[Any], Any] | None) -> tuple[Any, str]:
+    """(answer, ""), or (None, what is wrong with the reply)."""
     try:
-        with Image.open(io.BytesIO(raw), formats=kinds) as image:
-            return _png(image, side) if max(image.size) > side else raw
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {name!r}: Pillow cannot read it: {error}") from error
-
-
-# --- functions as tools ---
-# `tools=[search, visit]`: the schema of a Python function comes from its signature and
-# docstring; `run_tool` calls the right one. Types: str, int, float, bool, list, dict,
-# Optional, Union, Literal, Enum; others are a TypeError: a guess would be wrong.
-
-
-def run_tool(call: Any, tools: Iterable[Any]) -> str:
-    """The text for the `tool` message that answers a call of `message.tool_calls`: what
-    the function of that name returns, a str as it is, anything else as JSON.
-
-    An unknown name, arguments that do not fit and a TypeError or ValueError of the
-    function come back as text that the model can act on. OPINION: what else the function
-    raises is the caller's business, and is raised.
-    """
-    asked = _as_dict(call, "a tool call")["function"]
-    name, text = asked["name"], asked.get("arguments")
-    functions = {getattr(f, "__name__", ""): f for f in tools if callable(f)}
-    if name not in functions:
-        return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
+        data = response.json()
+    except ValueError:
+        return None, "not with JSON" if response.content.strip() else "with nothing"
     try:
-        arguments = _parse_json(text or "{}")
-        for key, kind in _hints(functions[name]).items():
-            if key in arguments and hasattr(kind, "__members__"):  # an Enum
-                arguments[key] = kind(arguments[key])
-        result = functions[name](**arguments)
-        if not isinstance(result, str):
-            result = json.dumps(result, ensure_ascii=False, default=str)
-        return result
-    except (TypeError, ValueError) as error:
-        return f"Error: {name}({text}) failed: {error}"
+        return (build(data) if build else data), ""
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None, "with something else than was asked for"
 
 
-def _tool_list(tools: Any) -> list[_Json]:
-    """Schemas as they are, functions as their schemas."""
-    if isinstance(tools, (str, bytes, dict)):
-        raise TypeError(f"tools is a list, not a {type(tools).__name__}")
-    return [_schema(tool) if callable(tool) else tool for tool in tools or ()]
+def _reason(cause: BaseException) -> tuple[str, str]:
+    """Why a connection failed, in words, and what to try."""
+    certificate = getattr(cause, "verify_message", "")
+    text = certificate or getattr(cause, "strerror", "") or str(cause) or repr(cause)
+    if certificate:
+        return f"its certificate: {text}", "see SSL_CERT_FILE and ssl_context="
+    if isinstance(cause, ConnectionRefusedError):
+        return text, "is a LightLLM server listening there?"
+    if isinstance(cause, socket.gaierror):
+        return text, "check the host name in base_url"
+    if "WRONG_VERSION_NUMBER" in str(cause):
+        return text, "does that port speak https?"
+    return text, ""
 
 
-def _schema(function: Any) -> _Json:
-    import inspect
-
-    name = getattr(function, "__name__", "")
-    if not re.fullmatch(r"[a-zA-Z_]\w*", name):
-        raise TypeError(f"a tool needs a name: write a def for {function!r}")
-    text, hints = inspect.getdoc(function) or "", _hints(function)
-    described = dict(re.findall(r"^[ \t]*(\w+)(?: \(.*\))?:[ \t]*(\S.*)$", text, re.M))
-    parameters, properties = inspect.signature(function).parameters, {}
-    for key, parameter in parameters.items():
-        named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if key not in hints or parameter.kind not in named:
-            raise TypeError(f"{name}: {parameter} needs a type, or cannot be named")
-        properties[key] = _type_schema(hints[key], f"{name}: {parameter}")
-        if key in described:
-            properties[key]["description"] = described[key]
-    required = [key for key, one in parameters.items() if one.default is one.empty]
-    taken = {"type": "object", "properties": properties, "required": required}
-    first = " ".join(re.split(r"\n\s*\n", text)[0].split())
-    schema = {"name": name, "description": first, "parameters": taken}
-    return {"type": "function", "function": schema}
+def _error_text(body: Any, text: str) -> str:
+    """What a server says of an error, in any of LightLLM's four shapes; cut to fit."""
+    found = body
+    for name in ("error", "message", "detail"):
+        if isinstance(found, dict) and found.get(name):
+            found = found[name]
+    if isinstance(found, list):  # FastAPI: which field, and what is wrong with it
+        errors = [error for error in found[:3] if isinstance(error, dict)]
+        places = [".".join(map(str, error.get("loc") or ())) for error in errors]
+        pairs = zip(places, errors)
+        found = "; ".join(f"{place}: {error.get('msg')}" for place, error in pairs)
+    found = " ".join((found if isinstance(found, str) else text).split())
+    return found if len(found) <= 300 else found[:300] + "..."
 
 
-def _hints(function: Any) -> _Json:
-    import typing
+def _retry_after(headers: Headers) -> float:
+    """The seconds that a server asks for before the next attempt; 0 if none."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        text = headers.get(name, "")
+        try:
+            seconds = float(text) / unit
+        except ValueError:
+            seconds = _seconds_until(text)
+        if 0 < seconds < float("inf"):
+            return seconds
+    return 0.0
 
+
+def _seconds_until(date: str) -> float:
+    from email.utils import mktime_tz, parsedate_tz
+
+    parsed = parsedate_tz(date)
     try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError) as error:
-        raise TypeError(f"{function!r}: types that cannot be read: {error}") from None
+        return mktime_tz(parsed) - time.time() if parsed else 0.0
+    except (OverflowError, ValueError):
+        return 0.0
 
 
-def _type_schema(kind: Any, where: str) -> _Json:
-    import typing
-
-    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
-    names.update({dict: "object", list: "array"})
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if hasattr(kind, "__members__"):  # an Enum
-        origin, inner = typing.Literal, tuple(member.value for member in kind)
-    if origin in names:
-        part = "items" if origin is list else "additionalProperties"
-        inside = {part: _type_schema(inner[-1], where)} if inner else {}
-        return {"type": names[origin], **inside}
-    if origin is typing.Literal and len({type(value) for value in inner}) == 1:
-        return {**_type_schema(type(inner[0]), where), "enum": list(inner)}
-    if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
-        options = [option for option in inner if option is not type(None)]
-        schemas = [_type_schema(option, where) for option in options]
-        return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    raise TypeError(f"{where}: {kind!r} has no schema here; write the dict by hand")
+def _origin(url: str) -> tuple[Any, ...]:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return parts.scheme, parts.hostname, port, parts.username
+    except ValueError:
+        return ()
 
 
-# ======================================================================================
-# the fold: below is the machinery, nothing that a user imports
-# ======================================================================================
+def _joined(url: str, location: str) -> str:
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        return location
+
+
+def _shown_url(url: str) -> str:
+    """A URL as messages show it: its query and credentials may be secret."""
+    return re.sub(r"//[^/]*@", "//", url.partition("?")[0].partition("#")[0])
+
+
+def _query_string(query: Mapping[str, object]) -> str:
+    pairs = []
+    for name, value in query.items():
+        listed = isinstance(value, (list, tuple))
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if item is not None and not isinstance(item, NotGiven):
+                text = str(item).lower() if isinstance(item, bool) else str(item)
+                pairs.append((name + "[]" * listed, text))
+    return "?" + urllib.parse.urlencode(pairs) if pairs else ""
+
+
+def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
+    key: Any = client.api_key
+    key = _Secret(key() if callable(key) else key)  # now no variable shows it
+    key = _checked_key(key)
+    facts = (key, data is None, client.organization, client.project)
+    asked = (facts, client.default_headers, extra)
+    known, headers = client._merged  # of the last request: most have the same
+    if known != asked:
+        own = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "lightllm_client/" + __version__,
+            "Content-Type": omit if data is None else "application/json",
+            "Authorization": _Secret("Bearer " + key) if key else omit,
+            "OpenAI-Organization": client.organization,
+            "OpenAI-Project": client.project,
+        }
+        headers = _merged_headers(own, client.default_headers, extra)
+        client._merged = ((facts, dict(client.default_headers), dict(extra)), headers)
+    return headers
+
+
+def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
+    """The headers of all layers; the later ones win, in any case of their names."""
+    merged: dict[str, str] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            name = name.capitalize()  # as urllib does
+            merged.pop(name, None)
+            if value is not None and not isinstance(value, NotGiven):
+                merged[name] = _Secret(value)
+                if _UNSENDABLE.search(merged[name]) or re.search(r"[^!-9;-~]", name):
+                    raise ValueError(f"the header {name!r} holds what no header takes")
+    return merged
+
 
 # --- connections ---
 # urllib's OpenerDirector with one handler, which keeps http.client connections open. A
@@ -2482,1201 +3697,6 @@ class _Reply:
             self._last_chunk = not self._chunk_left
         self._buffer = buffer[at:]
         return pieces
-
-
-# --- requests ---
-# One attempt under its clock, and the retries around it. Whatever a server does ends here
-# as a whole reply, or as an error of the openai tree with nothing secret in it: keys go
-# out of texts and bodies first, and no variable of a frame that raises shows one.
-
-_MAX_REDIRECTS = 5
-_LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
-_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key")
-
-
-class _Exchange:
-    """One request: the attempts at it, and the errors that come of them."""
-
-    def __init__(
-        self,
-        client: LightLLMClient,
-        method: str,
-        url: str,
-        body: Any,
-        extra_headers: Any = None,
-        extra_query: Any = None,
-        timeout: Any = NOT_GIVEN,
-    ) -> None:
-        self._client = client
-        self._timeout = _checked_timeout(timeout, client.timeout)
-        query = _query_string({**client.default_query, **(extra_query or {})})
-        self._request = Request(method, url + query)
-        self._data = None if body is None else _dump_body(body)
-        self._headers = _request_headers(client, self._data, extra_headers or {})
-        self._attempts = 0
-        if client.is_closed():
-            raise self.error(APIConnectionError, "this client is closed")
-
-    def whole(self, build: Callable[[Any], Any] | None) -> Response:
-        """The reply with its body, and what `build` makes of it."""
-        response, _ = self._answered(True)
-        response._parsed, problem = _built(response, build)
-        if problem:  # no frame of this error holds the body, which may echo the key
-            raise self._invalid(response, problem)
-        return response
-
-    def opened(self) -> tuple[Response, _Reply]:
-        """The reply of a stream with its head."""
-        response, reply = self._answered(False)
-        kind = response.headers.get("content-type", "").lower()
-        if "json" in kind or "html" in kind:
-            response.content = reply.read_error()
-            raise self._invalid(response, "no stream of events")
-        return response, reply
-
-    def _answered(self, whole: bool) -> tuple[Response, _Reply]:
-        """The first good reply, after the retries that are due."""
-        while True:
-            self._attempts += 1
-            try:
-                return self._attempt(whole)
-            except APIError as error:
-                delay = self._retry_delay(error)
-                if delay is None:
-                    raise
-                text = error.message
-            import logging
-
-            log, tried = logging.getLogger(__name__), self._attempts
-            log.info("attempt %d failed, next in %.1f s: %s", tried, delay, text)
-            time.sleep(delay)
-
-    def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
-        started, reply = time.monotonic(), None
-        try:
-            reply = self._followed(_Clock(self._timeout))
-            response = Response(self._request, reply.status, reply.headers)
-            response.retries_taken = self._attempts - 1
-            if not 200 <= reply.status < 300:
-                response.content = reply.read_error()
-                raise self._status_error(response)
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise self._invalid(response, "a coded body, which was not asked for")
-            if whole:
-                response.content = reply.read(MAX_REPLY_BYTES)
-        except BaseException as cause:
-            if reply:
-                reply.abort()
-            if isinstance(cause, (OSError, http.client.HTTPException)):
-                raise self.broken(cause) from cause
-            raise
-        response._seconds = time.monotonic() - started
-        return response, reply
-
-    def _followed(self, clock: _Clock) -> _Reply:
-        """The reply, after redirects that keep to origin, method and body."""
-        method, url = self._request.method, self._request.url
-        reply: Any = None
-        for _ in range(_MAX_REDIRECTS + 1):
-            # no origin, which is for cookies: finding it out would parse the URL again
-            wire = urllib.request.Request(
-                url, self._data, self._headers, "", method=method
-            )
-            deadline: Any = clock
-            reply = self._client._opener.open(wire, timeout=deadline)
-            if reply.status not in (307, 308):
-                break
-            target = _joined(url, reply.headers.get("location", ""))
-            if _origin(target) != _origin(url):
-                break
-            reply.read_error()
-            url = target
-        found: _Reply = reply
-        return found
-
-    def _retry_delay(self, error: APIError) -> float | None:
-        """Seconds until the next attempt; None for none."""
-        if self._attempts > self._client.max_retries:
-            return None
-        if isinstance(error, APIStatusError):
-            status, headers = error.status_code, error.response.headers
-            told = headers.get("x-should-retry")
-            retried = status in (408, 409, 429) or status >= 500
-            if told == "false" or (told != "true" and not retried):
-                return None
-            asked = _retry_after(headers)
-            if asked:
-                return asked if asked <= _LONGEST_RETRY_AFTER else None
-        elif not isinstance(error, APIConnectionError):
-            return None
-        elif hasattr(error.__cause__, "verify_message"):
-            return None  # a certificate does not get better
-        delay = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
-        return delay * (1 - 0.25 * random.random())
-
-    def error(self, kind: Any, what: str) -> Any:
-        """An error without a response."""
-        message = f"{self._asked()}: {what}"
-        return kind(message=self._redacted(message), request=self._request)
-
-    def broken(self, cause: BaseException, what: str = "") -> APIConnectionError:
-        """The error for a connection that could not be made, or broke."""
-        tried = f"({self._attempts} attempt{'s' * (self._attempts != 1)})"
-        kind: Any = APIConnectionError
-        where = _shown_url(self._request.url)
-        if self._route().proxy:
-            where = f"the proxy {self._route().proxy} (from the environment)"
-        if isinstance(cause, socket.timeout):
-            kind = APITimeoutError
-            text = f"no {'more' if what else 'answer'} within {self._timeout} s {tried}"
-            hint = "raise timeout=, or stream long answers"
-        else:
-            reason, hint = _reason(cause)
-            lost = (http.client.HTTPException, BrokenPipeError, ConnectionResetError)
-            failed = "no reply from" if isinstance(cause, lost) else "cannot reach"
-            text = f"{failed} {where} {tried}: {reason}" if not what else reason
-        parts = [what, text, hint]
-        error: APIConnectionError = self.error(kind, "; ".join(filter(None, parts)))
-        return error
-
-    def bad_event(self, response: Response, text: str, data: Any) -> APIError:
-        """The error for an event that reports one, or that is no JSON object."""
-        if isinstance(data, dict):
-            body = self._redacted(data["error"])
-            return APIError(_error_text({"error": body}, ""), self._request, body=body)
-        what = f"an event is no JSON object: {self._redacted(text[:300])}"
-        message = f"{self._asked()}: {what}; the answer is incomplete"
-        return APIResponseValidationError(response, message=message, body=None)
-
-    def _invalid(self, response: Response, what: str) -> APIResponseValidationError:
-        """The error for a good status with something else than was asked for."""
-        body = self._clean(response)
-        message = f"{self._asked()} gave status {response.status_code}, but {what}"
-        text = _error_text(body, response.text)
-        message += f": {text}" if text else ""
-        message += "; is base_url that of a LightLLM server?"
-        return APIResponseValidationError(response, body, message=message)
-
-    def _status_error(self, response: Response) -> APIStatusError:
-        body, status = self._clean(response), response.status_code
-        server = InternalServerError if status >= 500 else APIStatusError
-        kind, hint = _STATUS_ERRORS.get(status, (server, ""))
-        text = _error_text(body, response.text) or "no reason given"
-        if "location" in response.headers and 300 <= status < 400:
-            url = _joined(self._request.url, response.headers["location"])
-            text = f"a redirect to {_shown_url(url)}, which is not followed"
-            hint = "check base_url: scheme, host, port, and whether it asks for a login"
-        message = f"Error code: {status} from {self._asked()}: {text}"
-        message += f"; {hint}" if hint else ""
-        if isinstance(body, dict) and "error" in body:
-            body = body["error"]
-        return kind(message, response=response, body=body)
-
-    def _route(self) -> _Route:
-        return self._client._transport.route(urllib.request.Request(self._request.url))
-
-    def _asked(self) -> str:
-        return f"{self._request.method} {_shown_url(self._request.url)}"
-
-    def _clean(self, response: Response) -> Any:
-        """Take secrets out of a response that goes into an error; its decoded body."""
-        response.content = self._redacted(response.text).encode("utf-8")
-        response.headers = Headers(self._redacted(response.headers))
-        response.request_id = response.headers.get("x-request-id")
-        try:
-            return self._redacted(response.json())
-        except ValueError:
-            return response.text
-
-    def _redacted(self, value: Any) -> Any:
-        """`value` without the secrets of this request's headers."""
-        headers = {**self._headers, **self._route().login}
-        for name in _SECRET_HEADERS:
-            secret = headers.get(name, "").rpartition(" ")[2]
-            if secret:  # a short one, such as "EMPTY", is one only as a whole word
-                edges = r"(?<!\w){}(?!\w)" if len(secret) < 8 else "{}"
-                value = _replaced(value, edges.format(re.escape(secret)))
-        return value
-
-
-# --- request parts ---
-# Texts, URLs and headers of requests and their errors, without state.
-
-
-def _replaced(value: Any, pattern: str) -> Any:
-    if isinstance(value, str):
-        return re.sub(pattern, "***", value)
-    if isinstance(value, dict):
-        return {
-            _replaced(name, pattern): _replaced(item, pattern)
-            for name, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_replaced(item, pattern) for item in value]
-    return value
-
-
-def _built(response: Response, build: Callable[[Any], Any] | None) -> tuple[Any, str]:
-    """(answer, ""), or (None, what is wrong with the reply)."""
-    try:
-        data = response.json()
-    except ValueError:
-        return None, "not with JSON" if response.content.strip() else "with nothing"
-    try:
-        return (build(data) if build else data), ""
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return None, "with something else than was asked for"
-
-
-def _reason(cause: BaseException) -> tuple[str, str]:
-    """Why a connection failed, in words, and what to try."""
-    certificate = getattr(cause, "verify_message", "")
-    text = certificate or getattr(cause, "strerror", "") or str(cause) or repr(cause)
-    if certificate:
-        return f"its certificate: {text}", "see SSL_CERT_FILE and ssl_context="
-    if isinstance(cause, ConnectionRefusedError):
-        return text, "is a LightLLM server listening there?"
-    if isinstance(cause, socket.gaierror):
-        return text, "check the host name in base_url"
-    if "WRONG_VERSION_NUMBER" in str(cause):
-        return text, "does that port speak https?"
-    return text, ""
-
-
-def _error_text(body: Any, text: str) -> str:
-    """What a server says of an error, in any of LightLLM's four shapes; cut to fit."""
-    found = body
-    for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and found.get(name):
-            found = found[name]
-    if isinstance(found, list):  # FastAPI: which field, and what is wrong with it
-        errors = [error for error in found[:3] if isinstance(error, dict)]
-        places = [".".join(map(str, error.get("loc") or ())) for error in errors]
-        pairs = zip(places, errors)
-        found = "; ".join(f"{place}: {error.get('msg')}" for place, error in pairs)
-    found = " ".join((found if isinstance(found, str) else text).split())
-    return found if len(found) <= 300 else found[:300] + "..."
-
-
-def _retry_after(headers: Headers) -> float:
-    """The seconds that a server asks for before the next attempt; 0 if none."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        text = headers.get(name, "")
-        try:
-            seconds = float(text) / unit
-        except ValueError:
-            seconds = _seconds_until(text)
-        if 0 < seconds < float("inf"):
-            return seconds
-    return 0.0
-
-
-def _seconds_until(date: str) -> float:
-    from email.utils import mktime_tz, parsedate_tz
-
-    parsed = parsedate_tz(date)
-    try:
-        return mktime_tz(parsed) - time.time() if parsed else 0.0
-    except (OverflowError, ValueError):
-        return 0.0
-
-
-def _origin(url: str) -> tuple[Any, ...]:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        return parts.scheme, parts.hostname, port, parts.username
-    except ValueError:
-        return ()
-
-
-def _joined(url: str, location: str) -> str:
-    try:
-        return urllib.parse.urljoin(url, location)
-    except ValueError:
-        return location
-
-
-def _shown_url(url: str) -> str:
-    """A URL as messages show it: its query and credentials may be secret."""
-    return re.sub(r"//[^/]*@", "//", url.partition("?")[0].partition("#")[0])
-
-
-def _query_string(query: Mapping[str, object]) -> str:
-    pairs = []
-    for name, value in query.items():
-        listed = isinstance(value, (list, tuple))
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if item is not None and not isinstance(item, NotGiven):
-                text = str(item).lower() if isinstance(item, bool) else str(item)
-                pairs.append((name + "[]" * listed, text))
-    return "?" + urllib.parse.urlencode(pairs) if pairs else ""
-
-
-def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
-    key: Any = client.api_key
-    key = _Secret(key() if callable(key) else key)  # now no variable shows it
-    key = _checked_key(key)
-    facts = (key, data is None, client.organization, client.project)
-    asked = (facts, client.default_headers, extra)
-    known, headers = client._merged  # of the last request: most have the same
-    if known != asked:
-        own = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": "lightllm_client/" + __version__,
-            "Content-Type": omit if data is None else "application/json",
-            "Authorization": _Secret("Bearer " + key) if key else omit,
-            "OpenAI-Organization": client.organization,
-            "OpenAI-Project": client.project,
-        }
-        headers = _merged_headers(own, client.default_headers, extra)
-        client._merged = ((facts, dict(client.default_headers), dict(extra)), headers)
-    return headers
-
-
-def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
-    """The headers of all layers; the later ones win, in any case of their names."""
-    merged: dict[str, str] = {}
-    for layer in layers:
-        for name, value in layer.items():
-            name = name.capitalize()  # as urllib does
-            merged.pop(name, None)
-            if value is not None and not isinstance(value, NotGiven):
-                merged[name] = _Secret(value)
-                if _UNSENDABLE.search(merged[name]) or re.search(r"[^!-9;-~]", name):
-                    raise ValueError(f"the header {name!r} holds what no header takes")
-    return merged
-
-
-# --- JSON ---
-# Text <-> data, for replies, events and tool calls alike. Nothing that a server or a
-# model writes does more than raise ValueError.
-
-_MAX_DEPTH = 500  # more can overflow a thread's small stack (mcp python-sdk#3147)
-_DECODER = json.JSONDecoder(strict=False)
-_dump_json = json.JSONEncoder(ensure_ascii=False).encode
-_dump_request = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":")
-).encode
-_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[{}\]]', re.DOTALL)
-_HALF_PAIR = re.compile(  # not behind a backslash, and not the first half of a pair
-    r"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-)
-
-
-def _text(raw: bytes) -> str:
-    """UTF-8 whatever a charset says; U+FFFD for what is not, no byte order mark."""
-    text = raw.decode("utf-8", "replace")
-    return text[1:] if text[:1] == "\ufeff" else text
-
-
-def _parse_json(text: str) -> Any:
-    """Decoded JSON, with U+FFFD for halves of surrogate pairs, which nobody can print.
-    Raises ValueError."""
-    if "\\ud" in text or "\\uD" in text:
-        text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
-    if len(text) > _MAX_DEPTH and _is_deep(text):
-        raise ValueError("JSON of too many levels")
-    try:
-        data, end = _DECODER.raw_decode(text)
-        if end == len(text):
-            return data
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return _DECODER.decode(text)  # takes spaces around it too
-    except RecursionError:
-        raise ValueError("JSON of too many levels") from None
-
-
-def _is_deep(text: str) -> bool:
-    depth = 0
-    if text.count("[") + text.count("{") <= _MAX_DEPTH:
-        return False
-    for found in _BRACKET.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-        if depth > _MAX_DEPTH:
-            return True
-    return False
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(_parse_json(text), dict)
-    except ValueError:
-        return False
-
-
-def _dump_body(body: Any) -> bytes:
-    """A request's body. ValueError: NaN, infinity, half a surrogate pair, too deep."""
-    try:
-        return _dump_request(body).encode("utf-8")
-    except UnicodeEncodeError as error:
-        before = error.object[max(0, error.start - 20) : error.start]
-        message = f"half a surrogate pair, which is no text, after {before!r}"
-        raise ValueError(message) from None
-    except RecursionError:
-        raise ValueError("the request is nested too deeply") from None
-
-
-# --- server-sent events ---
-# Bytes -> the data of events, by the WHATWG rules; pure. CR, LF and CRLF end a line and
-# nothing else does (str.splitlines would split model text at U+2028). The bytes may be
-# cut anywhere; each is looked at once.
-
-
-class _EventDecoder:
-    def __init__(self) -> None:
-        self._line: list[bytes] = []  # the pieces of the line that has not ended
-        self._data: list[bytes] = []  # the data lines of the event that has not ended
-        self._size = 0  # of both
-        self._after_cr = False
-        self._is_first = True
-
-    def feed(self, raw: bytes) -> list[str]:
-        """The data of the events that these bytes end. ValueError: one is too large."""
-        if self._after_cr and raw[:1] == b"\n":
-            raw = raw[1:]
-        self._after_cr = raw[-1:] == b"\r"
-        if b"\r" in raw:
-            raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        lines = raw.split(b"\n")
-        self._line.append(lines[0])
-        self._size += len(lines[0])
-        events = []
-        if len(lines) > 1:
-            lines[0] = b"".join(self._line)
-            self._line = [lines.pop()]
-            events = self._ended(lines)
-        if self._size > MAX_EVENT_BYTES and not events:  # those go out first
-            raise ValueError("an event larger than MAX_EVENT_BYTES")
-        return events
-
-    def finish(self) -> bool:
-        """Whether [DONE] stands at the end of the body without a line's end."""
-        return b"".join(self._line).replace(b" ", b"") == b"data:[DONE]"
-
-    def _ended(self, lines: list[bytes]) -> list[str]:
-        if self._is_first and lines[0][:3] == b"\xef\xbb\xbf":
-            lines[0] = lines[0][3:]
-        self._is_first = False
-        events, data = [], self._data
-        for line in lines:
-            if line[:5] == b"data:":
-                data.append(line[6:] if line[5:6] == b" " else line[5:])
-                if data == [b"[DONE]"]:  # need not wait for the empty line
-                    events.append("[DONE]")
-                    data.clear()
-            elif line == b"data":
-                data.append(b"")
-            elif not line:
-                events.append(b"\n".join(data).decode("utf-8", "replace"))
-                data.clear()
-        self._size = len(self._line[0]) + sum(map(len, data))
-        return [event for event in events if event]
-
-
-# --- text in pieces ---
-# What the readers of streamed text stand on; pure.
-
-_HEAD = 400  # characters at the most that a pattern given to `_matched` takes
-_SPACE = re.compile(r"\s*")
-
-
-class _StopFilter:
-    """Text up to the first stop string; what could begin one is held back."""
-
-    def __init__(self, stops: list[str]) -> None:
-        self._stops = stops
-        self._pattern = re.compile("|".join(map(re.escape, stops)))
-        self._longest = max(map(len, stops))
-        self._tail = ""
-        self._cut: list[str] = []  # what came from the stop string on
-
-    @property
-    def held(self) -> str:
-        return self._tail + "".join(self._cut)
-
-    def feed(self, text: str) -> str:
-        if self._cut:
-            self._cut.append(text)
-            return ""
-        text = self._tail + text
-        found = self._pattern.search(text)
-        at = found.start() if found else max(0, len(text) - self._longest + 1)
-        while not found and at < len(text):
-            if any(stop.startswith(text[at:]) for stop in self._stops):
-                break
-            at += 1
-        self._tail, self._cut = ("", [text[at:]]) if found else (text[at:], [])
-        return text[:at]
-
-    def finish(self, reason: Any) -> str:
-        """The rest: what follows a stop string is none if that is why the text ended."""
-        if self._cut and reason in ("stop", "tool_calls", "function_call"):
-            return ""
-        return self.held
-
-
-class _Scanner:
-    """Text that is read while it comes in. Its readers are generators, which ask for
-    more text by yielding, so that they can be written as if it were all there."""
-
-    def __init__(self) -> None:
-        self._text = ""  # the piece at hand
-        self._at = 0  # read up to here
-        self._is_last = False  # no more will come
-        self._absent: set[str] = set()  # ends that the rest of the text lacks
-
-    def _more(self) -> _Steps[bool]:
-        """Wait for more text. False: that was all."""
-        if not self._is_last:
-            yield
-        return not self._is_last
-
-    def _skip(self, pattern: re.Pattern[str]) -> _Steps[None]:
-        while True:
-            found = pattern.match(self._text, self._at)
-            self._at = found.end() if found else self._at
-            if self._at < len(self._text) or not (yield from self._more()):
-                return
-
-    def _took(self, *tokens: str) -> _Steps[str]:
-        """The first of the tokens that stands behind the space here; "" for none. What
-        is returned is passed over, as the space is."""
-        if not self._text[self._at : self._at + 1].strip():
-            yield from self._skip(_SPACE)
-        while True:
-            rest = self._text[self._at : self._at + 12]
-            longer = [token for token in tokens if len(token) > len(rest)]
-            if not any(token.startswith(rest) for token in longer):
-                break
-            if not (yield from self._more()):
-                break
-        for token in tokens:
-            if rest.startswith(token):
-                self._at += len(token)
-                return token
-        return ""
-
-    def _matched(self, pattern: re.Pattern[str]) -> _Steps[re.Match[str] | None]:
-        while True:
-            found = pattern.match(self._text, self._at)
-            if found:
-                self._at = found.end()
-            elif len(self._text) - self._at < _HEAD and (yield from self._more()):
-                continue
-            return found
-
-    def _until(self, end: str) -> _Steps[str | None]:
-        """The text before an end tag, which is passed over; None: it never comes."""
-        pieces = []
-        while end not in self._absent:
-            at = self._text.find(end, self._at)
-            cut = at if at >= 0 else max(self._at, len(self._text) - len(end) + 1)
-            pieces.append(self._text[self._at : cut])
-            self._at = cut
-            if at >= 0:
-                self._at += len(end)
-                return "".join(pieces)
-            if not (yield from self._more()):
-                self._absent.add(end)
-        return None
-
-
-# --- tool-call tags ---
-# Text -> text and calls; pure. `feed` any pieces, then `finish`: the outcome does not
-# depend on the cuts. A region opens at <tool_call>; where it turns out to be no call, its
-# tag is let go as text and reading resumes right behind it. The end of JSON is found by
-# its brackets and quotes, never by the end tag, which may stand in a string. What was cut
-# off never becomes a call. Linear: each piece is scanned once, rescans are bounded.
-
-_RESCANS = 4  # times the text; more takes text made for it, which then is let go whole
-_OPENERS = ("<tool_call>", "<think>")
-_OPENER = re.compile("|".join(_OPENERS))
-_FILLER = re.compile(r"[\s,}]*")
-_IN_JSON = re.compile(r"[\"'\[\]{}<]")
-_IN_STRING = {'"': re.compile(r'["\\]'), "'": re.compile(r"['\\]")}
-_TAG_NAME = re.compile(r"([^<>\n]{1,128})>")
-_BARE_NAME = re.compile(r"[\w.-]{1,128}")
-_ARG_KEY = re.compile(r"([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
-
-
-class _TagParser(_Scanner):
-    def __init__(self, tools: Iterable[_Json]) -> None:
-        super().__init__()
-        self._schemas = _parameter_schemas(tools)
-        self._start = 0  # where the open region begins
-        self._region: list[str] = []  # what earlier pieces hold of it
-        self._offset = 0  # of self._text in the whole
-        self._rescanned = 0
-        self._is_opening = False
-        self._depth, self._quote = 0, ""  # in JSON
-        self._out: list[str | _Call] = []
-        self._steps = self._parse()
-
-    def feed(self, text: str) -> list[str | _Call]:
-        """The texts and calls that are certain now, in order."""
-        if self._start < self._at:
-            self._region.append(self._text[self._start : self._at])
-        self._offset += self._at
-        self._text, self._at, self._start = self._text[self._at :] + text, 0, 0
-        self._out = []
-        next(self._steps, None)
-        return self._out
-
-    def finish(self) -> list[str | _Call]:
-        """The rest: an open region that is no whole call is text."""
-        self._is_last = True
-        return self.feed("")
-
-    def calls(self, text: str) -> list[_Call]:
-        """The calls in a whole text."""
-        found = self.feed(text) + self.finish() if "<tool_call>" in text else []
-        return [call for call in found if isinstance(call, _Call)]
-
-    @property
-    def held(self) -> str:
-        """The text that came in and did not go out."""
-        return "".join(self._region) + self._text[self._start :]
-
-    def drop_open_tag(self) -> None:
-        """The server read the call behind an open tag by itself: that tag and the end
-        tag that follows it are no text."""
-        if self._is_opening:
-            self._text, self._at, self._start, self._region = "", 0, 0, []
-            self._is_opening = False
-            self._steps = self._parse_behind_end()
-
-    def _parse_behind_end(self) -> _Steps[None]:
-        if not (yield from self._took("</tool_call>")):
-            self._out.append("".join(self._region) + self._text[self._start : self._at])
-        self._region, self._start = [], self._at
-        yield from self._parse()
-
-    def _parse(self) -> _Steps[None]:
-        while True:
-            found = _OPENER.search(self._text, self._at)
-            if not found:
-                self._let_go(self._certain(*_OPENERS))
-                if not (yield from self._more()):
-                    self._let_go(len(self._text))
-                    return
-                continue
-            self._let_go(found.start())
-            if found[0] == "<think>":
-                yield from self._think()
-                continue
-            self._at += len("<tool_call>")
-            calls: list[_Call] = []
-            if (yield from self._read_calls(calls)):
-                self._out += calls
-                self._region, self._start = [], self._at
-            else:
-                self._fail()
-
-    def _think(self) -> _Steps[None]:
-        """Thought is text, whatever stands in it."""
-        end = -1
-        while end < 0:
-            end = self._text.find("</think>", self._at)
-            self._let_go(end if end >= 0 else self._certain("</think>"))
-            if end < 0 and not (yield from self._more()):
-                return
-
-    def _read_calls(self, calls: list[_Call]) -> _Steps[bool]:
-        """The region behind an open tag. False: it is no call."""
-        self._is_opening = True
-        yield from self._took("```json", "```")
-        token = yield from self._took("{", "[", "<function=")
-        self._is_opening = False
-        is_good = bool(token) or (yield from self._bare(calls))
-        while is_good:
-            if token in ("{", "["):
-                self._at -= 1
-                is_good = yield from self._json(calls)
-            elif token == "<function=":
-                is_good = yield from self._function(calls)
-            elif token == "<code>":
-                is_good = yield from self._code(calls[-1])
-            if not is_good:
-                return False
-            yield from self._skip(_FILLER)
-            more = ("{", "[", "<function=", "<code>", "```")
-            token = yield from self._took(*more, "</tool_call>", "<tool_call>")
-            if token == "<tool_call>":
-                self._at -= len(token)
-            if token not in more:
-                break
-        return is_good and (bool(token) or self._is_end())
-
-    def _is_end(self) -> bool:
-        """Whether the text ends here, or in the end tag, or in the next open tag."""
-        rest = self._text[self._at : self._at + 13]
-        if "</tool_call>".startswith(rest):
-            self._at = len(self._text)
-            return True
-        return "<tool_call>".startswith(rest)
-
-    def _json(self, calls: list[_Call]) -> _Steps[bool]:
-        pieces = []
-        self._depth, self._quote = 0, ""
-        while True:
-            begin = self._at
-            self._scan_json()
-            pieces.append(self._text[begin : self._at])
-            if not self._depth:
-                break
-            if self._depth > _MAX_DEPTH:
-                return False
-            if not self._quote and self._text[self._at : self._at + 1] == "<":
-                if self._depth > 1 or not (yield from self._took("</tool_call>")):
-                    return False
-                self._at -= len("</tool_call>")
-                pieces.append("}")  # just the outer brace is missing
-                break
-            if not (yield from self._more()):
-                return False
-        found = _calls_in_json("".join(pieces))
-        calls += found
-        return bool(found)
-
-    def _scan_json(self) -> None:
-        """Go to the end of the JSON, to a tag in it, or to the end of the text."""
-        text = self._text
-        while True:
-            pattern = _IN_STRING[self._quote] if self._quote else _IN_JSON
-            found = pattern.search(text, self._at)
-            mark = found[0] if found else ""
-            if not found:
-                self._at = len(text)
-                return
-            if mark == "<" or (mark == "\\" and found.end() == len(text)):
-                self._at = found.start()
-                return
-            self._at = found.end()
-            if mark == "\\":
-                self._at += 1
-            elif self._quote:
-                self._quote = ""
-            elif mark in "\"'":
-                self._quote = mark
-            else:
-                self._depth += 1 if mark in "{[" else -1
-                if not 0 < self._depth <= _MAX_DEPTH:
-                    return
-
-    def _code(self, call: _Call) -> _Steps[bool]:
-        """Code that stands behind the JSON of its call; any text may be in it."""
-        code = yield from self._until("</code>")
-        call.values, call.text = {**call.values, "code": (code or "").strip("\n")}, None
-        return code is not None
-
-    def _function(self, calls: list[_Call]) -> _Steps[bool]:
-        """Qwen3-Coder: <function=f><parameter=p>value</parameter></function>."""
-        found = yield from self._matched(_TAG_NAME)
-        if not found or not found[1].strip():
-            return False
-        calls.append(_Call(found[1].strip(), {}))
-        tags = ("<parameter=", "</parameter>", "</function>")
-        return (yield from self._arguments(calls[-1], _TAG_NAME, *tags))
-
-    def _bare(self, calls: list[_Call]) -> _Steps[bool]:
-        """GLM: a name and <arg_key>k</arg_key><arg_value>v</arg_value>; without those
-        only a tool that was offered. An end of the text in place of a tag may be a cut."""
-        found = _BARE_NAME.match(self._text, self._at)
-        while found and found.end() == len(self._text) and (yield from self._more()):
-            found = _BARE_NAME.match(self._text, self._at)
-        if not found:
-            return False
-        self._at = found.end()
-        calls.append(_Call(found[0], {}))
-        tags = ("<arg_key>", "</arg_value>", "</tool_call>", "<tool_call>", "</")
-        is_good = yield from self._arguments(calls[-1], _ARG_KEY, *tags)
-        return is_good and bool(calls[-1].values or found[0] in self._schemas)
-
-    def _arguments(
-        self, call: _Call, key: re.Pattern[str], begin: str, end: str, *last: str
-    ) -> _Steps[bool]:
-        """Arguments in tags, up to the last tag. `key` matches what is behind `begin`."""
-        token = yield from self._took(begin, *last)
-        while token == begin:
-            found = yield from self._matched(key)
-            value = (yield from self._until(end)) if found else None
-            if not found or value is None:
-                return False
-            if end == "</parameter>":  # a line's end on either side belongs to the form
-                value = re.sub(r"\A\n|\n\Z", "", value)
-            self._set(call, found[1].strip(), value)
-            token = yield from self._took(begin, *last)
-        if token != "</function>":
-            self._at -= len(token)  # the region's end, which is read next
-        return bool(token)
-
-    def _set(self, call: _Call, key: str, value: str) -> None:
-        schema = self._schemas.get(call.name, {}).get(key)
-        call.values[key] = _typed_value(value, schema)
-
-    def _certain(self, *tokens: str) -> int:
-        """Up to where the text cannot be the beginning of a token."""
-        cut = self._text.rfind("<", max(self._at, len(self._text) - 10))
-        rest = self._text[cut:]
-        if self._is_last or cut < 0 or not any(t.startswith(rest) for t in tokens):
-            return len(self._text)
-        return cut
-
-    def _let_go(self, end: int) -> None:
-        if end > self._start:
-            self._out.append(self._text[self._start : end])
-        self._start = self._at = end
-
-    def _fail(self) -> None:
-        """The region is no call: let its tag go, and read on behind that."""
-        before = "".join(self._region)
-        self._region = []
-        self._text = before + self._text
-        self._at += len(before)
-        self._offset -= len(before)
-        self._rescanned += self._at - self._start
-        may_rescan = self._rescanned <= _RESCANS * (self._offset + self._at)
-        self._let_go(self._start + len("<tool_call>") if may_rescan else self._at)
-
-
-# --- calls in JSON ---
-# The text of a call -> its name and arguments. First as JSON; then leniently, where only
-# what stands outside of strings is rewritten; then it is no call. Nothing is guessed:
-# a wrong call is worse than none.
-
-_ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
-_TOKEN = re.compile(  # strings, Python's words, commas before brackets
-    r'"[^"\\]*(?:\\.[^"\\]*)*"'
-    r"|'[^'\\]*(?:\\.[^'\\]*)*'"
-    r"|\b(?:True|False|None)\b|,(?=\s*[}\]])",
-    re.DOTALL,
-)
-_ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|.)|"', re.DOTALL)
-
-
-class _Call:
-    """A call that was read. `is_written`: its arguments stand in the text as an object."""
-
-    def __init__(self, name: str, values: _Json, is_written: bool = False) -> None:
-        self.name = name
-        self.values = values
-        self.is_written = is_written
-        self.text: str | None = None  # the model's own, where that is JSON
-
-    @property
-    def arguments(self) -> str:
-        if self.text is None or re.search(r"[\0-\x1f]", self.text):
-            return _dump_json(self.values)
-        return self.text
-
-
-def _calls_in_json(text: str) -> list[_Call]:
-    """The calls of an object, or of all objects of an array; none if one is no call."""
-    is_strict = True
-    try:
-        data = _parse_json(text)
-    except ValueError:
-        try:
-            data, is_strict = _parse_json(_lenient(text)), False
-        except ValueError:
-            return []
-    calls = []
-    for item in data if isinstance(data, list) else [data]:
-        call = _call_of(item)
-        if not call:
-            return []
-        calls.append(call)
-    if is_strict:
-        _keep_texts(calls, text)
-    return calls
-
-
-def _call_of(item: Any) -> _Call | None:
-    """The call that an object is."""
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-        return None
-    key = "arguments" if "arguments" in item else "parameters"
-    if key not in item and set(item) - {"name", "type", "id"}:
-        return None  # arguments beside the name: without them it would be another call
-    values = item.get(key)
-    if isinstance(values, str):
-        try:
-            values = _parse_json(values) if values.strip() else {}
-        except ValueError:
-            return None
-    values = {} if values is None else values
-    if not isinstance(values, dict) or not item["name"]:
-        return None
-    return _Call(item["name"], values, values is item.get(key))
-
-
-def _keep_texts(calls: list[_Call], text: str) -> None:
-    """Give the calls of a valid JSON text the very text of their arguments, so that
-    numbers and spaces stay as the model wrote them."""
-    at = 0
-    for call in calls:
-        found = _ARGUMENTS.search(text, at) if call.is_written else None
-        while found:
-            values, at = _DECODER.raw_decode(text, found.end())
-            if values == call.values:
-                call.text = text[found.end() : at]
-                break
-            found = _ARGUMENTS.search(text, at)
-
-
-def _lenient(text: str) -> str:
-    """JSON as models write it -> JSON; nothing in a string changes its meaning."""
-    return _TOKEN.sub(_strict_token, text)
-
-
-def _strict_token(found: re.Match[str]) -> str:
-    token = found[0]
-    if token[0] in "\"'":
-        return '"' + _ESCAPE.sub(_strict_escape, token[1:-1]) + '"'
-    return {"True": "true", "False": "false", "None": "null"}.get(token, "")
-
-
-def _strict_escape(found: re.Match[str]) -> str:
-    """A valid escape as it is; the backslash of any other is doubled, not dropped."""
-    escaped = found[1]
-    if escaped is None:
-        return r"\""
-    if escaped == "'":
-        return "'"
-    is_valid = len(escaped) > 1 or escaped in '"\\/bfnrt'
-    return found[0] if is_valid else "\\" + found[0]
-
-
-def _parameter_schemas(tools: Iterable[_Json]) -> dict[str, _Json]:
-    """The properties of each offered tool, by its name."""
-    schemas: dict[str, _Json] = {}
-    for tool in tools:
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if isinstance(function, dict):
-            properties = (function.get("parameters") or {}).get("properties")
-            schemas[str(function.get("name"))] = properties or {}
-    return schemas
-
-
-def _typed_value(text: str, schema: Any) -> Any:
-    """An untyped value by its schema: text, unless another type is wanted and fits."""
-    schema = schema if isinstance(schema, dict) else {}
-    kinds: list[Any] = []
-    for option in [schema, *schema.get("anyOf", ())]:
-        kind = option.get("type") or []
-        kinds += [kind] if isinstance(kind, str) else kind
-    if not kinds or ("string" in kinds and not ("null" in kinds and text == "null")):
-        return text
-    try:
-        return _parse_json(_lenient(text))
-    except ValueError:
-        return text
-
-
-# --- prompts ---
-# What a server's template would do, done here: the tool block of Hermes and Qwen, calls
-# and results as text, ChatML for the native API, and its replies as chat replies. Source:
-# the chat templates of Qwen2.5 and Qwen3.
-
-_TOOLS_HEAD = """# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
-"""
-_TOOLS_FOOT = """
-</tools>
-
-For each function call, return a json object with function name and arguments within \
-<tool_call></tool_call> XML tags:
-<tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call>"""
-_SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
-_ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
-
-
-def _chosen(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
-    """The tools that tool_choice leaves, and the sentence for what it asks."""
-    if choice == "none":
-        return [], ""
-    if choice == "required":
-        return tools, "\n\nYou must call at least one of these functions now."
-    if not isinstance(choice, dict):
-        return tools, ""
-    name = (choice.get("function") or {}).get("name")
-    tools = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
-    if not tools:
-        raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
-    return tools, f"\n\nYou must call the function {name} now."
-
-
-def _flattened(messages: list[_Json], tools: list[_Json], choice: Any) -> list[_Json]:
-    """Messages without tool fields: all of it is in their texts."""
-    flat: list[_Json] = []
-    was_result = False
-    for message in messages:
-        is_result = message.get("role") in ("tool", "function")
-        if is_result and was_result:  # Qwen's templates put neighbours into one turn
-            flat[-1]["content"] += "\n" + _result_text(message["content"])
-        elif is_result:
-            flat.append({"role": "user", "content": _result_text(message["content"])})
-        else:
-            flat.append(_with_call_text(message))
-        was_result = is_result
-    shown, wish = _chosen(tools, choice)
-    if not shown:
-        return flat
-    block = _TOOLS_HEAD + "\n".join(map(_dump_json, shown)) + _TOOLS_FOOT + wish
-    if flat[0].get("role") != "system":
-        return [{"role": "system", "content": block}, *flat]
-    content = flat[0]["content"]
-    if isinstance(content, list):
-        content = [*content, {"type": "text", "text": block}]
-    else:
-        content = f"{content}\n\n{block}"
-    return [{**flat[0], "content": content}, *flat[1:]]
-
-
-def _result_text(content: Any) -> str:
-    text = content if isinstance(content, str) else _dump_json(content)
-    if text.lstrip().startswith("<tool_response>"):
-        return text
-    return f"<tool_response>\n{text}\n</tool_response>"
-
-
-def _with_call_text(message: _Json) -> _Json:
-    texts = [message["content"]] if message["content"] else []
-    for call in message.get("tool_calls") or ():
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
-        arguments = arguments if _is_object(arguments) else _dump_json(arguments)
-        call_text = f'{{"name": {_dump_json(name)}, "arguments": {arguments}}}'
-        texts.append(f"<tool_call>\n{call_text}\n</tool_call>")
-    if not message.get("tool_calls"):
-        return message
-    message = {**message, "content": "\n".join(texts)}
-    del message["tool_calls"]
-    return message
-
-
-def _generate_body(body: _Json, tools: list[_Json], client: LightLLMClient) -> _Json:
-    """The native API's request for a chat request; what it has no name for is left out."""
-    if body.get("stream") and body.get("n", 1) != 1:
-        raise ValueError("the native API streams one choice only: leave out n")
-    choice = body.get("tool_choice")
-    messages = body["messages"]
-    if not client.render:
-        messages = _flattened(messages, tools, choice)
-    images: list[_Json] = []
-    for at, message in enumerate(messages):
-        content = _prompt_text(message["content"], images, client.image_tag)
-        messages[at] = {**message, "content": content}
-    if client.render:
-        shown = _chosen(tools, choice)[0] or None
-        prompt = client.render([_with_decoded_calls(one) for one in messages], shown)
-    else:
-        prompt = "".join(map(_chatml_turn, messages)) + "<|im_start|>assistant\n"
-    names = "temperature top_p top_k presence_penalty frequency_penalty n best_of seed"
-    names += " repetition_penalty ignore_eos"
-    parameters = {name: body[name] for name in names.split() if name in body}
-    parameters["do_sample"] = body.get("do_sample", True)  # 2025: greedy without it
-    if "n" in body:
-        parameters["best_of"] = body["n"]
-    if "max_tokens" in body:
-        parameters["max_new_tokens"] = body["max_tokens"]
-    if _stop_strings(body.get("stop")):
-        parameters["stop_sequences"] = _stop_strings(body["stop"])
-    native: _Json = {"inputs": prompt, "parameters": parameters}
-    if images:
-        native["multimodal_params"] = {"images": images}
-    return native
-
-
-def _chatml_turn(message: _Json) -> str:
-    role = str(message.get("role"))
-    if not re.fullmatch(r"[\w-]+", role):
-        raise ValueError(f"a message has the role {role!r}")
-    return f"<|im_start|>{role}\n{message['content']}<|im_end|>\n"
-
-
-def _prompt_text(content: Any, images: list[_Json], tag: str) -> str:
-    """The text of a content, with a tag for each image. A special token in it, such as
-    <|im_end|>, gets a space behind its first bar, so that no text forges a turn."""
-    texts = []
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, str) or part.get("type") == "text":
-            text = part if isinstance(part, str) else str(part.get("text"))
-            texts.append(_SPECIAL_TOKEN.sub("<| ", text))
-        elif part.get("type") == "image_url":
-            url = part["image_url"]["url"]
-            data = url.partition(";base64,")[2] if url[:5] == "data:" else ""
-            kind = {"type": "base64", "data": data}
-            images.append(kind if data else {"type": "url", "data": url})
-            texts.append(tag)
-        else:
-            raise ValueError(f"the native API takes no {part.get('type')!r} part")
-    return "\n".join(texts)
-
-
-def _with_decoded_calls(message: _Json) -> _Json:
-    """Hugging Face's templates want the arguments of calls as objects."""
-    calls = []
-    for call in message.get("tool_calls") or ():
-        function = dict(call["function"])
-        if _is_object(function["arguments"]):
-            function["arguments"] = _parse_json(function["arguments"])
-        calls.append({**call, "function": function})
-    return {**message, "tool_calls": calls} if calls else message
-
-
-def _stop_strings(stop: Any) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else stop or []
-    return [text for text in stops if isinstance(text, str) and text]
-
-
-class _NativeReplies:
-    """Replies of /generate and events of /generate_stream -> those of the chat API."""
-
-    def __init__(self, model: Any) -> None:
-        self.finished = False
-        created = int(time.time())
-        self._facts = {"id": f"gen-{next(_ids)}", "created": created, "model": model}
-
-    def completion(self, data: _Json) -> _Json:
-        texts, reasons = data["generated_text"], data.get("finish_reason")
-        texts = [texts] if isinstance(texts, str) else texts
-        reasons = reasons if isinstance(reasons, list) else [reasons] * len(texts)
-        choices = []
-        for index, (text, reason) in enumerate(zip(texts, reasons)):
-            message = {"role": "assistant", "content": text}
-            choice = {"index": index, "message": message, "finish_reason": reason}
-            choices.append(choice)
-        facts = {**self._facts, "object": "chat.completion"}
-        return {**facts, "choices": choices, "usage": _usage(data)}
-
-    def chunk(self, event: _Json) -> _Json:
-        token = event.get("token")
-        token = token if isinstance(token, dict) else {}
-        self.finished = event.get("finished") is True
-        reason = (event.get("finish_reason") or "stop") if self.finished else None
-        delta = {"role": "assistant", "content": token.get("text")}
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        chunk = {**self._facts, "object": "chat.completion.chunk", "choices": [choice]}
-        return {**chunk, "usage": _usage(token)} if self.finished else chunk
-
-
-def _usage(data: _Json) -> _Json:
-    asked, answered = data.get("prompt_tokens"), data.get("count_output_tokens")
-    usage: _Json = {"prompt_tokens": asked, "completion_tokens": answered}
-    if isinstance(asked, int) and isinstance(answered, int):
-        usage["total_tokens"] = asked + answered
-    return usage
 
 
 # --- command line ---
