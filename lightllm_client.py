@@ -958,13 +958,15 @@ class _Resource:
             response._parsed._request_id = response.request_id
         return response if self._raw else response._parsed
 
-    def _asked(self, url: str, body: _Json, assembly: _Assembly, call: _Json) -> Any:
-        """The answer that the assembly makes of the reply, or the Stream it feeds."""
-        if not assembly.streams:
-            return self._request("POST", url, body, assembly.whole, call)
+    def _asked(
+        self, url: str, body: _Json, builder: _AnswerBuilder, call: _Json
+    ) -> Any:
+        """The answer that the builder makes of the reply, or the Stream it feeds."""
+        if not builder.is_stream:
+            return self._request("POST", url, body, builder.build_reply, call)
         exchange = _Exchange(self._client, "POST", url, body, **call)
         response, reply = exchange.opened()
-        stream: Any = Stream(_StreamSource(response, reply, assembly, exchange))
+        stream: Any = Stream(_StreamSource(response, reply, builder, exchange))
         if not self._raw:
             return stream
         import copy
@@ -1034,11 +1036,11 @@ class ChatCompletions(_Resource):
         if "max_completion_tokens" in body and body.get("max_tokens", 10000) == 10000:
             body["max_tokens"] = body["max_completion_tokens"]
         extra = call.pop("extra_body", None) or {}
-        assembly = _Assembly(True, {**body, **extra}, tools)
+        builder = _AnswerBuilder(True, {**body, **extra}, tools)
         url = client.base_url + "/chat/completions"
         if client.api == "generate" or client.base_url.endswith("/generate"):
-            url = client._rooted("generate_stream" if assembly.streams else "generate")
-            assembly.native = _NativeReplies(body.get("model"))
+            url = client._rooted("generate_stream" if builder.is_stream else "generate")
+            builder.native = _NativeReplies(body.get("model"))
             body = _generate_body(body, tools, client)
         elif _one_of("tool_mode", mode, ("server", "prompt")) == "prompt":
             choice = body.get("tool_choice")
@@ -1046,8 +1048,8 @@ class ChatCompletions(_Resource):
             body["tool_choice"] = "none"  # or builds of 2025 answer 400 to calls
         elif tools:
             body["tools"] = tools
-            assembly.spoils = True
-        return self._asked(url, {**body, **extra}, assembly, call)
+            builder.sends_tools = True
+        return self._asked(url, {**body, **extra}, builder, call)
 
 
 class Completions(_Resource):
@@ -1095,7 +1097,7 @@ class Completions(_Resource):
         body, call = _split(locals(), Completions.create, CompletionOptions)
         body.update(call.pop("extra_body", None) or {})
         url = self._client.base_url + "/completions"
-        return self._asked(url, body, _Assembly(False, body), call)
+        return self._asked(url, body, _AnswerBuilder(False, body), call)
 
 
 class Models(_Resource):
@@ -1150,11 +1152,11 @@ class Stream(Generic[_Answer]):
         return self
 
     def __next__(self) -> _Answer:
-        chunk = next(self._chunks, None)
-        if chunk is None:
-            raise self._source.outcome()
-        answer: _Answer = chunk
-        return answer
+        for chunk in self._chunks:
+            answer: _Answer = chunk
+            return answer
+        self._source.raise_error()
+        raise StopIteration
 
     def __enter__(self) -> Self:
         return self
@@ -1175,7 +1177,7 @@ class Stream(Generic[_Answer]):
         Completion). Raises as the loop does."""
         for _ in self:
             pass
-        return self._source.assembly.completion()
+        return self._source.builder.build_completion()
 
 
 # --- functions as tools ---
@@ -1360,7 +1362,7 @@ def _sendable_message(message: Any, client: LightLLMClient) -> _Json:
         calls = sent["tool_calls"] = [
             _sendable_call(call) for call in sent["tool_calls"]
         ]
-        if isinstance(content, str) and _TagParser(calls).calls(content):
+        if isinstance(content, str) and _read_calls(content, calls):
             del sent["tool_calls"]  # the content still holds them: once is enough
     return sent
 
@@ -1775,272 +1777,456 @@ def _type_schema(kind: Any, where: str) -> _Json:
 
 
 # --- putting answers right ---
-# LightLLM leaves stop strings in the text, leaks tags around the calls that it parses,
-# leaves calls in the text, repeats ids, streams "" for no arguments, and calls the same
-# finish_reason by three names. One path mends all of it: a plain reply goes through it as
-# a stream of one piece.
+# What servers of all builds send -> one kind of answer. Every call arrives whole or not at
+# all, read from the text or made by the server, plain or streamed: a plain reply takes the
+# path of a stream of one piece. A call that was announced and did not come whole is an
+# error that names tool_mode="prompt". A finish_reason has one name for each meaning.
+
+_WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
+_NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
+_HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
 
 
-class _ChoiceStream:
-    """One choice of a stream: puts its deltas right, and remembers what went out."""
+class _LostCall(ValueError):
+    """The answer announced a call that did not come whole; `.partial` is the answer."""
 
-    def __init__(self, stops: list[str], tags: _TagParser | None) -> None:
+    def __init__(self, problem: str, partial: Any) -> None:
+        super().__init__(problem)
+        self.partial = partial
+
+
+def _without_none(fields: _Json) -> _Json:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _read_reason(choice: _Json) -> Any:
+    """A finish_reason. Gateways send "" and "null" for none."""
+    reason = choice.get("finish_reason")
+    return None if reason in ("", "null") else reason
+
+
+class _ServerCall:
+    """A call that a server makes itself, as its deltas come."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fields: _Json = {}
+        self.pieces: list[
+            list[str]
+        ] = []  # of the arguments, for each time its head came
+
+    def add(self, delta: _Json, function: _Json) -> None:
+        inner = {**self.fields.get("function", {}), **_without_none(function)}
+        self.fields = {**self.fields, **_without_none(delta), "function": inner}
+        arguments = function.get("arguments")
+        if not isinstance(arguments, (str, type(None))):
+            arguments = _dump_json(arguments)
+        if function.get("name") or not self.pieces:
+            self.pieces.append([])
+        if arguments:
+            self.pieces[-1].append(arguments)
+
+    def objects(self) -> list[tuple[_Json, str]]:
+        """The arguments of the calls that this is: of several where a server ran them
+        together, of none where it is not whole."""
+        candidates = [sum(self.pieces, []), *self.pieces] if self.name else []
+        found = (_split_objects("".join(pieces)) for pieces in candidates)
+        return next(filter(None, found), [])
+
+    def repeats(self, earlier: _ServerCall) -> bool:
+        """Whether it came in pieces, behind the very same call in one piece."""
+        call_id, sizes = (
+            self.fields.get("id"),
+            (len(earlier.pieces[-1]), len(self.pieces[-1])),
+        )
+        is_same = call_id == earlier.fields.get("id") and self.name == earlier.name
+        return (
+            is_same and sizes[0] == 1 < sizes[1] and self.objects() == earlier.objects()
+        )
+
+
+class _ServerCalls:
+    """The calls that a server makes itself, each held until it is whole."""
+
+    def __init__(self, schemas: dict[str, _Json]) -> None:
+        self._schemas = schemas
+        self._held: list[_ServerCall] = []
+        self._last: _ServerCall | None = None  # the one given last
+
+    def add(self, delta: _Json) -> bool:
+        """Take a delta; return whether it begins a call."""
+        function = delta.get("function")
+        function = function if isinstance(function, dict) else {}
+        index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
+        is_numbered = isinstance(index, int)
+        calls = [
+            c for c in self._held if not is_numbered or c.fields.get("index") == index
+        ]
+        call = calls[-1] if calls else None
+        if call and name:  # does this head begin another call?
+            known_id = call.fields.get("id", call_id)
+            if name != call.name or (call_id or known_id) != known_id or call.objects():
+                call = None
+        is_new = call is None
+        if not (call or name or function.get("arguments")):
+            return False
+        if call is None:
+            call = _ServerCall(str(name or ""))
+            self._held.append(call)
+        call.add(delta, function)
+        return is_new
+
+    def take_whole(self, has_next: bool) -> list[_Call]:
+        """The calls in front that are whole and behind which another has begun. One of
+        the same name may be a copy: glm47 sends a call twice, and perhaps cuts it."""
+        calls: list[_Call] = []
+        while self._held[not has_next :] and self._held[0].objects():
+            if self._held[0].name in (call.name for call in self._held[1:2]):
+                break
+            calls += self._make_calls(self._held.pop(0))
+        return calls
+
+    def take_rest(self, is_cut: bool, ends: int) -> tuple[list[_Call], list[str]]:
+        """The calls that are left, and the names of those that did not come whole. The
+        server may have closed the last call of an answer that was cut off: that one
+        counts only if the text holds an end tag for each."""
+        calls: list[_Call] = []
+        lost: list[str] = []
+        held, self._held = self._held, []
+        if is_cut and ends < len(held):
+            held = held[:-1]
+        for call, following in zip(held, [*held[1:], None]):
+            made = self._make_calls(call)
+            is_copy = following and following.name == call.name and following.objects()
+            if not (made or call.objects() or is_copy or is_cut):
+                if any(call.pieces) or self._needs_arguments(call.name):
+                    lost.append(repr(call.name))
+                else:  # LightLLM streams "" for no arguments
+                    made = [_Call(call.name, {}, "{}", call.fields)]
+            calls += made
+        return calls, lost
+
+    def _needs_arguments(self, name: str) -> bool:
+        return bool(self._schemas.get(name, {"required": "unknown"}).get("required"))
+
+    def _make_calls(self, call: _ServerCall) -> list[_Call]:
+        if self._last and call.repeats(self._last):
+            self._last = None
+            return []
+        self._last = call
+        return [
+            _Call(call.name, data, text, call.fields) for data, text in call.objects()
+        ]
+
+
+class _Choice:
+    """One choice of an answer: its text, its calls, and why it ended."""
+
+    def __init__(
+        self,
+        schemas: dict[str, _Json],
+        stop: _StopFilter | None,
+        reader: _CallReader | None,
+    ) -> None:
         self.reason: Any = None
-        self.finished = False
+        self.is_finished = False
+        self.pending: Any = None  # a finish_reason beside a call, which more may follow
+        self.problem = ""  # why the answer cannot be given as it claims to be
+        self.has_null_role = False
         self._text, self._reasoning = io.StringIO(), io.StringIO()
         self._has_text = False
         self._calls: list[_Json] = []
-        self._server_calls: dict[Any, _Json] = {}  # by the server's index; None: last
-        self._stop = _StopFilter(stops) if stops else None
-        self._tags = tags
+        self._server = _ServerCalls(schemas)
+        self._stop = stop
+        self._reader = reader
 
-    def take_delta(self, choice: _Json) -> None:
-        """Put the choice of a chat chunk right."""
+    def settle_chunk(self, choice: _Json) -> None:
+        """Settle the choice of a chat chunk, in place."""
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = choice["delta"] = {}
+        if "role" in delta and delta["role"] is None:
+            self.has_null_role = True
         reasoning = delta.get("reasoning") or delta.get("reasoning_content")
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
-        calls: list[_Json] = []
-        text = self._taken(delta.get("content"), calls)
         deltas = delta.get("tool_calls")
-        if isinstance(deltas, list):
-            calls += self._server_deltas(_objects(deltas))
-        text = self._ended_by(choice, text, calls)
+        deltas = _objects(deltas) if isinstance(deltas, list) else []
+        text, calls = self.take(delta.get("content"), deltas)
+        reason = _read_reason(choice)
+        if reason and deltas:
+            self.pending, reason = reason, None
+        if reason:
+            rest, more = self.finish(reason)
+            text, calls = (text or "") + rest if rest else text, calls + more
+        choice["finish_reason"] = self.reason if reason else None
         if text is not None:
             delta["content"] = text
-        if calls or deltas:
+        if calls or delta.get("tool_calls"):
             delta["tool_calls"] = calls or None
 
-    def take_text(self, choice: _Json) -> None:
-        """Put the choice of a chunk of /v1/completions right."""
-        text = self._ended_by(choice, self._taken(choice.get("text"), []), [])
+    def settle_text(self, choice: _Json) -> None:
+        """Settle the choice of a chunk of /v1/completions, in place."""
+        text, _ = self.take(choice.get("text"), [])
+        reason = choice["finish_reason"] = _read_reason(choice)
+        if reason:
+            text = (text or "") + self.finish(reason)[0]
         if text is not None:
             choice["text"] = text
 
-    def end(self) -> _Json:
-        """The delta that ends a whole answer whose server did not say why it ended."""
+    def take(self, text: Any, deltas: list[_Json]) -> tuple[str | None, list[_Json]]:
+        """The text and the calls that are certain once these came."""
+        ready: str | None = None
+        pieces: list[str | _Call] = []
+        if isinstance(text, str):
+            self._has_text = True
+            ready = self._stop.feed(text) if self._stop else text
+            if self._reader:
+                pieces = self._reader.feed(ready)
+                ready = "".join([piece for piece in pieces if isinstance(piece, str)])
+            self._text.write(ready)
+        if deltas and self._reader:
+            self._reader.drop_open_tag()
+        has_begun = [self._server.add(delta) for delta in deltas]
+        read = [piece for piece in pieces if isinstance(piece, _Call)]
+        whole: list[_Call] = []
+        if (read or any(has_begun)) and not self._find_damage():
+            whole = self._server.take_whole(bool(read))
+        return ready, [self._record(call) for call in whole + read]
+
+    def finish(self, reason: Any) -> tuple[str, list[_Json]]:
+        """The rest of the text and of the calls. `reason`: why the server says it ended."""
+        is_end = reason in _NATURAL_ENDS
         calls: list[_Json] = []
-        text = "" if self.finished else self._finish(self.reason, calls)
-        self.reason = self.reason or "stop"
-        return {"content": text, "tool_calls": calls or None}
+        rest = self._stop.finish(reason) if self._stop else ""
+        if self._reader:
+            out = self._reader.feed(rest) + self._reader.finish(is_end)
+            rest = self._part(out, calls)
+        self._stop = self._reader = None
+        self._text.write(rest)
+        text = self._text.getvalue()
+        made, lost = self._server.take_rest(not is_end, text.count("</tool_call>"))
+        damage = self._find_damage() if made else ""
+        if damage:
+            lost += [repr(call.name) for call in made]
+        else:
+            calls += map(self._record, made)
+        if is_end and lost:
+            self.problem = f"a call of {', '.join(lost)} did not come whole{damage}"
+        elif (
+            is_end and reason and reason != "stop" and not (self._calls or text.strip())
+        ):
+            self.problem = f"finish_reason is {reason!r}, with neither a call nor text"
+        if is_end and (reason or self._calls):
+            reason = "tool_calls" if self._calls else "stop"
+        self.reason, self.is_finished = self.reason or reason, True
+        return rest, calls
 
     def message(self) -> _Json:
-        """The message so far; of one that is not finished, the calls that are whole."""
+        """The message as far as it is certain."""
         text = self._text.getvalue()
-        if not self.finished:
-            text += self._tags.held if self._tags else ""
+        if not self.is_finished:
+            text += self._reader.held if self._reader else ""
             text += self._stop.held if self._stop else ""
         message: _Json = {"role": "assistant", "content": text}
         if not text and not self._has_text:
             message["content"] = None
         if self._reasoning.tell():
             message["reasoning"] = self._reasoning.getvalue()
-        calls = []
-        for call in self._calls:
-            function = {"name": call["name"], "arguments": "".join(call["arguments"])}
-            if self.finished or _is_object(function["arguments"]):
-                calls.append(
-                    {"id": call["id"], "type": "function", "function": function}
-                )
-        message["tool_calls"] = calls or None
-        return message
+        calls = [
+            {k: v for k, v in call.items() if k != "index"} for call in self._calls
+        ]
+        return {**message, "tool_calls": calls or None}
 
-    def _taken(self, text: Any, calls: list[_Json]) -> str | None:
-        """The text that can go out now; calls that it completes go to `calls`."""
-        if not isinstance(text, str):
-            return None
-        self._has_text = True
-        ready: str = self._stop.feed(text) if self._stop else text
-        if self._tags:
-            ready = self._without_calls(self._tags.feed(ready), calls)
-        self._text.write(ready)
-        return ready
+    def _part(self, pieces: list[str | _Call], calls: list[_Json]) -> str:
+        """The texts among the pieces; the calls among them go to `calls`."""
+        calls += [self._record(piece) for piece in pieces if isinstance(piece, _Call)]
+        return "".join([piece for piece in pieces if isinstance(piece, str)])
 
-    def _ended_by(
-        self, choice: _Json, text: str | None, calls: list[_Json]
-    ) -> str | None:
-        reason = choice.get("finish_reason")
-        if reason == "function_call":  # 2025 says so with every delta of a call
-            self.reason, choice["finish_reason"] = reason, None
-        elif reason is not None:
-            rest = "" if self.finished else self._finish(reason, calls)
-            choice["finish_reason"] = self.reason
-            return (text or "") + rest if rest else text
-        return text
-
-    def _finish(self, reason: Any, calls: list[_Json]) -> str:
-        """Let go of what was held back: the rest of the text, and of the calls."""
-        rest = self._stop.finish(reason) if self._stop else ""
-        if self._tags:
-            rest = self._without_calls(
-                self._tags.feed(rest) + self._tags.finish(), calls
-            )
-        self._text.write(rest)
-        for call in self._calls:
-            if not any(call["arguments"]):  # LightLLM streams "" for a call without any
-                call["arguments"].append("{}")
-                calls.append({"index": call["index"], "function": {"arguments": "{}"}})
-        if self._calls and reason in ("stop", "function_call", None):
-            reason = "tool_calls"
-        self._stop = self._tags = None
-        self.reason = "stop" if reason == "function_call" else reason
-        self.finished = True
-        return rest
-
-    def _without_calls(self, pieces: list[str | _Call], calls: list[_Json]) -> str:
-        texts = [piece for piece in pieces if isinstance(piece, str)]
-        for piece in pieces:
-            if not isinstance(piece, str):
-                calls.append(self._new_call(piece.name, None, piece.arguments))
-        return "".join(texts)
-
-    def _new_call(self, name: str, call_id: Any, arguments: str) -> _Json:
-        """Note a call; the delta that begins it."""
-        index = len(self._calls)
-        if not call_id or any(call_id == call["id"] for call in self._calls):
+    def _record(self, call: _Call) -> _Json:
+        """Note a whole call; the delta that gives it out."""
+        index, call_id = len(self._calls), call.fields.get("id")
+        if not call_id or any(call_id == known["id"] for known in self._calls):
             call_id = f"call_{index + 1}_{next(_ids)}"
-        call = {"index": index, "id": call_id, "name": name, "arguments": [arguments]}
-        self._calls.append(call)
-        function = {"name": name, "arguments": arguments}
-        return {"index": index, "id": call_id, "type": "function", "function": function}
+        function = {**call.fields.get("function", {}), "name": call.name}
+        function["arguments"] = call.arguments
+        fields = {
+            "index": index,
+            "id": call_id,
+            "type": "function",
+            "function": function,
+        }
+        self._calls.append({**call.fields, **fields})
+        return self._calls[-1]
 
-    def _server_deltas(self, deltas: list[_Json]) -> list[_Json]:
-        """The server's own deltas, with an index, unique ids and no empty names."""
-        if deltas and self._tags:
-            self._tags.drop_open_tag()
-        settled = []
-        for delta in deltas:
-            function = delta.get("function")
-            function = function if isinstance(function, dict) else {}
-            name, call_id = function.get("name"), delta.get("id")
-            key = delta["index"] if isinstance(delta.get("index"), int) else None
-            arguments = function.get("arguments")
-            if not isinstance(arguments, str):
-                arguments = "" if arguments is None else _dump_json(arguments)
-            call = self._server_calls.get(key)
-            fresh = key is None or (call_id and call and call_id != call["server_id"])
-            if call is None or (name and fresh):
-                settled.append(self._new_call(str(name or ""), call_id, arguments))
-                call = self._calls[-1]
-                call["server_id"] = call_id
-                self._server_calls[key] = self._server_calls[None] = call
-            else:
-                call["arguments"].append(arguments)
-                more = {"arguments": arguments}
-                settled.append({"index": call["index"], "function": more})
-        return settled
+    def _find_damage(self) -> str:
+        """What the text tells of server-made calls that are none, or not whole."""
+        text = self._text.getvalue()
+        if text.rfind("<think>") > text.rfind("</think>"):
+            return ": it stands in a thought that does not end"
+        for end, begin in (
+            ("</arg_value>", "<arg_value>"),
+            ("</parameter>", "<parameter="),
+        ):
+            if text.count(end) > text.count(begin):
+                return f": the server cut an argument, whose end {end} is in the text"
+        return ""
 
 
-class _Assembly:
-    """What a request means for its answer, and the answer: a plain reply, or chunks."""
+class _AnswerBuilder:
+    """Builds the answer to one request from what the server sends."""
 
-    def __init__(self, chat: bool, request: _Json, tools: Iterable[_Json] = ()) -> None:
-        self.streams = request.get("stream") is True
+    def __init__(
+        self, is_chat: bool, request: _Json, tools: Iterable[_Json] = ()
+    ) -> None:
+        self.is_stream = request.get("stream") is True
         self.native: _NativeReplies | None = None
-        self.spoils = False  # whether LightLLM of 2025 spoils such a stream
-        self.facts: _Json = {}
-        self._chat = chat
-        self._chunk = (ChatCompletionChunk if chat else Completion).model_validate
+        self.sends_tools = False  # to the server, which then reads the calls itself
+        self.problem = ""
+        self.head: _Json = {}  # the fields that all chunks share
+        self._is_chat = is_chat
+        self._make_chunk = (
+            ChatCompletionChunk if is_chat else Completion
+        ).model_validate
+        self._request = request
         self._stops = _stop_strings(request.get("stop"))
         self._tools = list(tools)
-        self._silent = request.get("tool_choice") == "none"  # wanted: no calls are read
-        self._choices: dict[int, _ChoiceStream] = {}
+        self._schemas = _parameter_schemas(self._tools)
+        self._reads_calls = request.get("tool_choice") != "none"
+        self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
+        self._has_usage = False
 
-    def whole(self, data: Any) -> Any:
-        """A plain reply put right. Raises where it is none."""
+    def build_reply(self, data: Any) -> Any:
+        """The answer of a plain reply. Raises where it is none, or lost a call."""
         if self.native:
             data = self.native.completion(data)
         if not data["choices"]:
             raise ValueError("no choices")
-        for choice in _objects(data["choices"]):
-            text, message = choice.get("text"), choice.get("message")
+        for at, choice in enumerate(_objects(data["choices"])):
+            message, text = choice.get("message"), choice.get("text")
             if isinstance(message, dict):
-                self._settle(choice, message)
+                self._settle_message(choice, message)
             elif isinstance(text, str):
-                choice["text"] = self._unstopped(text, choice.get("finish_reason"))
-        kind: Any = ChatCompletion if self._chat else Completion
-        return kind.model_validate(data)
+                choice["text"] = self._cut_at_stop(
+                    text, choice.get("finish_reason"), at
+                )
+        kind: Any = ChatCompletion if self._is_chat else Completion
+        answer = kind.model_validate(data)
+        if self.problem:
+            raise _LostCall(self.problem, answer)
+        return answer
 
-    def _settle(self, choice: _Json, message: _Json) -> None:
-        content, calls = message.get("content"), message.get("tool_calls")
-        reason = choice.get("finish_reason")
-        if isinstance(content, str):
-            content = message["content"] = self._unstopped(content, reason)
-        has_tag = "<tool_call>" in str(content)
-        if not (calls or has_tag or reason == "function_call"):
-            if "tool_calls" in message:
-                message["tool_calls"] = None
-            return
-        tags = None if calls or self._silent else _TagParser(self._tools)
-        state = _ChoiceStream([], tags)
-        delta = {"content": content, "tool_calls": calls}
-        state.take_delta({"delta": delta, "finish_reason": reason})
-        state.end()
-        message["tool_calls"] = state.message()["tool_calls"]
-        if reason or message["tool_calls"]:
-            choice["finish_reason"] = state.reason
+    def _settle_message(self, choice: _Json, message: _Json) -> None:
+        """Settle a plain message in place. Its content keeps the tags of its calls."""
+        content, reason = message.get("content"), _read_reason(choice)
+        deltas = message.get("tool_calls")
+        if isinstance(content, str) and self._stops:
+            content = message["content"] = self._cut_at_stop(content, reason)
+        reader = None
+        if not deltas and self._reads_calls and _TAG.search(str(content)):
+            reader = _CallReader(self._schemas, is_stream=False)
+        if deltas or reader or reason in ("tool_calls", "function_call"):
+            state = _Choice(self._schemas, None, reader)
+            calls = enumerate(_objects(deltas or ()))
+            state.take(content, [{**call, "index": index} for index, call in calls])
+            state.finish(reason)
+            reason, self.problem = state.reason, self.problem or state.problem
+            message["tool_calls"] = state.message()["tool_calls"]
+        elif "tool_calls" in message:
+            message["tool_calls"] = None
+        choice["finish_reason"] = reason
 
-    def _unstopped(self, text: str, reason: Any) -> str:
-        """LightLLM leaves the stop string at the end of a text."""
-        if not self._stops:
-            return text
-        stop = _StopFilter(self._stops)
-        return stop.feed(text) + stop.finish(reason)
-
-    def chunk(self, data: _Json) -> Any:
+    def build_chunk(self, data: _Json) -> Any:
         """The chunk that goes out for an event."""
         if self.native:
             data = self.native.chunk(data)
-        if not self.facts:
-            names = ("id", "created", "model", "object", "system_fingerprint")
-            self.facts = {name: data.get(name) for name in names}
+        if len(self.head) < len(_HEAD_FIELDS):
+            found = {
+                n: data[n] for n in _HEAD_FIELDS if data.get(n) and n not in self.head
+            }
+            self.head.update(found)
         self._usage = data.get("usage") or self._usage
+        self._has_usage = self._has_usage or "usage" in data
         if not isinstance(data.get("choices"), list):
             data["choices"] = []
         for choice in _objects(data["choices"]):
-            index = choice.get("index")
-            index = index if isinstance(index, int) else 0
-            state = self._choices.get(index)
-            if state is None:
-                reads = self._tools and not self._silent
-                tags = _TagParser(self._tools) if reads else None
-                state = self._choices[index] = _ChoiceStream(self._stops, tags)
-            (state.take_delta if self._chat else state.take_text)(choice)
-        return self._chunk(data)
+            state = self._find_choice(choice.get("index"))
+            if self._is_chat:
+                state.settle_chunk(choice)
+            else:
+                state.settle_text(choice)
+            self.problem = self.problem or state.problem
+        return self._make_chunk(data)
 
-    def rest(self) -> Iterator[Any]:
-        """The chunk that ends choices whose finish_reason the server left out."""
-        choices = [
-            self._choice("delta", index, state.end(), state)
-            for index, state in self._choices.items()
-            if not state.finished
-        ]
+    def build_end(self) -> Iterator[Any]:
+        """The chunk that ends choices whose finish_reason did not come by itself."""
+        choices = []
+        for index, state in self._choices.items():
+            is_open = not state.is_finished
+            text, calls = state.finish(state.pending)
+            state.reason = state.reason or "stop"
+            self.problem = self.problem or state.problem
+            if is_open or calls:
+                fields = {"content": text, "tool_calls": calls or None}
+                choices.append(self._make_choice(index, state, "delta", fields))
         if choices:
-            yield self._chunk({**self.facts, "choices": choices})
+            yield self._make_chunk({**self.head, "choices": choices})
 
     def is_whole(self) -> bool:
         """Whether every choice has said why it ended."""
         states = self._choices.values()
-        return bool(states) and all(state.reason is not None for state in states)
+        return bool(states) and all(
+            state.is_finished or state.pending is not None for state in states
+        )
 
-    def completion(self) -> Any:
+    def is_damaged(self) -> bool:
+        """Whether a stream that ended without [DONE] bears the marks of those builds that
+        lose parts of the text where tools were offered."""
+        has_null_role = any(state.has_null_role for state in self._choices.values())
+        return self.sends_tools and has_null_role and not self._has_usage
+
+    def build_completion(self) -> Any:
         """The answer so far."""
         choices = [
-            self._choice("message", index, state.message(), state)
+            self._make_choice(index, state, "message", state.message())
             for index, state in sorted(self._choices.items())
         ]
-        facts = {**self.facts, "choices": choices, "usage": self._usage}
-        if self._chat:
-            return ChatCompletion.model_validate({**facts, "object": "chat.completion"})
-        return Completion.model_validate({**facts, "object": "text_completion"})
+        data = {**self.head, "choices": choices, "usage": self._usage}
+        if self._is_chat:
+            return ChatCompletion.model_validate({**data, "object": "chat.completion"})
+        return Completion.model_validate({**data, "object": "text_completion"})
 
-    def _choice(self, name: str, index: int, fields: _Json, state: Any) -> _Json:
-        place = {name: fields} if self._chat else {"text": fields["content"]}
-        reason = state.reason if state.finished else None
+    def _make_choice(
+        self, index: int, state: _Choice, name: str, fields: _Json
+    ) -> _Json:
+        place = {name: fields} if self._is_chat else {"text": fields["content"]}
+        reason = state.reason if state.is_finished and not state.problem else None
         return {"index": index, **place, "finish_reason": reason}
+
+    def _find_choice(self, index: Any) -> _Choice:
+        index = index if isinstance(index, int) else 0
+        state = self._choices.get(index)
+        if state is None:
+            reads = self._tools and self._reads_calls
+            reader = _CallReader(self._schemas) if reads else None
+            stop = _StopFilter(self._stops, self._echo(index)) if self._stops else None
+            state = self._choices[index] = _Choice(self._schemas, stop, reader)
+        return state
+
+    def _cut_at_stop(self, text: str, reason: Any, index: int = 0) -> str:
+        """LightLLM leaves the stop string at the end of a text."""
+        if not self._stops:
+            return text
+        stop = _StopFilter(self._stops, self._echo(index))
+        return stop.feed(text) + stop.finish(reason)
+
+    def _echo(self, index: int) -> int:
+        """The length of the prompt that stands before a continuation."""
+        prompt = self._request.get("prompt") if self._request.get("echo") else ""
+        if isinstance(prompt, list) and prompt:
+            prompt = prompt[index // (self._request.get("n") or 1) % len(prompt)]
+        return len(prompt) if isinstance(prompt, str) else sys.maxsize
 
 
 def _objects(items: Any) -> list[_Json]:
@@ -2089,43 +2275,44 @@ def _part(names: Any, name: Any) -> Any:
 
 
 # --- stream source ---
-# The events of a reply -> the chunks of a Stream.
+# The events of a reply -> the chunks of a Stream. An error is noted here, and raised by the
+# Stream: the variables of these frames hold what the server wrote, a key perhaps.
 
 
 class _StreamSource:
-    """Events of a reply -> chunks. An error is noted for the Stream to raise: here are
-    variables that hold what the server wrote."""
-
     def __init__(
         self,
         response: Response,
         reply: _Reply,
-        assembly: _Assembly,
+        builder: _AnswerBuilder,
         exchange: _Exchange,
     ) -> None:
         self.response = response
-        self.assembly = assembly
+        self.builder = builder
         self.error: APIError | None = None
         self._reply = reply
         self._exchange = exchange
-        self._ended = False
+        self._is_over = False
         response.is_closed = False
 
     def chunks(self) -> Iterator[Any]:
-        decoder, assembly, native = _EventDecoder(), self.assembly, self.assembly.native
+        decoder, builder = _EventDecoder(), self.builder
         try:
             while not self.error:
                 raw = self._reply.next_bytes()
-                for text in decoder.feed(raw) if raw else self._last_events(decoder):
-                    data = None if text[:6] == "[DONE]" else self._data(text)
+                for text in decoder.feed(raw) if raw else self._finish_events(decoder):
+                    data = self._parse(text)
                     if self.error:
                         return
                     if data is not None:
-                        yield assembly.chunk(data)
-                    if data is None or (native and native.finished):
-                        self._ended = True
+                        yield builder.build_chunk(data)
+                    if data is None or (builder.native and builder.native.finished):
+                        self._is_over = True
                         self._reply.settle()
-                        yield from assembly.rest()
+                        yield from builder.build_end()
+                    if builder.problem:
+                        self._fail(APIError, f"{builder.problem}; {_WAY_OUT}")
+                    if self.error or self._is_over:
                         return
         except (OSError, http.client.HTTPException) as cause:
             self._note(self._exchange.broken(cause, "the answer is incomplete"), cause)
@@ -2136,41 +2323,50 @@ class _StreamSource:
 
     def close(self) -> None:
         self.response.is_closed = True
-        if not self._ended:
+        if not self._is_over:
             self._fail(APIConnectionError, "the stream was closed before its end")
             self._reply.abort()
 
-    def outcome(self) -> Exception:
-        """What to raise behind the last chunk: a copy, since what was raised holds its
-        frames, they the stream, and the stream the error; and so nothing is freed."""
-        if not self.error:
-            return StopIteration()
-        import copy
+    def raise_error(self) -> None:
+        """Raise what ended the stream, if it failed: a copy, since what was raised holds
+        its frames, they the stream, and the stream the error; and so nothing is freed."""
+        if self.error:
+            import copy
 
-        error = copy.copy(self.error)
-        error.__cause__ = self.error.__cause__
-        return error
+            error = copy.copy(self.error)
+            error.__cause__ = self.error.__cause__
+            try:
+                raise error
+            finally:
+                del error  # or this frame and the error would hold each other
 
-    def _last_events(self, decoder: _EventDecoder) -> list[str]:
+    def _finish_events(self, decoder: _EventDecoder) -> list[str]:
         """The body ended cleanly: so did the answer if it said so, or it was cut."""
-        if decoder.finish() or self.assembly.is_whole():
-            return ["[DONE]"]
+        builder = self.builder
+        is_done = decoder.finish()
+        if is_done or (builder.is_whole() and not builder.is_damaged()):
+            return [_DONE]
         what = "the stream ended without [DONE] or a finish_reason: incomplete"
-        if not self.assembly.facts:
+        if builder.is_damaged():
+            what = "the text of this stream is damaged"
+        elif not builder.head:
             what = "the stream ended without any event"
-        if self.assembly.spoils:
-            what += "; LightLLM builds of April to November 2025 spoil streams of"
-            what += " requests with tools: pass tool_mode='prompt'"
+        if builder.sends_tools:
+            what += "; LightLLM builds of April 2025 to March 2026 damage or cut off streams"
+            what += f" of requests with tools: {_WAY_OUT}"
         self._fail(APIConnectionError, what)
         return []
 
-    def _data(self, text: str) -> _Json | None:
-        """The JSON object of an event; None where it is none, or reports an error."""
+    def _parse(self, text: str) -> _Json | None:
+        """The JSON object of an event; None for [DONE], and where it is none or reports
+        an error, which is noted."""
+        if text[:6] == _DONE:
+            return None
         try:
             data = _parse_json(text)
         except ValueError:
             data = None
-        if isinstance(data, dict) and not data.get("error"):
+        if isinstance(data, dict) and not _is_error(text, data):
             return data
         self._note(self._exchange.bad_event(self.response, text, data))
         return None
@@ -2182,339 +2378,404 @@ class _StreamSource:
         if not self.error:
             # without its frames, which lead back to the stream
             error.__cause__ = cause and cause.with_traceback(None)
-            error.partial = self.assembly.completion()
+            error.partial = self.builder.build_completion()
             self.error = error
 
 
-# --- text in pieces ---
-# What the readers of streamed text stand on; pure.
-
-_HEAD = 400  # characters at the most that a pattern given to `_matched` takes
-_SPACE = re.compile(r"\s*")
-
-
-class _Scanner:
-    """Text that is read while it comes in. Its readers are generators, which ask for
-    more text by yielding, so that they can be written as if it were all there."""
-
-    def __init__(self) -> None:
-        self._text = ""  # the piece at hand
-        self._at = 0  # read up to here
-        self._is_last = False  # no more will come
-        self._absent: set[str] = set()  # ends that the rest of the text lacks
-
-    def _more(self) -> _Steps[bool]:
-        """Wait for more text. False: that was all."""
-        if not self._is_last:
-            yield
-        return not self._is_last
-
-    def _skip(self, pattern: re.Pattern[str]) -> _Steps[None]:
-        while True:
-            found = pattern.match(self._text, self._at)
-            self._at = found.end() if found else self._at
-            if self._at < len(self._text) or not (yield from self._more()):
-                return
-
-    def _took(self, *tokens: str) -> _Steps[str]:
-        """The first of the tokens that stands behind the space here; "" for none. What
-        is returned is passed over, as the space is."""
-        if not self._text[self._at : self._at + 1].strip():
-            yield from self._skip(_SPACE)
-        while True:
-            rest = self._text[self._at : self._at + 12]
-            longer = [token for token in tokens if len(token) > len(rest)]
-            if not any(token.startswith(rest) for token in longer):
-                break
-            if not (yield from self._more()):
-                break
-        for token in tokens:
-            if rest.startswith(token):
-                self._at += len(token)
-                return token
-        return ""
-
-    def _matched(self, pattern: re.Pattern[str]) -> _Steps[re.Match[str] | None]:
-        while True:
-            found = pattern.match(self._text, self._at)
-            if found:
-                self._at = found.end()
-            elif len(self._text) - self._at < _HEAD and (yield from self._more()):
-                continue
-            return found
-
-    def _until(self, end: str) -> _Steps[str | None]:
-        """The text before an end tag, which is passed over; None: it never comes."""
-        pieces = []
-        while end not in self._absent:
-            at = self._text.find(end, self._at)
-            cut = at if at >= 0 else max(self._at, len(self._text) - len(end) + 1)
-            pieces.append(self._text[self._at : cut])
-            self._at = cut
-            if at >= 0:
-                self._at += len(end)
-                return "".join(pieces)
-            if not (yield from self._more()):
-                self._absent.add(end)
-        return None
+def _is_error(text: str, data: _Json) -> bool:
+    """Whether an event reports an error, in any of the shapes that servers have."""
+    if data.get("error") or "error" in (data.get("object"), data.get("type")):
+        return True
+    is_answer = "choices" in data or "token" in data or "usage" in data
+    return isinstance(text, _ErrorText) or ("message" in data and not is_answer)
 
 
 # --- tool-call tags ---
-# Text -> text and calls; pure. `feed` any pieces, then `finish`: the outcome does not
-# depend on the cuts. A region opens at <tool_call>; where it turns out to be no call, its
-# tag is let go as text and reading resumes right behind it. The end of JSON is found by
-# its brackets and quotes, never by the end tag, which may stand in a string. What was cut
-# off never becomes a call. Linear: each piece is scanned once, rescans are bounded.
+# Model text -> texts and calls; pure. A function takes the text and a position, and returns
+# what it read and where that ended. _NotACall says where reading failed: the search for the
+# next tag goes on there and never before, so what was read as a string, a value or code is
+# data, and no tag in it is looked at again. _END stands behind a text that ended by itself;
+# without it, reading into the end means that more text may come (_Unfinished).
 
-_RESCANS = 4  # times the text; more takes text made for it, which then is let go whole
-_OPENERS = ("<tool_call>", "<think>")
-_OPENER = re.compile("|".join(_OPENERS))
+_END = "\ud800"  # half of a surrogate pair, which no decoded text holds
+_TAGS = ("<tool_call>", "<think>", "</think>", "<function=")
+_TAG = re.compile("|".join(_TAGS))
+_THOUGHT_END = re.compile("</think>")
+_REGION_END = re.compile(r"</?tool_call>|</function>")
+_SHORT_REGION = 2000  # characters: up to this, an open region is read at every piece
+_READINGS = 16  # of a longer one, when a tag came that may end it; then when it doubled
+_SPACE = re.compile(r"\s*")
 _FILLER = re.compile(r"[\s,}]*")
-_IN_JSON = re.compile(r"[\"'\[\]{}<]")
-_IN_STRING = {'"': re.compile(r'["\\]'), "'": re.compile(r"['\\]")}
-_TAG_NAME = re.compile(r"([^<>\n]{1,128})>")
+_JSON_TOKEN = re.compile(
+    r'"[^"\\]*(?:\\.[^"\\]*)*("?)|' r"'[^'\\]*(?:\\.[^'\\]*)*('?)|" r"[\[\]{}<]",
+    re.DOTALL,
+)
+_CODE_TAG = re.compile("</?code>")
 _BARE_NAME = re.compile(r"[\w.-]{1,128}")
-_ARG_KEY = re.compile(r"([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
+_FUNCTION_NAME = re.compile(r"([^<>\n]{1,128})>")
+_LAST_END_TAG = re.compile(r"(?:\A|\n)[ \t]*</(\w+)>\s*\Z")
 
 
-class _TagParser(_Scanner):
-    def __init__(self, tools: Iterable[_Json]) -> None:
+class _Unfinished(Exception):
+    """The text ends before it is certain what it says."""
+
+
+class _NotACall(Exception):
+    """Reading failed at `.end`."""
+
+    def __init__(self, end: int) -> None:
         super().__init__()
-        self._schemas = _parameter_schemas(tools)
-        self._start = 0  # where the open region begins
-        self._region: list[str] = []  # what earlier pieces hold of it
-        self._offset = 0  # of self._text in the whole
-        self._rescanned = 0
-        self._is_opening = False
-        self._depth, self._quote = 0, ""  # in JSON
-        self._out: list[str | _Call] = []
-        self._steps = self._parse()
+        self.end = end
 
-    def feed(self, text: str) -> list[str | _Call]:
+
+class _CallReader:
+    """Takes the calls out of a model's text. It may come in any pieces: the outcome does
+    not depend on the cuts. What may become a call is held back until that is certain."""
+
+    def __init__(self, schemas: _Json, is_stream: bool = True) -> None:
+        self._schemas = schemas
+        self._is_stream = is_stream
+        self._is_thinking = False
+        self._expects_end = False  # of a tag whose call the server read itself
+        self._readings = _READINGS
+        self._held, self._size, self._due, self._tail = [""], 0, 0, ""
+
+    def feed(self, text: str) -> list[Any]:
         """The texts and calls that are certain now, in order."""
-        if self._start < self._at:
-            self._region.append(self._text[self._start : self._at])
-        self._offset += self._at
-        self._text, self._at, self._start = self._text[self._at :] + text, 0, 0
-        self._out = []
-        next(self._steps, None)
-        return self._out
+        self._held.append(text)
+        self._size += len(text)
+        self._tail = (self._tail + text)[-len(text) - 11 :]  # a tag may have been cut
+        is_due = self._size <= _SHORT_REGION or self._size >= self._due
+        if not is_due and self._readings and _REGION_END.search(self._tail):
+            self._readings -= 1
+            is_due = True
+        return self._read("") if is_due else []
 
-    def finish(self) -> list[str | _Call]:
-        """The rest: an open region that is no whole call is text."""
-        self._is_last = True
-        return self.feed("")
-
-    def calls(self, text: str) -> list[_Call]:
-        """The calls in a whole text."""
-        found = self.feed(text) + self.finish() if "<tool_call>" in text else []
-        return [call for call in found if isinstance(call, _Call)]
+    def finish(self, is_end: bool = True) -> list[Any]:
+        """The rest. Where the text was cut (not `is_end`), an open region is no call."""
+        return [*self._read(_END if is_end else ""), self.held]
 
     @property
     def held(self) -> str:
-        """The text that came in and did not go out."""
-        return "".join(self._region) + self._text[self._start :]
+        """The text that is not decided."""
+        return "".join(self._held)
 
     def drop_open_tag(self) -> None:
-        """The server read the call behind an open tag by itself: that tag and the end
-        tag that follows it are no text."""
-        if self._is_opening:
-            self._text, self._at, self._start, self._region = "", 0, 0, []
-            self._is_opening = False
-            self._steps = self._parse_behind_end()
+        """The server read the call behind a <tool_call> itself: this tag is not text, nor
+        is the end tag behind the call."""
+        if self._size < 100 and self.held.strip() == "<tool_call>":
+            self._hold("")
+            self._expects_end = True
 
-    def _parse_behind_end(self) -> _Steps[None]:
-        if not (yield from self._took("</tool_call>")):
-            self._out.append("".join(self._region) + self._text[self._start : self._at])
-        self._region, self._start = [], self._at
-        yield from self._parse()
+    def _hold(self, text: str) -> None:
+        self._held, self._size = [text], len(text)
+        self._due, self._tail = 2 * self._size, text[-11:]
 
-    def _parse(self) -> _Steps[None]:
-        while True:
-            found = _OPENER.search(self._text, self._at)
-            if not found:
-                self._let_go(self._certain(*_OPENERS))
-                if not (yield from self._more()):
-                    self._let_go(len(self._text))
-                    return
-                continue
-            self._let_go(found.start())
-            if found[0] == "<think>":
-                yield from self._think()
-                continue
-            self._at += len("<tool_call>")
-            calls: list[_Call] = []
-            if (yield from self._read_calls(calls)):
-                self._out += calls
-                self._region, self._start = [], self._at
-            else:
-                self._fail()
+    def _read(self, ending: str) -> list[Any]:
+        text = self.held + ending
+        out: list[Any] = []
+        pos = 0
+        try:
+            if self._expects_end:
+                end = _skip_space(text, 0)
+                pos = end + 12 if _token_at(text, end, "</tool_call>") else 0
+                self._expects_end = False
+            while pos < _length(text):
+                pos = self._read_next(text, pos, out)
+        except _Unfinished:
+            pass
+        if pos:
+            self._readings = _READINGS
+        self._hold(text[pos : _length(text)])
+        return out
 
-    def _think(self) -> _Steps[None]:
-        """Thought is text, whatever stands in it."""
-        end = -1
-        while end < 0:
-            end = self._text.find("</think>", self._at)
-            self._let_go(end if end >= 0 else self._certain("</think>"))
-            if end < 0 and not (yield from self._more()):
-                return
+    def _read_next(self, text: str, pos: int, out: list[Any]) -> int:
+        """Read the text up to the next tag, or what that opens; return where it ends."""
+        found = (_THOUGHT_END if self._is_thinking else _TAG).search(text, pos)
+        end = found.start() if found else _certain_end(text, pos)
+        if end > pos or not found:
+            if end == pos:
+                raise _Unfinished
+            out.append(text[pos:end])
+            return end
+        if found[0] in ("<think>", "</think>"):
+            if not self._is_stream and found[0] == "</think>" and not self._is_thinking:
+                out.clear()  # the prompt ended in <think>: all before was thought
+            self._is_thinking = found[0] == "<think>"
+            out.append(found[0])
+            return found.end()
+        try:
+            read = _read_region if found[0] == "<tool_call>" else _read_bare_function
+            calls, end = read(text, found.end(), self._schemas)
+            out += calls
+        except _NotACall as failure:
+            end = min(failure.end, _length(text))
+            out.append(text[pos:end])
+        return end
 
-    def _read_calls(self, calls: list[_Call]) -> _Steps[bool]:
-        """The region behind an open tag. False: it is no call."""
-        self._is_opening = True
-        yield from self._took("```json", "```")
-        token = yield from self._took("{", "[", "<function=")
-        self._is_opening = False
-        is_good = bool(token) or (yield from self._bare(calls))
-        while is_good:
-            if token in ("{", "["):
-                self._at -= 1
-                is_good = yield from self._json(calls)
-            elif token == "<function=":
-                is_good = yield from self._function(calls)
-            elif token == "<code>":
-                is_good = yield from self._code(calls[-1])
-            if not is_good:
-                return False
-            yield from self._skip(_FILLER)
-            more = ("{", "[", "<function=", "<code>", "```")
-            token = yield from self._took(*more, "</tool_call>", "<tool_call>")
-            if token == "<tool_call>":
-                self._at -= len(token)
-            if token not in more:
-                break
-        return is_good and (bool(token) or self._is_end())
 
-    def _is_end(self) -> bool:
-        """Whether the text ends here, or in the end tag, or in the next open tag."""
-        rest = self._text[self._at : self._at + 13]
-        if "</tool_call>".startswith(rest):
-            self._at = len(self._text)
-            return True
-        return "<tool_call>".startswith(rest)
+def _read_calls(text: str, tools: Iterable[_Json]) -> list[_Call]:
+    """The calls in a whole text."""
+    reader = _CallReader(_parameter_schemas(tools), is_stream=False)
+    out = reader.feed(text) + reader.finish() if _TAG.search(text) else []
+    return [call for call in out if isinstance(call, _Call)]
 
-    def _json(self, calls: list[_Call]) -> _Steps[bool]:
-        pieces = []
-        self._depth, self._quote = 0, ""
-        while True:
-            begin = self._at
-            self._scan_json()
-            pieces.append(self._text[begin : self._at])
-            if not self._depth:
-                break
-            if self._depth > _MAX_DEPTH:
-                return False
-            if not self._quote and self._text[self._at : self._at + 1] == "<":
-                if self._depth > 1 or not (yield from self._took("</tool_call>")):
-                    return False
-                self._at -= len("</tool_call>")
-                pieces.append("}")  # just the outer brace is missing
-                break
-            if not (yield from self._more()):
-                return False
-        found = _calls_in_json("".join(pieces))
-        calls += found
-        return bool(found)
 
-    def _scan_json(self) -> None:
-        """Go to the end of the JSON, to a tag in it, or to the end of the text."""
-        text = self._text
-        while True:
-            pattern = _IN_STRING[self._quote] if self._quote else _IN_JSON
-            found = pattern.search(text, self._at)
-            mark = found[0] if found else ""
-            if not found:
-                self._at = len(text)
-                return
-            if mark == "<" or (mark == "\\" and found.end() == len(text)):
-                self._at = found.start()
-                return
-            self._at = found.end()
-            if mark == "\\":
-                self._at += 1
-            elif self._quote:
-                self._quote = ""
-            elif mark in "\"'":
-                self._quote = mark
-            else:
-                self._depth += 1 if mark in "{[" else -1
-                if not 0 < self._depth <= _MAX_DEPTH:
-                    return
+def _length(text: str) -> int:
+    return len(text) - text.endswith(_END)
 
-    def _code(self, call: _Call) -> _Steps[bool]:
-        """Code that stands behind the JSON of its call; any text may be in it."""
-        code = yield from self._until("</code>")
-        call.values, call.text = {**call.values, "code": (code or "").strip("\n")}, None
-        return code is not None
 
-    def _function(self, calls: list[_Call]) -> _Steps[bool]:
-        """Qwen3-Coder: <function=f><parameter=p>value</parameter></function>."""
-        found = yield from self._matched(_TAG_NAME)
-        if not found or not found[1].strip():
-            return False
-        calls.append(_Call(found[1].strip(), {}))
-        tags = ("<parameter=", "</parameter>", "</function>")
-        return (yield from self._arguments(calls[-1], _TAG_NAME, *tags))
+def _certain_end(text: str, pos: int) -> int:
+    """Up to where the text cannot be the beginning of a tag."""
+    cut = text.rfind("<", max(pos, len(text) - 10))
+    is_part = cut >= 0 and any(tag.startswith(text[cut:]) for tag in _TAGS)
+    return cut if is_part else _length(text)
 
-    def _bare(self, calls: list[_Call]) -> _Steps[bool]:
-        """GLM: a name and <arg_key>k</arg_key><arg_value>v</arg_value>; without those
-        only a tool that was offered. An end of the text in place of a tag may be a cut."""
-        found = _BARE_NAME.match(self._text, self._at)
-        while found and found.end() == len(self._text) and (yield from self._more()):
-            found = _BARE_NAME.match(self._text, self._at)
-        if not found:
-            return False
-        self._at = found.end()
-        calls.append(_Call(found[0], {}))
-        tags = ("<arg_key>", "</arg_value>", "</tool_call>", "<tool_call>", "</")
-        is_good = yield from self._arguments(calls[-1], _ARG_KEY, *tags)
-        return is_good and bool(calls[-1].values or found[0] in self._schemas)
 
-    def _arguments(
-        self, call: _Call, key: re.Pattern[str], begin: str, end: str, *last: str
-    ) -> _Steps[bool]:
-        """Arguments in tags, up to the last tag. `key` matches what is behind `begin`."""
-        token = yield from self._took(begin, *last)
-        while token == begin:
-            found = yield from self._matched(key)
-            value = (yield from self._until(end)) if found else None
-            if not found or value is None:
-                return False
-            if end == "</parameter>":  # a line's end on either side belongs to the form
-                value = re.sub(r"\A\n|\n\Z", "", value)
-            self._set(call, found[1].strip(), value)
-            token = yield from self._took(begin, *last)
-        if token != "</function>":
-            self._at -= len(token)  # the region's end, which is read next
-        return bool(token)
+def _failure_at_end(text: str) -> Exception:
+    """What to raise where the text ends in the middle of something."""
+    return _NotACall(len(text)) if text.endswith(_END) else _Unfinished()
 
-    def _set(self, call: _Call, key: str, value: str) -> None:
-        schema = self._schemas.get(call.name, {}).get(key)
-        call.values[key] = _typed_value(value, schema)
 
-    def _certain(self, *tokens: str) -> int:
-        """Up to where the text cannot be the beginning of a token."""
-        cut = self._text.rfind("<", max(self._at, len(self._text) - 10))
-        rest = self._text[cut:]
-        if self._is_last or cut < 0 or not any(t.startswith(rest) for t in tokens):
-            return len(self._text)
-        return cut
+def _skip_space(text: str, pos: int, pattern: re.Pattern[str] = _SPACE) -> int:
+    found = pattern.match(text, pos)
+    return found.end() if found else pos
 
-    def _let_go(self, end: int) -> None:
-        if end > self._start:
-            self._out.append(self._text[self._start : end])
-        self._start = self._at = end
 
-    def _fail(self) -> None:
-        """The region is no call: let its tag go, and read on behind that."""
-        before = "".join(self._region)
-        self._region = []
-        self._text = before + self._text
-        self._at += len(before)
-        self._offset -= len(before)
-        self._rescanned += self._at - self._start
-        may_rescan = self._rescanned <= _RESCANS * (self._offset + self._at)
-        self._let_go(self._start + len("<tool_call>") if may_rescan else self._at)
+def _token_at(text: str, pos: int, *tokens: str) -> str:
+    """The token that stands at pos, or ""."""
+    for token in tokens:
+        if text.startswith(token, pos):
+            return token
+    rest = text[pos : pos + 12]
+    if len(rest) < 12 and any(token.startswith(rest) for token in tokens):
+        raise _Unfinished
+    return ""
+
+
+def _match(text: str, pos: int, pattern: re.Pattern[str]) -> re.Match[str]:
+    """The match at pos of a pattern that takes 400 characters at the most."""
+    found = pattern.match(text, pos)
+    if not found:
+        is_cut = len(text) - pos < 400 and not text.endswith(_END)
+        raise _Unfinished if is_cut else _NotACall(pos)
+    return found
+
+
+def _ends_at(text: str, pos: int) -> bool:
+    """Whether the text ends at pos by itself, or in a part of the end tag."""
+    rest = text[pos : pos + 13]
+    return rest.endswith(_END) and "</tool_call>".startswith(rest[:-1])
+
+
+def _read_region(text: str, pos: int, schemas: _Json) -> tuple[list[_Call], int]:
+    """The calls behind a <tool_call>, and the end of its region."""
+    pos = _skip_space(text, pos)
+    if _token_at(text, pos, "```"):
+        pos = _skip_space(text, pos + (7 if _token_at(text, pos + 3, "json") else 3))
+    calls: list[_Call] = []
+    tokens: tuple[str, ...] = ("{", "[", "<function=")
+    while True:
+        token = _token_at(text, pos, *tokens)
+        if token in ("{", "["):
+            found, pos = _read_json(text, pos)
+            calls += found
+        elif token == "<function=":
+            call, pos = _read_function(text, pos + len(token), schemas)
+            calls.append(call)
+        elif token == "<code>":
+            code, pos = _read_code(text, pos + len(token))
+            calls[-1].add("code", code)
+        elif token in ("```", "</function>"):
+            pos += len(token)
+        elif calls:
+            return calls, _find_region_end(text, pos, token, calls[-1].is_json)
+        else:
+            call, pos = _read_named_call(text, pos, schemas)
+            calls.append(call)
+        pos = _skip_space(text, pos, _FILLER)
+        tokens = ("{", "[", "<function=", "<code>", "```", "</function>")
+        tokens += ("</tool_call>", "<tool_call>")
+
+
+def _find_region_end(text: str, pos: int, token: str, is_json: bool) -> int:
+    """Where the text goes on behind the calls of a region."""
+    if token:
+        return pos + 12 if token == "</tool_call>" else pos
+    part = text[pos : _length(text)]
+    if not text.endswith(_END) or (is_json and part == "<"):  # may begin <code>
+        raise _NotACall(pos)
+    if part[1:] and "<tool_call>".startswith(part):
+        return pos
+    if "</tool_call>".startswith(part):
+        return _length(text)
+    raise _NotACall(pos)
+
+
+def _read_bare_function(text: str, pos: int, schemas: _Json) -> tuple[list[_Call], int]:
+    """The call at a `<function=` without a <tool_call>: whole, and of an offered tool."""
+    if _strip_quotes(_match(text, pos, _FUNCTION_NAME)[1]) not in schemas:
+        raise _NotACall(pos)
+    call, pos = _read_function(text, pos, schemas)
+    if not _token_at(text, pos, "</function>"):
+        raise _NotACall(pos)
+    end = _skip_space(text, pos + 11)
+    return [call], end + 12 if _token_at(text, end, "</tool_call>") else pos + 11
+
+
+def _read_json(text: str, pos: int) -> tuple[list[_Call], int]:
+    """The calls in the JSON at pos, and its end: where its brackets close."""
+    depth = 0
+    for found in _JSON_TOKEN.finditer(text, pos):
+        start, end = found.span()
+        mark, missing = text[start], ""
+        if mark in "\"'":
+            if not (found[1] or found[2]):
+                break  # the string does not end
+            continue
+        if mark == "<":
+            if depth != 1 or not _token_at(text, start, "</tool_call>"):
+                raise _NotACall(start)
+            end, missing = start, "}"  # just the outer brace
+        depth += 1 if mark in "{[" else -1
+        if depth > _MAX_DEPTH:
+            raise _NotACall(start)
+        if not depth:
+            calls = _parse_calls(text[pos:end] + missing)
+            if not calls:
+                raise _NotACall(end)
+            return calls, end
+    raise _failure_at_end(text)
+
+
+def _read_code(text: str, pos: int) -> tuple[str, int]:
+    """The code behind <code>, in which pairs of that tag may stand, and its end."""
+    depth = 1
+    for found in _CODE_TAG.finditer(text, pos):
+        depth += 1 if found[0] == "<code>" else -1
+        if not depth:
+            return text[pos : found.start()].strip("\r\n"), found.end()
+    raise _failure_at_end(text)
+
+
+# --- arguments in tags ---
+# The forms of Qwen3-Coder and GLM; pure, by the rules of the section above. A value ends at
+# its end tag if what may follow it does, or before an argument that is declared and not set
+# yet, or at the end of the call: then its end tag was forgotten. Else there is no call.
+
+
+class _Qwen3Coder:
+    """<function=name><parameter=key>value</parameter></function>, a line each."""
+
+    begin, end = "<parameter=", "</parameter>"
+    outer, outer_end = "<function=", "</function>"
+    key = re.compile(r"<parameter=([^<>\n]{1,128})>(?:\r?\n)?")
+    tags = re.compile(
+        r"(?P<line>\r?\n[ \t]*)?<parameter=(?P<key>[^<>\n]{1,128})>"
+        r"|<function=[^<>\n]{1,128}>|(?:\r?\n)?</(?:parameter|function)>"
+    )
+
+
+class _Glm:
+    """name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>"""
+
+    begin, end = "<arg_key>", "</arg_value>"
+    outer, outer_end = "<tool_call>", "</tool_call>"
+    key = re.compile(r"<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
+    tags = re.compile(
+        r"(?P<line>\n?)<arg_key>(?P<key>[^<]{1,128})</arg_key>\s{0,64}<arg_value>"
+        r"|<arg_value>|<tool_call>|</arg_value>|\n?</tool_call>"
+    )
+
+
+def _read_function(text: str, pos: int, schemas: _Json) -> tuple[_Call, int]:
+    """The call behind a `<function=`, and where the tag behind its arguments stands."""
+    found = _match(text, pos, _FUNCTION_NAME)
+    return _read_arguments(text, found.end(), found[1], _Qwen3Coder, schemas)
+
+
+def _read_named_call(text: str, pos: int, schemas: _Json) -> tuple[_Call, int]:
+    """GLM's call; one without arguments only of an offered tool."""
+    found = _BARE_NAME.match(text, pos)
+    if not found:
+        raise _NotACall(pos)
+    if found.end() == len(text):
+        raise _Unfinished
+    call, end = _read_arguments(text, found.end(), found[0], _Glm, schemas)
+    if not call.values and call.name not in schemas:
+        raise _NotACall(end)
+    return call, end
+
+
+def _read_arguments(
+    text: str, pos: int, name: str, form: Any, schemas: _Json
+) -> tuple[_Call, int]:
+    name = _strip_quotes(name)
+    schema = schemas.get(name, {})
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
+    values: _Json = {}
+    while name:
+        pos = _skip_space(text, pos)
+        token = _token_at(text, pos, form.begin, form.outer_end, "</tool_call>")
+        if token != form.begin:
+            if token or (_ends_at(text, pos) and text.startswith("</", pos)):
+                return _Call(name, values), pos
+            break
+        found = _match(text, pos, form.key)
+        key = _strip_quotes(found[1])
+        unset = properties.keys() - values.keys() - {key}
+        value, pos = _read_value(text, found.end(), form, unset)
+        converted = _convert_value(value, properties.get(key), schema)
+        if values.setdefault(key, converted) != converted:
+            break
+    raise _NotACall(pos)
+
+
+def _read_value(text: str, start: int, form: Any, unset: Any) -> tuple[str, int]:
+    """A value, and where what follows it stands. A tag of the form that opens in it is
+    data, and so is the tag that closes that. `unset`: the arguments that may follow."""
+    opened: list[str] = []  # the end tags of what the value's own tags opened
+    depth = {form.end: 0, form.outer_end: 0}
+    has_argument = False  # whether something like an undeclared argument began
+    for found in form.tags.finditer(text, start):
+        tag, key = found[0].lstrip(), found["key"]
+        at = found.end() - len(tag)
+        if key and (found["line"] is not None or at == start):
+            if _strip_quotes(key) in unset:
+                return _drop_last_end_tag(text[start : found.start()]), at
+            has_argument = has_argument or not opened
+        if tag[1] != "/":
+            opened.append(form.outer_end if tag.startswith(form.outer) else form.end)
+            depth[opened[-1]] += 1
+        elif depth[tag]:
+            while opened[-1] != tag:
+                depth[opened.pop()] -= 1
+            depth[opened.pop()] -= 1
+        else:
+            after = _skip_space(text, found.end())
+            follow = (form.begin, form.outer_end, "</tool_call>")
+            if tag == form.end:
+                if not opened and (
+                    _token_at(text, after, *follow) or _ends_at(text, after)
+                ):
+                    return text[start : found.start()], after
+            elif tag == "</tool_call>" or _token_at(text, after, "</tool_call>"):
+                if has_argument:
+                    raise _NotACall(found.end())
+                return _drop_last_end_tag(text[start : found.start()]), at
+    raise _failure_at_end(text)
+
+
+def _drop_last_end_tag(value: str) -> str:
+    """A value without a misspelt end tag: one that stands alone on the last line and
+    closes nothing in the value."""
+    found = _LAST_END_TAG.search(value)
+    return value[: found.start()] if found and f"<{found[1]}" not in value else value
+
+
+def _strip_quotes(name: str) -> str:
+    return name.strip().strip("\"'")
 
 
 # --- calls in JSON ---
@@ -2523,23 +2784,36 @@ class _TagParser(_Scanner):
 # a wrong call is worse than none.
 
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
-_TOKEN = re.compile(  # strings, Python's words, commas before brackets
+_LENIENT_TOKEN = re.compile(  # strings, Python's words, commas before brackets
     r'"[^"\\]*(?:\\.[^"\\]*)*"'
     r"|'[^'\\]*(?:\\.[^'\\]*)*'"
     r"|\b(?:True|False|None)\b|,(?=\s*[}\]])",
     re.DOTALL,
 )
-_ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|.)|"', re.DOTALL)
+_ESCAPE = re.compile(
+    r'\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|U[0-9a-fA-F]{8}|\r\n|.)|"', re.DOTALL
+)
+_JSON_KINDS = {
+    dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
+    float: "number", type(None): "null",
+}  # fmt: skip
 
 
 class _Call:
-    """A call that was read. `is_written`: its arguments stand in the text as an object."""
+    """A whole call. `text`: its arguments as the model wrote them, where that is JSON."""
 
-    def __init__(self, name: str, values: _Json, is_written: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        values: _Json,
+        text: str | None = None,
+        fields: _Json | None = None,
+    ) -> None:
         self.name = name
         self.values = values
-        self.is_written = is_written
-        self.text: str | None = None  # the model's own, where that is JSON
+        self.text = text
+        self.fields = fields or {}  # of a call that the server made
+        self.is_json = False  # whether it was read from JSON, which <code> may follow
 
     @property
     def arguments(self) -> str:
@@ -2547,108 +2821,148 @@ class _Call:
             return _dump_json(self.values)
         return self.text
 
+    def add(self, key: str, value: str) -> None:
+        self.values, self.text = {**self.values, key: value}, None
 
-def _calls_in_json(text: str) -> list[_Call]:
+
+def _parse_calls(text: str) -> list[_Call]:
     """The calls of an object, or of all objects of an array; none if one is no call."""
     is_strict = True
     try:
-        data = _parse_json(text)
+        data = _parse_json(text, _ARGUMENT_DECODER)
     except ValueError:
         try:
-            data, is_strict = _parse_json(_lenient(text)), False
+            data, is_strict = _parse_json(_rewrite(text), _ARGUMENT_DECODER), False
         except ValueError:
             return []
-    calls = []
+    calls: list[_Call] = []
+    at = 0
     for item in data if isinstance(data, list) else [data]:
-        call = _call_of(item)
+        call = _parse_call(item)
         if not call:
             return []
+        if is_strict:
+            at = _keep_text(call, text, at)
         calls.append(call)
-    if is_strict:
-        _keep_texts(calls, text)
     return calls
 
 
-def _call_of(item: Any) -> _Call | None:
-    """The call that an object is."""
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+def _parse_call(item: Any) -> _Call | None:
+    """The call that an object is, or None."""
+    name = item.get("name") if isinstance(item, dict) else None
+    if not name or not isinstance(name, str):
         return None
-    key = "arguments" if "arguments" in item else "parameters"
-    if key not in item and set(item) - {"name", "type", "id"}:
+    written = [item[key] for key in ("arguments", "parameters") if key in item]
+    if not written and set(item) - {"name", "type", "id"}:
         return None  # arguments beside the name: without them it would be another call
-    values = item.get(key)
+    values: Any = next((value for value in written if value is not None), {})
     if isinstance(values, str):
         try:
-            values = _parse_json(values) if values.strip() else {}
+            values = _parse_json(values.strip() or "{}", _ARGUMENT_DECODER)
         except ValueError:
             return None
-    values = {} if values is None else values
-    if not isinstance(values, dict) or not item["name"]:
+    if not isinstance(values, dict):
         return None
-    return _Call(item["name"], values, values is item.get(key))
+    call = _Call(name, values)
+    call.is_json = True
+    return call
 
 
-def _keep_texts(calls: list[_Call], text: str) -> None:
-    """Give the calls of a valid JSON text the very text of their arguments, so that
-    numbers and spaces stay as the model wrote them."""
-    at = 0
-    for call in calls:
-        found = _ARGUMENTS.search(text, at) if call.is_written else None
-        while found:
-            values, at = _DECODER.raw_decode(text, found.end())
-            if values == call.values:
-                call.text = text[found.end() : at]
-                break
-            found = _ARGUMENTS.search(text, at)
+def _keep_text(call: _Call, text: str, at: int) -> int:
+    """Give a call of a valid JSON text the very text of its arguments, so that numbers
+    and spaces stay as the model wrote them; return where that ended."""
+    for found in _ARGUMENTS.finditer(text, at):
+        values, end = _ARGUMENT_DECODER.raw_decode(text, found.end())
+        if values == call.values:
+            call.text = text[found.end() : end]
+            return int(end)
+    return at
 
 
-def _lenient(text: str) -> str:
-    """JSON as models write it -> JSON; nothing in a string changes its meaning."""
-    return _TOKEN.sub(_strict_token, text)
+def _rewrite(text: str) -> str:
+    """JSON as models and Python write it -> JSON; no string changes its meaning."""
+    return _LENIENT_TOKEN.sub(_rewrite_token, text)
 
 
-def _strict_token(found: re.Match[str]) -> str:
+def _rewrite_token(found: re.Match[str]) -> str:
     token = found[0]
     if token[0] in "\"'":
-        return '"' + _ESCAPE.sub(_strict_escape, token[1:-1]) + '"'
+        return '"' + _ESCAPE.sub(_rewrite_escape, token[1:-1]) + '"'
     return {"True": "true", "False": "false", "None": "null"}.get(token, "")
 
 
-def _strict_escape(found: re.Match[str]) -> str:
-    """A valid escape as it is; the backslash of any other is doubled, not dropped."""
+def _rewrite_escape(found: re.Match[str]) -> str:
+    """JSON's escapes as they are, Python's as characters; the backslash of any other is
+    doubled, not dropped."""
     escaped = found[1]
     if escaped is None:
         return r"\""
-    if escaped == "'":
-        return "'"
-    is_valid = len(escaped) > 1 or escaped in '"\\/bfnrt'
-    return found[0] if is_valid else "\\" + found[0]
+    if escaped in ("\n", "\r\n", "'"):  # a line goes on behind its end
+        return "'" if escaped == "'" else ""
+    if len(escaped) > 1 and escaped[0] in "xU":
+        return json.dumps(chr(int(escaped[1:], 16)))[1:-1]
+    is_json = len(escaped) > 1 or escaped in '"\\/bfnrt'
+    return found[0] if is_json else "\\" + found[0]
 
 
-def _parameter_schemas(tools: Iterable[_Json]) -> dict[str, _Json]:
-    """The properties of each offered tool, by its name."""
+def _parameter_schemas(tools: Iterable[Any]) -> dict[str, _Json]:
+    """The schema of the parameters of each offered tool, by its name."""
     schemas: dict[str, _Json] = {}
     for tool in tools:
         function = tool.get("function") if isinstance(tool, dict) else None
         if isinstance(function, dict):
-            properties = (function.get("parameters") or {}).get("properties")
-            schemas[str(function.get("name"))] = properties or {}
+            schema = function.get("parameters")
+            schemas[str(function.get("name"))] = (
+                schema if isinstance(schema, dict) else {}
+            )
     return schemas
 
 
-def _typed_value(text: str, schema: Any) -> Any:
-    """An untyped value by its schema: text, unless another type is wanted and fits."""
-    schema = schema if isinstance(schema, dict) else {}
-    kinds: list[Any] = []
-    for option in [schema, *schema.get("anyOf", ())]:
-        kind = option.get("type") or []
-        kinds += [kind] if isinstance(kind, str) else kind
-    if not kinds or ("string" in kinds and not ("null" in kinds and text == "null")):
+def _convert_value(text: str, schema: Any, root: _Json) -> Any:
+    """A value of a tag by its schema: text, unless another type is wanted and fits."""
+    kinds = _find_kinds(schema, root)
+    is_text = "string" in kinds
+    if not kinds or kinds == {"string"}:
         return text
     try:
-        return _parse_json(_lenient(text))
+        value = _parse_json(text if is_text else _rewrite(text), _ARGUMENT_DECODER)
     except ValueError:
         return text
+    kind = _JSON_KINDS[type(value)]
+    if kind == "integer" or (kind == "number" and value.is_integer()):
+        kinds |= kinds & {"integer", "number"} and {"integer", "number"}
+    fits = kind in kinds and not (is_text and kind in ("integer", "number", "boolean"))
+    return value if fits else text
+
+
+def _find_kinds(schema: Any, root: _Json) -> set[str]:
+    """The JSON types that a schema allows, as far as it says; none if it does not."""
+    kinds: set[str] = set()
+    seen: set[int] = set()
+    options = [schema]
+    while options:
+        option = options.pop()
+        if not isinstance(option, dict) or id(option) in seen:
+            continue
+        seen.add(id(option))
+        declared = option.get("type")
+        listed = declared if isinstance(declared, list) else [declared]
+        kinds.update(kind for kind in listed if isinstance(kind, str))
+        if not declared and isinstance(option.get("enum"), list):
+            kinds.update(_JSON_KINDS.get(type(value), "") for value in option["enum"])
+        if isinstance(option.get("$ref"), str):
+            options.append(_resolve(option["$ref"], root))
+        for name in ("anyOf", "oneOf", "allOf"):
+            if isinstance(option.get(name), list):
+                options += option[name]
+    return kinds
+
+
+def _resolve(reference: str, root: Any) -> Any:
+    """What a "#/$defs/Name" of a schema stands for."""
+    for part in reference.split("/")[1:]:
+        root = root.get(part) if isinstance(root, dict) else None
+    return root
 
 
 # --- JSON ---
@@ -2673,7 +2987,7 @@ def _text(raw: bytes) -> str:
     return text[1:] if text[:1] == "\ufeff" else text
 
 
-def _parse_json(text: str) -> Any:
+def _parse_json(text: str, decoder: json.JSONDecoder = _DECODER) -> Any:
     """Decoded JSON, with U+FFFD for halves of surrogate pairs, which nobody can print.
     Raises ValueError."""
     if "\\ud" in text or "\\uD" in text:
@@ -2681,15 +2995,48 @@ def _parse_json(text: str) -> Any:
     if len(text) > _MAX_DEPTH and _is_deep(text):
         raise ValueError("JSON of too many levels")
     try:
-        data, end = _DECODER.raw_decode(text)
+        data, end = decoder.raw_decode(text)
         if end == len(text):
             return data
     except (ValueError, RecursionError):
         pass
     try:
-        return _DECODER.decode(text)  # takes spaces around it too
+        return decoder.decode(text)  # takes spaces around it too
     except RecursionError:
         raise ValueError("JSON of too many levels") from None
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is out of range")
+    return number
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_ARGUMENT_DECODER = json.JSONDecoder(
+    strict=False, parse_float=_parse_finite, parse_constant=_refuse_constant
+)
+
+
+def _split_objects(text: str) -> list[tuple[_Json, str]]:
+    """The JSON objects that follow one another, each with its text; none where there is
+    anything else."""
+    found: list[tuple[_Json, str]] = []
+    pos = 0
+    try:
+        while text[pos:].strip():
+            start = _skip_space(text, pos)
+            data, pos = _ARGUMENT_DECODER.raw_decode(text, start)
+            if not isinstance(data, dict) or _is_deep(text[start:pos]):
+                return []
+            found.append((data, text[start:pos]))
+    except (ValueError, RecursionError):
+        return []
+    return found
 
 
 def _is_deep(text: str) -> bool:
@@ -2728,11 +3075,19 @@ def _dump_body(body: Any) -> bytes:
 # cut anywhere; each is looked at once.
 
 
+_DONE = "[DONE]"
+
+
+class _ErrorText(str):
+    """The data of an event whose name is "error"."""
+
+
 class _EventDecoder:
     def __init__(self) -> None:
         self._line: list[bytes] = []  # the pieces of the line that has not ended
         self._data: list[bytes] = []  # the data lines of the event that has not ended
         self._size = 0  # of both
+        self._is_error = False  # whether that event is named "error"
         self._after_cr = False
         self._is_first = True
 
@@ -2768,13 +3123,17 @@ class _EventDecoder:
             if line[:5] == b"data:":
                 data.append(line[6:] if line[5:6] == b" " else line[5:])
                 if data == [b"[DONE]"]:  # need not wait for the empty line
-                    events.append("[DONE]")
+                    events.append(_DONE)
                     data.clear()
             elif line == b"data":
                 data.append(b"")
             elif not line:
-                events.append(b"\n".join(data).decode("utf-8", "replace"))
+                text = b"\n".join(data).decode("utf-8", "replace")
+                events.append(_ErrorText(text) if self._is_error else text)
                 data.clear()
+                self._is_error = False
+            elif line[:6] == b"event:":
+                self._is_error = line[6:].strip() == b"error"
         self._size = len(self._line[0]) + sum(map(len, data))
         return [event for event in events if event]
 
@@ -2784,12 +3143,14 @@ class _EventDecoder:
 
 
 class _StopFilter:
-    """Text up to the first stop string; what could begin one is held back."""
+    """Text up to the first stop string; what may begin one is held back. The first `skip`
+    characters, an echoed prompt, are not looked at."""
 
-    def __init__(self, stops: list[str]) -> None:
+    def __init__(self, stops: list[str], skip: int = 0) -> None:
         self._stops = stops
         self._pattern = re.compile("|".join(map(re.escape, stops)))
         self._longest = max(map(len, stops))
+        self._skip = skip
         self._tail = ""
         self._cut: list[str] = []  # what came from the stop string on
 
@@ -2801,21 +3162,23 @@ class _StopFilter:
         if self._cut:
             self._cut.append(text)
             return ""
-        text = self._tail + text
+        echo, text = text[: self._skip], self._tail + text[self._skip :]
+        self._skip -= len(echo)
         found = self._pattern.search(text)
-        at = found.start() if found else max(0, len(text) - self._longest + 1)
-        while not found and at < len(text):
+        end = found.start() if found else len(text)
+        for at in range(max(0, len(text) - self._longest + 1), end):
             if any(stop.startswith(text[at:]) for stop in self._stops):
-                break
-            at += 1
-        self._tail, self._cut = ("", [text[at:]]) if found else (text[at:], [])
-        return text[:at]
+                self._tail = text[at:]  # a longer one may begin before the one found
+                return echo + text[:at]
+        self._tail, self._cut = "", [text[end:]] if found else []
+        return echo + text[:end]
 
     def finish(self, reason: Any) -> str:
         """The rest: what follows a stop string is none if that is why the text ended."""
-        if self._cut and reason in ("stop", "tool_calls", "function_call"):
-            return ""
-        return self.held
+        if reason not in ("stop", "tool_calls", "function_call"):
+            return self.held
+        found = self._pattern.search(self._tail)
+        return "" if self._cut else self._tail[: found.start() if found else None]
 
 
 # --- requests ---
@@ -2857,7 +3220,9 @@ class _Exchange:
         response, _ = self._answered(True)
         response._parsed, problem = _built(response, build)
         if problem:  # no frame of this error holds the body, which may echo the key
-            raise self._invalid(response, problem)
+            error = self._invalid(response, problem)
+            error.partial = response._parsed
+            raise error
         return response
 
     def opened(self) -> tuple[Response, _Reply]:
@@ -3059,6 +3424,8 @@ def _built(response: Response, build: Callable[[Any], Any] | None) -> tuple[Any,
         return None, "not with JSON" if response.content.strip() else "with nothing"
     try:
         return (build(data) if build else data), ""
+    except _LostCall as lost:
+        return lost.partial, f"{lost}; {_WAY_OUT}"
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None, "with something else than was asked for"
 

@@ -69,6 +69,15 @@ TOOL = {
         },
     },
 }
+
+
+def tool_named(name):
+    """A tool that needs no arguments."""
+    return {"type": "function", "function": {"name": name, "parameters": {}}}
+
+
+PING = tool_named("ping")
+SCHEMAS = {"search": TOOL["function"]["parameters"]}
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_call>'
 
 
@@ -1045,6 +1054,7 @@ class Answers(ServerTest):
             (CALL, "function_call", [], "tool_calls", 1),
             (CALL, None, None, "tool_calls", 1),
             (CALL, "length", None, "length", 1),
+            (CALL[:-12], "length", None, "length", 0),
             ("<tool_call>\n{oops", "function_call", [], "stop", 0),
             ("<tool_call>\n{oops", None, None, None, 0),
             ("hi", "stop", None, "stop", 0),
@@ -1057,7 +1067,7 @@ class Answers(ServerTest):
                 self.server.says(
                     answer(content, reason, tool_calls=copy.deepcopy(calls))
                 )
-                choice = self.ask().choices[0]
+                choice = self.ask(tools=[tool_named("f")]).choices[0]
                 self.assertEqual(choice.finish_reason, expected)
                 self.assertEqual(len(choice.message.tool_calls or []), count)
                 self.assertEqual(choice.message.content, content)
@@ -1075,7 +1085,8 @@ class Answers(ServerTest):
             {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}},
         ]
         self.server.says(answer("text", "function_call", tool_calls=calls))
-        found = self.ask().choices[0].message.tool_calls
+        tools = [tool_named("a"), tool_named("b")]
+        found = self.ask(tools=tools).choices[0].message.tool_calls
         self.assertEqual([call.function.name for call in found], list("abcd"))
         arguments = [call.function.arguments for call in found]
         self.assertEqual(arguments, ["{}", "{}", '{"x": 1}', '{"y":2}'])
@@ -1430,12 +1441,12 @@ class ToolCallsInText(ServerTest):
         ]  # fmt: skip
         for unit in units:
             for ending in ("", "</code></parameter></arg_value>x'\""):
-                parser = lightllm._TagParser([TOOL])
+                parser = lightllm._CallReader(SCHEMAS)
                 started = time.process_time()
-                parser.calls(unit * (size // len(unit)) + ending)
+                parser.feed(unit * (size // len(unit)) + ending), parser.finish()
                 spent = time.process_time() - started
                 self.assertLess(spent, 0.7, (unit, ending))
-        parser = lightllm._TagParser([TOOL])
+        parser = lightllm._CallReader(SCHEMAS)
         text = (CALL[:-14] + "x" * size + '"}}')[:size]
         started = time.process_time()
         for at in range(0, len(text), 97):
@@ -1453,7 +1464,7 @@ class ToolCallsInText(ServerTest):
             text = "".join(rng.choice(units) for _ in range(rng.randint(1, 12)))
             outcomes = set()
             for size in (1, 2, 5, 11, len(text)):
-                parser = lightllm._TagParser([TOOL])
+                parser = lightllm._CallReader(SCHEMAS)
                 out = []
                 for at in range(0, len(text), size):
                     out += parser.feed(text[at : at + size])
@@ -1826,6 +1837,18 @@ def server_call(index=0, call_id=None, name=None, arguments=None, **fields):
     return delta(tool_calls=[call])
 
 
+def delta_with_reason(chunk, reason="tool_calls"):
+    (choice,) = chunk["choices"]
+    return {**chunk, "choices": [{**choice, "finish_reason": reason}]}
+
+
+GLM47_TWICE = [
+    server_call(0, "x", "search", ""),
+    server_call(0, arguments='{"query": ["a"]}'),
+    server_call(0, "x", "search", ""),
+    server_call(0, arguments="{"),
+    server_call(0, arguments='"query": ["a"]}'),
+]
 # what LightLLM servers stream for requests with tools -> text, calls, finish_reason
 SERVER_CALLS = {
     "2026 qwen25, parallel": (
@@ -1863,7 +1886,39 @@ SERVER_CALLS = {
         " then text", [("f", "{}")], "tool_calls"),
     "cut by length": (
         [server_call(0, "x", "search", '{"query": ["a'), delta(finish_reason="length")],
-        "", [("search", '{"query": ["a')], "length"),
+        "", [], "length"),
+    "cut by length, closed by the server (qwen3_coder)": (
+        [server_call(0, "x", "search", '{"query": ["a"]}'),
+         server_call(1, "y", "save", '{"text": "half"}'), delta(finish_reason="length")],
+        "", [A], "length"),
+    "two calls run together in one": (
+        [server_call(0, "x", "f", '{"a": 1}{"a": 2}'), STOP],
+        "", [("f", '{"a": 1}'), ("f", '{"a": 2}')], "tool_calls"),
+    "glm47: one index and id for two calls": (
+        [server_call(0, "x", "f", ""), server_call(0, arguments='{"a"'),
+         server_call(0, arguments=": 1}"), server_call(0, "x", "f", ""),
+         server_call(0, arguments='{"a": 2}'), STOP],
+        "", [("f", '{"a": 1}'), ("f", '{"a": 2}')], "tool_calls"),
+    "glm47 with a line's end: each call in one piece, then in many": (
+        [*GLM47_TWICE, *GLM47_TWICE, delta(finish_reason="tool_calls")],
+        "", [A, A], "tool_calls"),
+    "the same call twice in like pieces": (
+        [server_call(0, "x", "f", '{"a": 1}'), server_call(0, "x", "f", '{"a": 1}'), STOP],
+        "", [("f", '{"a": 1}')] * 2, "tool_calls"),
+    "a broken copy, then the whole call under another index": (
+        [server_call(0, "x", "f", '{"a": "'), server_call(3, "y", "f", '{"a": "b"}'), STOP],
+        "", [("f", '{"a": "b"}')], "tool_calls"),
+    "an empty copy, then the whole call": (
+        [server_call(0, "x", "ping", ""), server_call(2, "y", "ping", "{}"), STOP],
+        "", [("ping", "{}")], "tool_calls"),
+    "2512: finish_reason with every delta, and no other end": (
+        [delta_with_reason(server_call(0, "x", "search", "")),
+         delta_with_reason(server_call(0, None, None, '{"query": ')),
+         delta_with_reason(server_call(0, None, None, '["a"]}')), DONE],
+        "", [A], "tool_calls"),
+    'gateways: a finish_reason of "" or "null" with every chunk': (
+        [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP],
+        "Hello", [A], "tool_calls"),
     "finish_reason twice": (
         [delta(CALL), STOP, STOP], "", [A], "tool_calls"),
     "id and name with every delta": (
@@ -1885,7 +1940,7 @@ class ServerMadeStreamCalls(ServerTest):
             with self.subTest(name):
                 end = [] if items[-1] == DONE else [DONE]
                 self.server.says(events(*items, *end))
-                stream = self.ask(stream=True, tools=[TOOL])
+                stream = self.ask(stream=True, tools=[TOOL, PING])
                 got = accumulate(stream)
                 self.assertEqual(got["content"], text)
                 found = [(c["name"], c["arguments"]) for c in got["calls"]]
@@ -1898,14 +1953,116 @@ class ServerMadeStreamCalls(ServerTest):
                 self.assertEqual(calls_of(message), calls)
                 self.assertEqual(message.content or "", text)
 
-    def test_server_deltas_are_passed_on_one_by_one(self):
-        items = [server_call(0, "x", "f", ""), 0.3, server_call(0, arguments="{}")]
-        self.server.says(events(*items, STOP, DONE))
+    def test_they_are_held_until_they_are_whole_and_nothing_else_is(self):
+        items = [server_call(0, "x", "f", ""), delta("text"), 0.3]
+        items += [server_call(0, arguments="{}"), server_call(1, "y", "g", '{"a": 1}')]
+        self.server.says(events(*items, 0.3, STOP, DONE))
         stream = self.ask(stream=True, tools=[TOOL])
         started = time.monotonic()
-        self.assertEqual(next(stream).choices[0].delta.tool_calls[0].id, "x")
-        self.assertLess(time.monotonic() - started, 0.2)
-        stream.close()
+
+        first, second, third, fourth, last = [next(stream) for _ in range(5)]
+
+        self.assertIsNone(first.choices[0].delta.tool_calls)
+        self.assertEqual(second.choices[0].delta.content, "text")
+        self.assertIsNone(third.choices[0].delta.tool_calls)
+        (call,) = fourth.choices[0].delta.tool_calls
+        self.assertEqual((call.id, call.function.arguments), ("x", "{}"))
+        (call,) = last.choices[0].delta.tool_calls
+        self.assertEqual((call.index, call.function.arguments), (1, '{"a": 1}'))
+        self.assertGreater(time.monotonic() - started, 0.5)
+
+    def test_a_call_that_never_became_whole_is_an_error_with_the_way_out(self):
+        whole = server_call(0, "w", "search", '{"query": ["a"]}')
+        malformed = server_call(1, "x", "save", '{"text": Paris}')
+        no_arguments = server_call(1, "x", "search", "")
+        table = {
+            "malformed": ([whole, malformed, STOP], "'save'"),
+            "no arguments, where some are required": ([whole, no_arguments, STOP], "'search'"),
+            "no arguments of an unknown tool": ([whole, server_call(1, "x", "f", ""), STOP], "'f'"),
+            "no name": ([whole, server_call(1, "x", None, "{}"), STOP], "''"),
+            "cut, at a clean end": ([whole, delta_with_reason(malformed)], "'save'"),
+            "[1] for arguments": ([whole, server_call(1, "x", "f", "[1]"), STOP], "'f'"),
+        }  # fmt: skip
+        for name, (items, called) in table.items():
+            with self.subTest(name):
+                self.server.says(events(*items))
+                stream = self.ask(stream=True, tools=[TOOL])
+                error = raised(self, lightllm.APIError, lambda s=stream: list(s))
+                self.assertIn(f"a call of {called} did not come whole", str(error))
+                self.assertIn("tool_mode='prompt'", str(error))
+                self.assertEqual(calls_of(error.partial.choices[0].message), [A])
+                self.assertIsNone(error.partial.choices[0].finish_reason)
+
+    def test_text_that_shows_damage_makes_server_made_calls_an_error(self):
+        call = server_call(0, "x", "f", '{"a": 1}')
+        table = {
+            "a thought that does not end": [delta("<think>hm"), call, STOP],
+            "of which the server cut an argument": [call, delta("b</arg_value>"), STOP],
+            "whose end </parameter>": [call, delta("b\n</parameter>"), STOP],
+        }
+        for words, items in table.items():
+            with self.subTest(words):
+                self.server.says(events(*items, DONE))
+                stream = self.ask(stream=True, tools=[TOOL])
+                error = raised(self, lightllm.APIError, lambda s=stream: list(s))
+                self.assertIn("did not come whole", str(error))
+                self.assertIsNone(error.partial.choices[0].message.tool_calls)
+
+    def test_plain_replies_take_the_same_path(self):
+        def made(name, arguments, call_id="x"):
+            function = {"name": name, "arguments": arguments}
+            return {"id": call_id, "type": "function", "function": function}
+
+        good, bad = made(*A), made("save", '{"text": "ha', "y")
+        self.server.says(answer("", "length", tool_calls=[good, bad]))
+        self.server.says(answer(CALL, "length", tool_calls=[good]))
+        self.server.says(answer("", "tool_calls", tool_calls=[good, bad]))
+        self.server.says(answer("", "tool_calls", tool_calls=[]))
+        self.server.says(answer("text", "tool_calls", tool_calls=[]))
+        self.server.says(answer("", "tool_calls", tool_calls=[made("ping", "")]))
+
+        cut = self.ask(tools=[TOOL]).choices[0]
+        ended = self.ask(tools=[TOOL]).choices[0]
+        lost = self.error(lightllm.APIResponseValidationError, tools=[TOOL])
+        empty = self.error(lightllm.APIResponseValidationError, tools=[TOOL])
+        text = self.ask(tools=[TOOL]).choices[0]
+        ping = self.ask(tools=[PING]).choices[0]
+
+        self.assertEqual((calls_of(cut.message), cut.finish_reason), ([A], "length"))
+        self.assertEqual(
+            (calls_of(ended.message), ended.finish_reason), ([A], "length")
+        )
+        self.assertIn("a call of 'save' did not come whole", str(lost))
+        self.assertEqual(calls_of(lost.partial.choices[0].message), [A])
+        self.assertIn("neither a call nor text", str(empty))
+        for error in (lost, empty):
+            self.assertIn("tool_mode='prompt'", str(error))
+        self.assertEqual((text.message.tool_calls, text.finish_reason), (None, "stop"))
+        self.assertEqual(calls_of(ping.message), [("ping", "{}")])
+
+    def test_fields_of_a_call_that_only_the_server_knows_are_kept(self):
+        extra = {"extra_content": {"google": {"thought_signature": "abc"}}}
+        function = {"name": "f", "arguments": "{}", "strict": True}
+        call = {
+            "index": 0,
+            "id": "x",
+            "type": "function",
+            "function": function,
+            **extra,
+        }
+        self.server.says(events(delta(tool_calls=[call]), STOP, DONE))
+        self.server.says(answer(tool_calls=[call]))
+
+        stream = self.ask(stream=True, tools=[TOOL])
+        deltas = [
+            d for chunk in stream for d in chunk.choices[0].delta.tool_calls or []
+        ]
+        final = stream.get_final_completion().choices[0].message.tool_calls
+        plain = self.ask(tools=[TOOL]).choices[0].message.tool_calls
+
+        for (found,) in (deltas, final, plain):
+            self.assertEqual(found.extra_content, extra["extra_content"])
+            self.assertIs(found.function.strict, True)
 
     def test_the_spoilt_streams_of_2025_say_the_way_out(self):
         """Recorded: LightLLM of July 2025, --tool_call_parser unset, one call."""
@@ -1921,12 +2078,29 @@ class ServerMadeStreamCalls(ServerTest):
             "\n",
         ]
         chunks = [delta(piece, role=None, tool_calls=None) for piece in pieces]
-        self.server.says(events(*chunks))
-        with self.assertRaises(lightllm.APIConnectionError) as caught:
-            list(self.ask(stream=True, tools=[TOOL]))
-        self.assertIn("tool_mode='prompt'", str(caught.exception))
-        content = caught.exception.partial.choices[0].message.content
-        self.assertEqual(content, "".join(pieces))
+        length = delta("", "length", role=None, tool_calls=None)
+        for items in (chunks, [*chunks, length]):
+            self.server.says(events(*items))
+            with self.assertRaises(lightllm.APIConnectionError) as caught:
+                list(self.ask(stream=True, tools=[TOOL]))
+            self.assertIn("tool_mode='prompt'", str(caught.exception))
+            self.assertIn("April 2025 to March 2026", str(caught.exception))
+            content = caught.exception.partial.choices[0].message.content
+            self.assertEqual(content, "".join(pieces))
+
+    def test_sound_streams_without_done_are_told_from_damaged_ones(self):
+        """2512 and 2602 send a usage of null, 2604 no null; both end without [DONE]."""
+        null = {"role": None, "tool_calls": None}
+        usage = {"usage": None}
+        with_usage = [
+            {**delta("a", **null), **usage},
+            {**delta("", "stop", **null), **usage},
+        ]
+        for items in (with_usage, [delta("a"), STOP], [delta("a", **null), STOP, DONE]):
+            self.server.says(events(*items))
+            self.assertEqual(
+                accumulate(self.ask(stream=True, tools=[TOOL]))["content"], "a"
+            )
 
 
 def accumulate(stream):
@@ -4038,7 +4212,7 @@ def bench_parser():
     texts["hostile"] = '<tool_call>{"name' * 60_000
     for name, text in texts.items():
         started = time.process_time()
-        lightllm._TagParser([TOOL]).calls(text)
+        lightllm._CallReader(SCHEMAS).calls(text)
         rate = len(text) / 1e6 / (time.process_time() - started)
         print(f"tool-call parser, {name}: {rate:.1f} MB a second")
 
