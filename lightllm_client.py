@@ -1785,24 +1785,12 @@ def _type_schema(kind: Any, where: str) -> _Json:
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
 _NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
 _HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
+_VALUE_TAGS = {"</arg_value>": "<arg_value>", "</parameter>": "<parameter="}
+_THOUGHT = re.compile("<think>.*?</think>", re.DOTALL)
 
 
 class _LostCall(ValueError):
-    """The answer announced a call that did not come whole; `.partial` is the answer."""
-
-    def __init__(self, problem: str, partial: Any) -> None:
-        super().__init__(problem)
-        self.partial = partial
-
-
-def _without_none(fields: _Json) -> _Json:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _read_reason(choice: _Json) -> Any:
-    """A finish_reason. Gateways send "" and "null" for none."""
-    reason = choice.get("finish_reason")
-    return None if reason in ("", "null") else reason
+    """Args: what the answer announced and did not hold, and the answer."""
 
 
 class _ServerCall:
@@ -1810,47 +1798,40 @@ class _ServerCall:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.fields: _Json = {}
-        self.pieces: list[
-            list[str]
-        ] = []  # of the arguments, for each time its head came
+        self.fields: _Json = {"function": {}}
+        self.copies: list[
+            Any
+        ] = []  # the pieces of its arguments, anew where its head is
 
     def add(self, delta: _Json, function: _Json) -> None:
-        inner = {**self.fields.get("function", {}), **_without_none(function)}
-        self.fields = {**self.fields, **_without_none(delta), "function": inner}
+        self.fields["function"].update(_without_none(function))
+        self.fields.update(_without_none({**delta, "function": None}))
+        if function.get("name") or not self.copies:
+            self.copies.append([])
         arguments = function.get("arguments")
-        if not isinstance(arguments, (str, type(None))):
-            arguments = _dump_json(arguments)
-        if function.get("name") or not self.pieces:
-            self.pieces.append([])
         if arguments:
-            self.pieces[-1].append(arguments)
+            is_text = isinstance(arguments, str)
+            self.copies[-1].append(arguments if is_text else _dump_json(arguments))
 
     def objects(self) -> list[tuple[_Json, str]]:
         """The arguments of the calls that this is: of several where a server ran them
         together, of none where it is not whole."""
-        candidates = [sum(self.pieces, []), *self.pieces] if self.name else []
-        found = (_split_objects("".join(pieces)) for pieces in candidates)
+        copies = [sum(self.copies, []), *self.copies] if self.name else []
+        found = (_split_objects("".join(pieces)) for pieces in copies)
         return next(filter(None, found), [])
 
-    def repeats(self, earlier: _ServerCall) -> bool:
-        """Whether it came in pieces, behind the very same call in one piece."""
-        call_id, sizes = (
-            self.fields.get("id"),
-            (len(earlier.pieces[-1]), len(self.pieces[-1])),
-        )
-        is_same = call_id == earlier.fields.get("id") and self.name == earlier.name
-        return (
-            is_same and sizes[0] == 1 < sizes[1] and self.objects() == earlier.objects()
-        )
+    def is_same(self, other: _ServerCall) -> bool:
+        is_same = (self.name, self.objects()) == (other.name, other.objects())
+        return is_same and self.fields.get("id") == other.fields.get("id")
 
 
 class _ServerCalls:
     """The calls that a server makes itself, each held until it is whole."""
 
-    def __init__(self, schemas: dict[str, _Json]) -> None:
+    def __init__(self, schemas: _Json) -> None:
+        self.held: list[_ServerCall] = []
+        self.lost: list[str] = []  # the names of those that did not come whole
         self._schemas = schemas
-        self._held: list[_ServerCall] = []
         self._last: _ServerCall | None = None  # the one given last
 
     def add(self, delta: _Json) -> bool:
@@ -1858,258 +1839,216 @@ class _ServerCalls:
         function = delta.get("function")
         function = function if isinstance(function, dict) else {}
         index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
-        is_numbered = isinstance(index, int)
-        calls = [
-            c for c in self._held if not is_numbered or c.fields.get("index") == index
-        ]
-        call = calls[-1] if calls else None
-        if call and name:  # does this head begin another call?
-            known_id = call.fields.get("id", call_id)
-            if name != call.name or (call_id or known_id) != known_id or call.objects():
+        call = None
+        for held in self.held:
+            if not isinstance(index, int) or held.fields.get("index") == index:
+                call = held
+        if call and name:  # a head: of this call again, or of the next?
+            is_other = call_id and call_id != call.fields.get("id", call_id)
+            if is_other or name != call.name or call.objects():
                 call = None
-        is_new = call is None
         if not (call or name or function.get("arguments")):
             return False
-        if call is None:
-            call = _ServerCall(str(name or ""))
-            self._held.append(call)
-        call.add(delta, function)
-        return is_new
+        if not call:
+            self.held.append(_ServerCall(str(name or "")))
+        (call or self.held[-1]).add(delta, function)
+        return call is None
 
-    def take_whole(self, has_next: bool) -> list[_Call]:
-        """The calls in front that are whole and behind which another has begun. One of
-        the same name may be a copy: glm47 sends a call twice, and perhaps cuts it."""
+    def take(
+        self, text: str, has_next: bool, is_over: bool, is_cut: bool
+    ) -> list[_Call]:
+        """The calls in front that are whole and behind which another has begun; in the
+        end all that are whole. `text`: that of the answer, which may show damage."""
         calls: list[_Call] = []
-        while self._held[not has_next :] and self._held[0].objects():
-            if self._held[0].name in (call.name for call in self._held[1:2]):
-                break
-            calls += self._make_calls(self._held.pop(0))
+        if is_cut and text.count("</tool_call>") < len(self.held):
+            del self.held[-1]  # the server may have closed it itself
+        while self.held[not (has_next or is_over) :]:
+            call, following = [*self.held, _ServerCall("")][:2]
+            objects, has_twin = call.objects(), call.name == following.name
+            damage = _find_damage(text, call.name)
+            if not is_over and (has_twin or damage or not objects):
+                break  # glm47 sends a call twice, and perhaps cuts it
+            del self.held[0]
+            if damage or not (objects or is_cut or (has_twin and following.objects())):
+                schema = self._schemas.get(call.name, {"required": "unknown"})
+                if damage or any(call.copies) or schema.get("required"):
+                    objects = []
+                    self.lost.append(
+                        f"a call of {call.name!r} did not come whole{damage}"
+                    )
+                else:  # LightLLM streams "" for no arguments
+                    objects = [({}, "{}")]
+            last, self._last = self._last, call
+            if last and objects and call.is_same(last):
+                if len(last.copies[-1]) == 1 < len(call.copies[-1]):
+                    self._last = None  # the same call, first in one piece
+                    continue
+            calls += [_Call(call.name, *found, call.fields) for found in objects]
         return calls
 
-    def take_rest(self, is_cut: bool, ends: int) -> tuple[list[_Call], list[str]]:
-        """The calls that are left, and the names of those that did not come whole. The
-        server may have closed the last call of an answer that was cut off: that one
-        counts only if the text holds an end tag for each."""
-        calls: list[_Call] = []
-        lost: list[str] = []
-        held, self._held = self._held, []
-        if is_cut and ends < len(held):
-            held = held[:-1]
-        for call, following in zip(held, [*held[1:], None]):
-            made = self._make_calls(call)
-            is_copy = following and following.name == call.name and following.objects()
-            if not (made or call.objects() or is_copy or is_cut):
-                if any(call.pieces) or self._needs_arguments(call.name):
-                    lost.append(repr(call.name))
-                else:  # LightLLM streams "" for no arguments
-                    made = [_Call(call.name, {}, "{}", call.fields)]
-            calls += made
-        return calls, lost
 
-    def _needs_arguments(self, name: str) -> bool:
-        return bool(self._schemas.get(name, {"required": "unknown"}).get("required"))
-
-    def _make_calls(self, call: _ServerCall) -> list[_Call]:
-        if self._last and call.repeats(self._last):
-            self._last = None
-            return []
-        self._last = call
-        return [
-            _Call(call.name, data, text, call.fields) for data, text in call.objects()
-        ]
+def _find_damage(text: str, name: str) -> str:
+    """What the text of an answer says against the calls that its server made."""
+    thoughts = "".join(_THOUGHT.findall(text))
+    if "<think>" in _THOUGHT.sub("", text):
+        return ": it stands in a thought that does not end"
+    if re.search(r"<\W?(?:tool|function)", thoughts) and name in thoughts:
+        return ": it stands in a thought"
+    for end, begin in _VALUE_TAGS.items():
+        if text.count(end) > text.count(begin):
+            return f": the server cut an argument off, whose {end} is in the text"
+    return ""
 
 
 class _Choice:
     """One choice of an answer: its text, its calls, and why it ended."""
 
-    def __init__(
-        self,
-        schemas: dict[str, _Json],
-        stop: _StopFilter | None,
-        reader: _CallReader | None,
-    ) -> None:
+    def __init__(self, schemas: _Json, stop: Any, reader: Any, is_plain: bool) -> None:
         self.reason: Any = None
-        self.is_finished = False
         self.pending: Any = None  # a finish_reason beside a call, which more may follow
-        self.problem = ""  # why the answer cannot be given as it claims to be
-        self.has_null_role = False
+        self.is_finished = False
+        self.problem = ""  # why the answer is not what it claims to be
         self._text, self._reasoning = io.StringIO(), io.StringIO()
         self._has_text = False
         self._calls: list[_Json] = []
         self._server = _ServerCalls(schemas)
         self._stop = stop
         self._reader = reader
+        self._is_plain = is_plain  # then its text keeps the tags of its calls
 
-    def settle_chunk(self, choice: _Json) -> None:
-        """Settle the choice of a chat chunk, in place."""
-        delta = choice.get("delta")
-        if not isinstance(delta, dict):
-            delta = choice["delta"] = {}
-        if "role" in delta and delta["role"] is None:
-            self.has_null_role = True
-        reasoning = delta.get("reasoning") or delta.get("reasoning_content")
+    def settle(
+        self, choice: _Json, fields: _Json, key: str, is_over: bool = False
+    ) -> None:
+        """Settle what came of the choice, in place. Its text is `fields[key]`, its calls
+        stand beside that. `is_over`: nothing more of it will come."""
+        text, deltas = fields.get(key), _objects(fields.get("tool_calls"))
+        reasoning = fields.get("reasoning") or fields.get("reasoning_content")
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
-        deltas = delta.get("tool_calls")
-        deltas = _objects(deltas) if isinstance(deltas, list) else []
-        text, calls = self.take(delta.get("content"), deltas)
-        reason = _read_reason(choice)
-        if reason and deltas:
+        reason = choice.get("finish_reason")
+        reason = None if reason in ("", "null") else reason  # as gateways send it
+        if deltas and not is_over and reason:
             self.pending, reason = reason, None
-        if reason:
-            rest, more = self.finish(reason)
-            text, calls = (text or "") + rest if rest else text, calls + more
-        choice["finish_reason"] = self.reason if reason else None
-        if text is not None:
-            delta["content"] = text
-        if calls or delta.get("tool_calls"):
-            delta["tool_calls"] = calls or None
-
-    def settle_text(self, choice: _Json) -> None:
-        """Settle the choice of a chunk of /v1/completions, in place."""
-        text, _ = self.take(choice.get("text"), [])
-        reason = choice["finish_reason"] = _read_reason(choice)
-        if reason:
-            text = (text or "") + self.finish(reason)[0]
-        if text is not None:
-            choice["text"] = text
-
-    def take(self, text: Any, deltas: list[_Json]) -> tuple[str | None, list[_Json]]:
-        """The text and the calls that are certain once these came."""
-        ready: str | None = None
-        pieces: list[str | _Call] = []
-        if isinstance(text, str):
-            self._has_text = True
-            ready = self._stop.feed(text) if self._stop else text
-            if self._reader:
-                pieces = self._reader.feed(ready)
-                ready = "".join([piece for piece in pieces if isinstance(piece, str)])
-            self._text.write(ready)
-        if deltas and self._reader:
-            self._reader.drop_open_tag()
-        has_begun = [self._server.add(delta) for delta in deltas]
-        read = [piece for piece in pieces if isinstance(piece, _Call)]
-        whole: list[_Call] = []
-        if (read or any(has_begun)) and not self._find_damage():
-            whole = self._server.take_whole(bool(read))
-        return ready, [self._record(call) for call in whole + read]
-
-    def finish(self, reason: Any) -> tuple[str, list[_Json]]:
-        """The rest of the text and of the calls. `reason`: why the server says it ended."""
+        is_over = is_over or reason is not None
         is_end = reason in _NATURAL_ENDS
-        calls: list[_Json] = []
-        rest = self._stop.finish(reason) if self._stop else ""
+        ready = text if isinstance(text, str) else ""
+        if self._stop:
+            ready = self._stop.feed(ready)
+            ready += self._stop.finish(reason) if is_over else ""
+        pieces: list[Any] = [ready]
         if self._reader:
-            out = self._reader.feed(rest) + self._reader.finish(is_end)
-            rest = self._part(out, calls)
-        self._stop = self._reader = None
-        self._text.write(rest)
-        text = self._text.getvalue()
-        made, lost = self._server.take_rest(not is_end, text.count("</tool_call>"))
-        damage = self._find_damage() if made else ""
-        if damage:
-            lost += [repr(call.name) for call in made]
-        else:
-            calls += map(self._record, made)
-        if is_end and lost:
-            self.problem = f"a call of {', '.join(lost)} did not come whole{damage}"
-        elif (
-            is_end and reason and reason != "stop" and not (self._calls or text.strip())
-        ):
-            self.problem = f"finish_reason is {reason!r}, with neither a call nor text"
-        if is_end and (reason or self._calls):
-            reason = "tool_calls" if self._calls else "stop"
-        self.reason, self.is_finished = self.reason or reason, True
-        return rest, calls
+            pieces = self._reader.feed(ready)
+            if deltas:
+                self._reader.drop_open_tag()
+            if is_over:
+                pieces += self._reader.finish(is_end)
+        shown = "".join([piece for piece in pieces if isinstance(piece, str)])
+        self._text.write(shown)
+        calls = [piece for piece in pieces if not isinstance(piece, str)]
+        has_begun = any([self._server.add(delta) for delta in deltas])
+        if self._server.held and (calls or has_begun or is_over):
+            text_so_far, is_cut = self._text.getvalue(), is_over and not is_end
+            made = self._server.take(text_so_far, bool(calls), is_over, is_cut)
+            calls = made + calls
+        given = [self._record(call) for call in calls]
+        if is_over:
+            self._end(reason, is_end)
+        if isinstance(text, str) or shown:
+            self._has_text = True
+            fields[key] = ready if self._is_plain else shown
+        if given or "tool_calls" in fields:
+            fields["tool_calls"] = given or None
+        choice["finish_reason"] = self.reason if is_over else None
 
     def message(self) -> _Json:
         """The message as far as it is certain."""
         text = self._text.getvalue()
-        if not self.is_finished:
-            text += self._reader.held if self._reader else ""
-            text += self._stop.held if self._stop else ""
+        text += self._reader.held if self._reader else ""
+        text += self._stop.held if self._stop else ""
         message: _Json = {"role": "assistant", "content": text}
         if not text and not self._has_text:
             message["content"] = None
         if self._reasoning.tell():
             message["reasoning"] = self._reasoning.getvalue()
-        calls = [
-            {k: v for k, v in call.items() if k != "index"} for call in self._calls
-        ]
+        calls = [{**call} for call in self._calls]
+        for call in calls:
+            call.pop("index", None)
         return {**message, "tool_calls": calls or None}
 
-    def _part(self, pieces: list[str | _Call], calls: list[_Json]) -> str:
-        """The texts among the pieces; the calls among them go to `calls`."""
-        calls += [self._record(piece) for piece in pieces if isinstance(piece, _Call)]
-        return "".join([piece for piece in pieces if isinstance(piece, str)])
-
     def _record(self, call: _Call) -> _Json:
-        """Note a whole call; the delta that gives it out."""
+        """Note a whole call; the fields that give it out."""
         index, call_id = len(self._calls), call.fields.get("id")
         if not call_id or any(call_id == known["id"] for known in self._calls):
             call_id = f"call_{index + 1}_{next(_ids)}"
         function = {**call.fields.get("function", {}), "name": call.name}
         function["arguments"] = call.arguments
         fields = {
-            "index": index,
+            **call.fields,
             "id": call_id,
             "type": "function",
             "function": function,
         }
-        self._calls.append({**call.fields, **fields})
-        return self._calls[-1]
+        fields.pop("index", None)
+        self._calls.append(fields)
+        return fields if self._is_plain else {"index": index, **fields}
 
-    def _find_damage(self) -> str:
-        """What the text tells of server-made calls that are none, or not whole."""
-        text = self._text.getvalue()
-        if text.rfind("<think>") > text.rfind("</think>"):
-            return ": it stands in a thought that does not end"
-        for end, begin in (
-            ("</arg_value>", "<arg_value>"),
-            ("</parameter>", "<parameter="),
-        ):
-            if text.count(end) > text.count(begin):
-                return f": the server cut an argument, whose end {end} is in the text"
-        return ""
+    def _end(self, reason: Any, is_end: bool) -> None:
+        """Say why it ended, and whether it is what it claims to be."""
+        self._stop = self._reader = None
+        self.is_finished = True
+        has_text = self._text.getvalue().strip()
+        if is_end and self._server.lost:
+            self.problem = self._server.lost[0]
+        elif is_end and reason not in ("stop", None) and not (self._calls or has_text):
+            self.problem = f"finish_reason is {reason!r}, with neither a call nor text"
+        if is_end and (reason or self._calls):
+            reason = "tool_calls" if self._calls else "stop"
+        self.reason = self.reason or reason
 
 
 class _AnswerBuilder:
     """Builds the answer to one request from what the server sends."""
 
     def __init__(
-        self, is_chat: bool, request: _Json, tools: Iterable[_Json] = ()
+        self, is_chat: bool, request: _Json, tools: Iterable[Any] = ()
     ) -> None:
         self.is_stream = request.get("stream") is True
         self.native: _NativeReplies | None = None
         self.sends_tools = False  # to the server, which then reads the calls itself
-        self.problem = ""
         self.head: _Json = {}  # the fields that all chunks share
         self._is_chat = is_chat
+        self._key = "content" if is_chat else "text"
         self._make_chunk = (
             ChatCompletionChunk if is_chat else Completion
         ).model_validate
         self._request = request
         self._stops = _stop_strings(request.get("stop"))
-        self._tools = list(tools)
-        self._schemas = _parameter_schemas(self._tools)
-        self._reads_calls = request.get("tool_choice") != "none"
+        self._schemas = _parameter_schemas(tools)
+        self._has_tools = bool(self._schemas)
         self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
-        self._has_usage = False
+        self._has_usage = self._has_null_role = False
+
+    @property
+    def problem(self) -> str:
+        """Why the answer is not what it claims to be, or ""."""
+        return next(
+            filter(None, (state.problem for state in self._choices.values())), ""
+        )
 
     def build_reply(self, data: Any) -> Any:
         """The answer of a plain reply. Raises where it is none, or lost a call."""
-        if self.native:
-            data = self.native.completion(data)
+        data = self.native.completion(data) if self.native else data
         if not data["choices"]:
             raise ValueError("no choices")
-        for at, choice in enumerate(_objects(data["choices"])):
-            message, text = choice.get("message"), choice.get("text")
-            if isinstance(message, dict):
-                self._settle_message(choice, message)
-            elif isinstance(text, str):
-                choice["text"] = self._cut_at_stop(
-                    text, choice.get("finish_reason"), at
+        for index, choice in enumerate(_objects(data["choices"])):
+            fields = choice.get("message", choice)
+            if isinstance(fields, dict):
+                calls = _objects(fields.get("tool_calls"))
+                for number, call in enumerate(calls):
+                    call["index"] = number  # builds of 2026 say -1 of each
+                self._find_choice(index, not calls).settle(
+                    choice, fields, self._key, True
                 )
         kind: Any = ChatCompletion if self._is_chat else Completion
         answer = kind.model_validate(data)
@@ -2117,120 +2056,97 @@ class _AnswerBuilder:
             raise _LostCall(self.problem, answer)
         return answer
 
-    def _settle_message(self, choice: _Json, message: _Json) -> None:
-        """Settle a plain message in place. Its content keeps the tags of its calls."""
-        content, reason = message.get("content"), _read_reason(choice)
-        deltas = message.get("tool_calls")
-        if isinstance(content, str) and self._stops:
-            content = message["content"] = self._cut_at_stop(content, reason)
-        reader = None
-        if not deltas and self._reads_calls and _TAG.search(str(content)):
-            reader = _CallReader(self._schemas, is_stream=False)
-        if deltas or reader or reason in ("tool_calls", "function_call"):
-            state = _Choice(self._schemas, None, reader)
-            calls = enumerate(_objects(deltas or ()))
-            state.take(content, [{**call, "index": index} for index, call in calls])
-            state.finish(reason)
-            reason, self.problem = state.reason, self.problem or state.problem
-            message["tool_calls"] = state.message()["tool_calls"]
-        elif "tool_calls" in message:
-            message["tool_calls"] = None
-        choice["finish_reason"] = reason
-
     def build_chunk(self, data: _Json) -> Any:
         """The chunk that goes out for an event."""
-        if self.native:
-            data = self.native.chunk(data)
+        data = self.native.chunk(data) if self.native else data
         if len(self.head) < len(_HEAD_FIELDS):
-            found = {
-                n: data[n] for n in _HEAD_FIELDS if data.get(n) and n not in self.head
-            }
-            self.head.update(found)
+            known = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
+            self.head = {**known, **self.head}
         self._usage = data.get("usage") or self._usage
         self._has_usage = self._has_usage or "usage" in data
         if not isinstance(data.get("choices"), list):
             data["choices"] = []
         for choice in _objects(data["choices"]):
-            state = self._find_choice(choice.get("index"))
-            if self._is_chat:
-                state.settle_chunk(choice)
-            else:
-                state.settle_text(choice)
-            self.problem = self.problem or state.problem
+            index = choice.get("index")
+            fields = choice.get("delta") if self._is_chat else choice
+            if not isinstance(fields, dict):
+                fields = choice["delta"] = {}
+            if fields.get("role", "") is None:
+                self._has_null_role = True
+            index = index if isinstance(index, int) else 0
+            state = self._choices.get(index) or self._find_choice(
+                index, self._has_tools
+            )
+            state.settle(choice, fields, self._key)
         return self._make_chunk(data)
 
     def build_end(self) -> Iterator[Any]:
         """The chunk that ends choices whose finish_reason did not come by itself."""
         choices = []
         for index, state in self._choices.items():
-            is_open = not state.is_finished
-            text, calls = state.finish(state.pending)
-            state.reason = state.reason or "stop"
-            self.problem = self.problem or state.problem
-            if is_open or calls:
-                fields = {"content": text, "tool_calls": calls or None}
-                choices.append(self._make_choice(index, state, "delta", fields))
+            if not state.is_finished:
+                choice: _Json = {"index": index, "finish_reason": state.pending}
+                fields = choice.setdefault("delta", {}) if self._is_chat else choice
+                state.settle(choice, fields, self._key, True)
+                state.reason = choice["finish_reason"] = state.reason or "stop"
+                choices.append(choice)
         if choices:
             yield self._make_chunk({**self.head, "choices": choices})
 
     def is_whole(self) -> bool:
         """Whether every choice has said why it ended."""
         states = self._choices.values()
-        return bool(states) and all(
-            state.is_finished or state.pending is not None for state in states
-        )
+        reasons = [state.reason or state.pending for state in states]
+        return bool(reasons) and None not in reasons
 
     def is_damaged(self) -> bool:
-        """Whether a stream that ended without [DONE] bears the marks of those builds that
-        lose parts of the text where tools were offered."""
-        has_null_role = any(state.has_null_role for state in self._choices.values())
-        return self.sends_tools and has_null_role and not self._has_usage
+        """Whether a stream without [DONE] bears the marks of those builds that lose parts
+        of the text where tools were offered."""
+        return self.sends_tools and self._has_null_role and not self._has_usage
 
     def build_completion(self) -> Any:
         """The answer so far."""
-        choices = [
-            self._make_choice(index, state, "message", state.message())
-            for index, state in sorted(self._choices.items())
-        ]
+        choices = []
+        for index, state in sorted(self._choices.items()):
+            reason = None if state.problem else state.reason
+            choice: _Json = {
+                "index": index,
+                "message": state.message(),
+                "finish_reason": reason,
+            }
+            if not self._is_chat:
+                choice["text"] = choice.pop("message")["content"]
+            choices.append(choice)
         data = {**self.head, "choices": choices, "usage": self._usage}
         if self._is_chat:
             return ChatCompletion.model_validate({**data, "object": "chat.completion"})
         return Completion.model_validate({**data, "object": "text_completion"})
 
-    def _make_choice(
-        self, index: int, state: _Choice, name: str, fields: _Json
-    ) -> _Json:
-        place = {name: fields} if self._is_chat else {"text": fields["content"]}
-        reason = state.reason if state.is_finished and not state.problem else None
-        return {"index": index, **place, "finish_reason": reason}
-
-    def _find_choice(self, index: Any) -> _Choice:
-        index = index if isinstance(index, int) else 0
-        state = self._choices.get(index)
-        if state is None:
-            reads = self._tools and self._reads_calls
-            reader = _CallReader(self._schemas) if reads else None
-            stop = _StopFilter(self._stops, self._echo(index)) if self._stops else None
-            state = self._choices[index] = _Choice(self._schemas, stop, reader)
+    def _find_choice(self, index: int, reads_calls: bool) -> _Choice:
+        """A new choice. Its calls are read from its text, unless the caller wants none."""
+        reads_calls = reads_calls and self._request.get("tool_choice") != "none"
+        reader = _CallReader(self._schemas, self.is_stream) if reads_calls else None
+        stop = (
+            _StopFilter(self._stops, self._measure_echo(index)) if self._stops else None
+        )
+        state = _Choice(self._schemas, stop, reader, not self.is_stream)
+        self._choices[index] = state
         return state
 
-    def _cut_at_stop(self, text: str, reason: Any, index: int = 0) -> str:
-        """LightLLM leaves the stop string at the end of a text."""
-        if not self._stops:
-            return text
-        stop = _StopFilter(self._stops, self._echo(index))
-        return stop.feed(text) + stop.finish(reason)
-
-    def _echo(self, index: int) -> int:
-        """The length of the prompt that stands before a continuation."""
-        prompt = self._request.get("prompt") if self._request.get("echo") else ""
+    def _measure_echo(self, index: int) -> int:
+        """The length of the prompt that stands before a continuation: no stop cuts it."""
+        prompt: Any = self._request.get("prompt") if self._request.get("echo") else ""
         if isinstance(prompt, list) and prompt:
             prompt = prompt[index // (self._request.get("n") or 1) % len(prompt)]
-        return len(prompt) if isinstance(prompt, str) else sys.maxsize
+        return len(prompt) if isinstance(prompt, str) else sys.maxsize  # token ids
 
 
 def _objects(items: Any) -> list[_Json]:
-    return [item for item in items if isinstance(item, dict)]
+    return [i for i in items if isinstance(i, dict)] if isinstance(items, list) else []
+
+
+def _without_none(fields: _Json) -> _Json:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 # --- dumps ---
@@ -2793,10 +2709,6 @@ _LENIENT_TOKEN = re.compile(  # strings, Python's words, commas before brackets
 _ESCAPE = re.compile(
     r'\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|U[0-9a-fA-F]{8}|\r\n|.)|"', re.DOTALL
 )
-_JSON_KINDS = {
-    dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
-    float: "number", type(None): "null",
-}  # fmt: skip
 
 
 class _Call:
@@ -2808,12 +2720,13 @@ class _Call:
         values: _Json,
         text: str | None = None,
         fields: _Json | None = None,
+        is_json: bool = False,
     ) -> None:
         self.name = name
         self.values = values
         self.text = text
         self.fields = fields or {}  # of a call that the server made
-        self.is_json = False  # whether it was read from JSON, which <code> may follow
+        self.is_json = is_json  # whether it was read from JSON, which <code> may follow
 
     @property
     def arguments(self) -> str:
@@ -2827,9 +2740,8 @@ class _Call:
 
 def _parse_calls(text: str) -> list[_Call]:
     """The calls of an object, or of all objects of an array; none if one is no call."""
-    is_strict = True
     try:
-        data = _parse_json(text, _ARGUMENT_DECODER)
+        data, is_strict = _parse_json(text, _ARGUMENT_DECODER), True
     except ValueError:
         try:
             data, is_strict = _parse_json(_rewrite(text), _ARGUMENT_DECODER), False
@@ -2853,7 +2765,7 @@ def _parse_call(item: Any) -> _Call | None:
     if not name or not isinstance(name, str):
         return None
     written = [item[key] for key in ("arguments", "parameters") if key in item]
-    if not written and set(item) - {"name", "type", "id"}:
+    if not written and item.keys() - {"name", "type", "id"}:
         return None  # arguments beside the name: without them it would be another call
     values: Any = next((value for value in written if value is not None), {})
     if isinstance(values, str):
@@ -2861,16 +2773,12 @@ def _parse_call(item: Any) -> _Call | None:
             values = _parse_json(values.strip() or "{}", _ARGUMENT_DECODER)
         except ValueError:
             return None
-    if not isinstance(values, dict):
-        return None
-    call = _Call(name, values)
-    call.is_json = True
-    return call
+    return _Call(name, values, is_json=True) if isinstance(values, dict) else None
 
 
 def _keep_text(call: _Call, text: str, at: int) -> int:
-    """Give a call of a valid JSON text the very text of its arguments, so that numbers
-    and spaces stay as the model wrote them; return where that ended."""
+    """Give a call the text of its arguments, as it stands behind `at` in a JSON text, so
+    that numbers and spaces stay as the model wrote them; return where that ended."""
     for found in _ARGUMENTS.finditer(text, at):
         values, end = _ARGUMENT_DECODER.raw_decode(text, found.end())
         if values == call.values:
@@ -2892,24 +2800,32 @@ def _rewrite_token(found: re.Match[str]) -> str:
 
 
 def _rewrite_escape(found: re.Match[str]) -> str:
-    """JSON's escapes as they are, Python's as characters; the backslash of any other is
-    doubled, not dropped."""
+    """JSON's escapes as they are, Python's as their characters; the backslash of any other
+    is doubled, not dropped."""
     escaped = found[1]
-    if escaped is None:
-        return r"\""
-    if escaped in ("\n", "\r\n", "'"):  # a line goes on behind its end
-        return "'" if escaped == "'" else ""
-    if len(escaped) > 1 and escaped[0] in "xU":
+    if escaped in (None, "'"):
+        return "'" if escaped else r"\""
+    if escaped.isspace():  # the line goes on behind its end
+        return "" if escaped[-1] == "\n" else "\\" + found[0]
+    if escaped[0] in "xU" and escaped[1:]:
         return json.dumps(chr(int(escaped[1:], 16)))[1:-1]
-    is_json = len(escaped) > 1 or escaped in '"\\/bfnrt'
-    return found[0] if is_json else "\\" + found[0]
+    return found[0] if escaped[1:] or escaped in '"\\/bfnrt' else "\\" + found[0]
 
 
-def _parameter_schemas(tools: Iterable[Any]) -> dict[str, _Json]:
+# --- types of arguments ---
+# Values in tags are text; the tool's schema tells what else they may be.
+
+_KINDS = {
+    dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
+    float: "number", type(None): "null",
+}  # fmt: skip
+
+
+def _parameter_schemas(tools: Iterable[Any]) -> _Json:
     """The schema of the parameters of each offered tool, by its name."""
-    schemas: dict[str, _Json] = {}
-    for tool in tools:
-        function = tool.get("function") if isinstance(tool, dict) else None
+    schemas: _Json = {}
+    for tool in _objects(list(tools)):
+        function = tool.get("function")
         if isinstance(function, dict):
             schema = function.get("parameters")
             schemas[str(function.get("name"))] = (
@@ -2919,50 +2835,45 @@ def _parameter_schemas(tools: Iterable[Any]) -> dict[str, _Json]:
 
 
 def _convert_value(text: str, schema: Any, root: _Json) -> Any:
-    """A value of a tag by its schema: text, unless another type is wanted and fits."""
+    """A value by its schema: text, unless another type is wanted and fits."""
     kinds = _find_kinds(schema, root)
+    if "number" in kinds:
+        kinds.add("integer")
     is_text = "string" in kinds
-    if not kinds or kinds == {"string"}:
-        return text
     try:
         value = _parse_json(text if is_text else _rewrite(text), _ARGUMENT_DECODER)
     except ValueError:
         return text
-    kind = _JSON_KINDS[type(value)]
-    if kind == "integer" or (kind == "number" and value.is_integer()):
-        kinds |= kinds & {"integer", "number"} and {"integer", "number"}
-    fits = kind in kinds and not (is_text and kind in ("integer", "number", "boolean"))
-    return value if fits else text
+    kind = _KINDS[type(value)]
+    if kind == "number" and value.is_integer() and "integer" in kinds:
+        return value
+    keeps_text = is_text and kind not in ("object", "array", "null")
+    return text if keeps_text or kind not in kinds else value
 
 
 def _find_kinds(schema: Any, root: _Json) -> set[str]:
-    """The JSON types that a schema allows, as far as it says; none if it does not."""
+    """The JSON types that a schema allows, as far as it says."""
     kinds: set[str] = set()
-    seen: set[int] = set()
-    options = [schema]
+    options, seen = [schema], set()
     while options:
         option = options.pop()
-        if not isinstance(option, dict) or id(option) in seen:
-            continue
-        seen.add(id(option))
-        declared = option.get("type")
-        listed = declared if isinstance(declared, list) else [declared]
-        kinds.update(kind for kind in listed if isinstance(kind, str))
-        if not declared and isinstance(option.get("enum"), list):
-            kinds.update(_JSON_KINDS.get(type(value), "") for value in option["enum"])
-        if isinstance(option.get("$ref"), str):
-            options.append(_resolve(option["$ref"], root))
-        for name in ("anyOf", "oneOf", "allOf"):
-            if isinstance(option.get(name), list):
-                options += option[name]
+        if isinstance(option, dict) and id(option) not in seen:
+            seen.add(id(option))
+            declared = option.get("type")
+            listed = declared if isinstance(declared, list) else [declared]
+            kinds.update(kind for kind in listed if isinstance(kind, str))
+            options.append(_resolve(option.get("$ref"), root))
+            for name in ("anyOf", "oneOf", "allOf"):
+                if isinstance(option.get(name), list):
+                    options += option[name]
     return kinds
 
 
-def _resolve(reference: str, root: Any) -> Any:
-    """What a "#/$defs/Name" of a schema stands for."""
-    for part in reference.split("/")[1:]:
+def _resolve(reference: Any, root: Any) -> Any:
+    """What a "#/$defs/Name" in a schema stands for."""
+    for part in str(reference).split("/")[1:]:
         root = root.get(part) if isinstance(root, dict) else None
-    return root
+    return root if reference else None
 
 
 # --- JSON ---
@@ -3425,7 +3336,7 @@ def _built(response: Response, build: Callable[[Any], Any] | None) -> tuple[Any,
     try:
         return (build(data) if build else data), ""
     except _LostCall as lost:
-        return lost.partial, f"{lost}; {_WAY_OUT}"
+        return lost.args[1], f"{lost.args[0]}; {_WAY_OUT}"
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None, "with something else than was asked for"
 
