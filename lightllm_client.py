@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from typing import (
         Any,
         Callable,
-        Generator,
         Generic,
         Iterable,
         Iterator,
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
     from typing_extensions import Required, Self, TypedDict, Unpack
 
     _Answer = TypeVar("_Answer")
-    _Steps = Generator[None, None, _Answer]
+    _Found = tuple[list["_Call"], int]
     _Json = dict[str, Any]
     _StrDict = dict[str, str]
 else:
@@ -2337,11 +2336,7 @@ class _Unfinished(Exception):
 
 
 class _NotACall(Exception):
-    """Reading failed at `.end`."""
-
-    def __init__(self, end: int) -> None:
-        super().__init__()
-        self.end = end
+    """Reading failed at the position `args[0]`."""
 
 
 class _CallReader:
@@ -2393,8 +2388,8 @@ class _CallReader:
         pos = 0
         try:
             if self._expects_end:
-                end = _skip_space(text, 0)
-                pos = end + 12 if _token_at(text, end, "</tool_call>") else 0
+                tag, pos = _take(text, 0, "</tool_call>")
+                pos = pos if tag else 0
                 self._expects_end = False
             while pos < _length(text):
                 pos = self._read_next(text, pos, out)
@@ -2425,7 +2420,7 @@ class _CallReader:
             calls, end = read(text, found.end(), self._schemas)
             out += calls
         except _NotACall as failure:
-            end = min(failure.end, _length(text))
+            end = min(failure.args[0], _length(text))
             out.append(text[pos:end])
         return end
 
@@ -2453,20 +2448,19 @@ def _failure_at_end(text: str) -> Exception:
     return _NotACall(len(text)) if text.endswith(_END) else _Unfinished()
 
 
-def _skip_space(text: str, pos: int, pattern: re.Pattern[str] = _SPACE) -> int:
-    found = pattern.match(text, pos)
-    return found.end() if found else pos
-
-
-def _token_at(text: str, pos: int, *tokens: str) -> str:
-    """The token that stands at pos, or ""."""
+def _take(
+    text: str, pos: int, *tokens: str, space: re.Pattern[str] = _SPACE
+) -> tuple[str, int]:
+    """The token behind the space at pos, or "", and where that ends."""
+    found = space.match(text, pos)
+    pos = found.end() if found else pos
     for token in tokens:
         if text.startswith(token, pos):
-            return token
+            return token, pos + len(token)
     rest = text[pos : pos + 12]
     if len(rest) < 12 and any(token.startswith(rest) for token in tokens):
         raise _Unfinished
-    return ""
+    return "", pos
 
 
 def _match(text: str, pos: int, pattern: re.Pattern[str]) -> re.Match[str]:
@@ -2484,62 +2478,57 @@ def _ends_at(text: str, pos: int) -> bool:
     return rest.endswith(_END) and "</tool_call>".startswith(rest[:-1])
 
 
-def _read_region(text: str, pos: int, schemas: _Json) -> tuple[list[_Call], int]:
+def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     """The calls behind a <tool_call>, and the end of its region."""
-    pos = _skip_space(text, pos)
-    if _token_at(text, pos, "```"):
-        pos = _skip_space(text, pos + (7 if _token_at(text, pos + 3, "json") else 3))
+    fence, pos = _take(text, pos, "```")
+    if fence:
+        pos = _take(text, pos, "json")[1]
     calls: list[_Call] = []
     tokens: tuple[str, ...] = ("{", "[", "<function=")
     while True:
-        token = _token_at(text, pos, *tokens)
+        token, pos = _take(text, pos, *tokens, space=_FILLER if calls else _SPACE)
+        found: list[_Call] = []
         if token in ("{", "["):
-            found, pos = _read_json(text, pos)
-            calls += found
+            found, pos = _read_json(text, pos - 1)
         elif token == "<function=":
-            call, pos = _read_function(text, pos + len(token), schemas)
-            calls.append(call)
+            found, pos = _read_function(text, pos, schemas)
         elif token == "<code>":
-            code, pos = _read_code(text, pos + len(token))
+            code, pos = _read_code(text, pos)
             calls[-1].add("code", code)
-        elif token in ("```", "</function>"):
-            pos += len(token)
-        elif calls:
+        elif not calls:
+            found, pos = _read_named_call(text, pos, schemas)
+        elif token not in ("```", "</function>"):
             return calls, _find_region_end(text, pos, token, calls[-1].is_json)
-        else:
-            call, pos = _read_named_call(text, pos, schemas)
-            calls.append(call)
-        pos = _skip_space(text, pos, _FILLER)
+        calls += found
         tokens = ("{", "[", "<function=", "<code>", "```", "</function>")
         tokens += ("</tool_call>", "<tool_call>")
 
 
 def _find_region_end(text: str, pos: int, token: str, is_json: bool) -> int:
-    """Where the text goes on behind the calls of a region."""
-    if token:
-        return pos + 12 if token == "</tool_call>" else pos
+    """Where the text goes on behind the token that follows the calls of a region."""
     part = text[pos : _length(text)]
-    if not text.endswith(_END) or (is_json and part == "<"):  # may begin <code>
-        raise _NotACall(pos)
-    if part[1:] and "<tool_call>".startswith(part):
+    if token == "<tool_call>":
+        return pos - len(token)
+    if token or (part[1:] and text.endswith(_END) and "<tool_call>".startswith(part)):
         return pos
-    if "</tool_call>".startswith(part):
+    if _ends_at(text, pos) and not (is_json and part == "<"):  # may begin <code>
         return _length(text)
     raise _NotACall(pos)
 
 
-def _read_bare_function(text: str, pos: int, schemas: _Json) -> tuple[list[_Call], int]:
+def _read_bare_function(text: str, pos: int, schemas: _Json) -> _Found:
     """The call at a `<function=` without a <tool_call>: whole, and of an offered tool."""
     if _strip_quotes(_match(text, pos, _FUNCTION_NAME)[1]) not in schemas:
         raise _NotACall(pos)
-    call, pos = _read_function(text, pos, schemas)
-    if not _token_at(text, pos, "</function>"):
+    calls, pos = _read_function(text, pos, schemas)
+    token, pos = _take(text, pos, "</function>")
+    if not token:
         raise _NotACall(pos)
-    end = _skip_space(text, pos + 11)
-    return [call], end + 12 if _token_at(text, end, "</tool_call>") else pos + 11
+    token, end = _take(text, pos, "</tool_call>")
+    return calls, end if token else pos
 
 
-def _read_json(text: str, pos: int) -> tuple[list[_Call], int]:
+def _read_json(text: str, pos: int) -> _Found:
     """The calls in the JSON at pos, and its end: where its brackets close."""
     depth = 0
     for found in _JSON_TOKEN.finditer(text, pos):
@@ -2550,7 +2539,7 @@ def _read_json(text: str, pos: int) -> tuple[list[_Call], int]:
                 break  # the string does not end
             continue
         if mark == "<":
-            if depth != 1 or not _token_at(text, start, "</tool_call>"):
+            if depth != 1 or not _take(text, start, "</tool_call>")[0]:
                 raise _NotACall(start)
             end, missing = start, "}"  # just the outer brace
         depth += 1 if mark in "{[" else -1
@@ -2604,39 +2593,40 @@ class _Glm:
     )
 
 
-def _read_function(text: str, pos: int, schemas: _Json) -> tuple[_Call, int]:
+def _read_function(text: str, pos: int, schemas: _Json) -> _Found:
     """The call behind a `<function=`, and where the tag behind its arguments stands."""
     found = _match(text, pos, _FUNCTION_NAME)
     return _read_arguments(text, found.end(), found[1], _Qwen3Coder, schemas)
 
 
-def _read_named_call(text: str, pos: int, schemas: _Json) -> tuple[_Call, int]:
+def _read_named_call(text: str, pos: int, schemas: _Json) -> _Found:
     """GLM's call; one without arguments only of an offered tool."""
     found = _BARE_NAME.match(text, pos)
     if not found:
         raise _NotACall(pos)
     if found.end() == len(text):
         raise _Unfinished
-    call, end = _read_arguments(text, found.end(), found[0], _Glm, schemas)
-    if not call.values and call.name not in schemas:
+    calls, end = _read_arguments(text, found.end(), found[0], _Glm, schemas)
+    if not calls[0].values and found[0] not in schemas:
         raise _NotACall(end)
-    return call, end
+    return calls, end
 
 
 def _read_arguments(
     text: str, pos: int, name: str, form: Any, schemas: _Json
-) -> tuple[_Call, int]:
+) -> _Found:
+    """The call of that name, and where the tag behind its arguments stands."""
     name = _strip_quotes(name)
     schema = schemas.get(name, {})
     properties = schema.get("properties")
     properties = properties if isinstance(properties, dict) else {}
     values: _Json = {}
     while name:
-        pos = _skip_space(text, pos)
-        token = _token_at(text, pos, form.begin, form.outer_end, "</tool_call>")
+        token, end = _take(text, pos, form.begin, form.outer_end, "</tool_call>")
+        pos = end - len(token)
         if token != form.begin:
             if token or (_ends_at(text, pos) and text.startswith("</", pos)):
-                return _Call(name, values), pos
+                return [_Call(name, values)], pos
             break
         found = _match(text, pos, form.key)
         key = _strip_quotes(found[1])
@@ -2669,14 +2659,12 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> tuple[str, int]
                 depth[opened.pop()] -= 1
             depth[opened.pop()] -= 1
         else:
-            after = _skip_space(text, found.end())
             follow = (form.begin, form.outer_end, "</tool_call>")
+            token, after = _take(text, found.end(), *follow)
             if tag == form.end:
-                if not opened and (
-                    _token_at(text, after, *follow) or _ends_at(text, after)
-                ):
-                    return text[start : found.start()], after
-            elif tag == "</tool_call>" or _token_at(text, after, "</tool_call>"):
+                if not opened and (token or _ends_at(text, after)):
+                    return text[start : found.start()], after - len(token)
+            elif "</tool_call>" in (tag, token):
                 if has_argument:
                     raise _NotACall(found.end())
                 return _drop_last_end_tag(text[start : found.start()]), at
@@ -2937,14 +2925,14 @@ def _split_objects(text: str) -> list[tuple[_Json, str]]:
     """The JSON objects that follow one another, each with its text; none where there is
     anything else."""
     found: list[tuple[_Json, str]] = []
-    pos = 0
+    text, pos = text.strip(), 0
     try:
-        while text[pos:].strip():
-            start = _skip_space(text, pos)
-            data, pos = _ARGUMENT_DECODER.raw_decode(text, start)
-            if not isinstance(data, dict) or _is_deep(text[start:pos]):
+        while pos < len(text):
+            data, end = _ARGUMENT_DECODER.raw_decode(text, pos)
+            if not isinstance(data, dict) or _is_deep(text[pos:end]):
                 return []
-            found.append((data, text[start:pos]))
+            found.append((data, text[pos:end]))
+            pos = _take(text, end)[1]
     except (ValueError, RecursionError):
         return []
     return found
