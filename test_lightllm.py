@@ -77,7 +77,6 @@ def tool_named(name):
 
 
 PING = tool_named("ping")
-SCHEMAS = {"search": TOOL["function"]["parameters"]}
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_call>'
 
 
@@ -1268,6 +1267,46 @@ CODE_CALL = (
     "    print('</tool_call>', \"<tool_call>\")\n</code>\n</tool_call>"
 )
 A = ("search", '{"query": ["a"]}')
+FORM = "<tool_call>\n<function={}>\n{}</function>\n</tool_call>"
+EXAMPLE = f"like this:\n{CALL}\nand so on"
+
+
+def param(name, value):
+    return f"<parameter={name}>\n{value}\n</parameter>\n"
+
+
+def dumped(**values):
+    return json.dumps(values, ensure_ascii=False)
+
+
+def tool_of(name, **properties):
+    schema = {"type": "object", "properties": properties}
+    schema["$defs"] = {
+        "object": {"type": "object"},
+        "text": {"type": "string"},
+        "own": {"anyOf": [{"$ref": "#/$defs/own"}, {"type": "array"}]},
+    }
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+STRING, NULL = {"type": "string"}, {"type": "null"}
+TOOLS = [
+    TOOL,
+    tool_of("save", path=STRING, text=STRING),
+    tool_of(
+        "typed",
+        ref={"$ref": "#/$defs/object"},
+        one={"oneOf": [{"type": "integer"}, NULL]},
+        all={"allOf": [{"$ref": "#/$defs/object"}]},
+        nullable={"anyOf": [{"$ref": "#/$defs/text"}, NULL]},
+        union={"anyOf": [STRING, {"type": "object"}]},
+        number={"type": "number"},
+        bad={"anyOf": None},
+        any=True,
+        own={"$ref": "#/$defs/own"},
+    ),
+]
+SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
 # text -> the calls in it, as (name, arguments) with the arguments as the caller gets them
 TEXTS = {
     "": [],
@@ -1367,6 +1406,75 @@ TEXTS = {
     "<tool_call": [],
     "a < b <thin <tool_calls> </tool_call>": [],
     '<tool_call>{"name": "f"} and then prose</tool_call>' + CALL: [A],
+    # text in an argument is data
+    FORM.format("save", param("text", EXAMPLE))[:-60]: [],
+    '<tool_call>{"name": "run", "arguments": {}}<code>' + EXAMPLE: [],
+    "<tool_call>save<arg_key>text</arg_key><arg_value>" + EXAMPLE: [],
+    '<tool_call>{"name": "save", "arguments": {"text": "' + EXAMPLE.replace('"', ""): [],
+    "<tool_call>{'name': 'save', 'arguments': {'text': '" + EXAMPLE: [],
+    FORM.format("save", param("text", EXAMPLE)): [("save", dumped(text=EXAMPLE))],
+    FORM.format("save", param("text", "a\n</tool_call>\nb </parameter> c")):
+        [("save", dumped(text="a\n</tool_call>\nb </parameter> c"))],
+    FORM.format("save", param("path", "x") + param("text", FUNCTION_CALL)):
+        [("save", dumped(path="x", text=FUNCTION_CALL))],
+    "<tool_call>save<arg_key>text</arg_key><arg_value>" + GLM_CALL
+    + "</arg_value></tool_call>": [("save", dumped(text=GLM_CALL))],
+    # end tags that are missing or misspelt
+    FORM.format("save", "<parameter=path>\nOslo\n" + param("text", "NO")):
+        [("save", dumped(path="Oslo", text="NO"))],
+    FORM.format("save", "<parameter=path>\nOslo\n" + param("zip", "NO")): [],
+    FORM.format("save", "<parameter=path>\nOslo\n</path>\n" + param("text", "NO")):
+        [("save", dumped(path="Oslo", text="NO"))],
+    FORM.format("save", "<parameter=path>\nOslo\n</parameter1>\n"):
+        [("save", dumped(path="Oslo"))],
+    FORM.format("save", "<parameter=text>\n<html>\n</html>\n"):
+        [("save", dumped(text="<html>\n</html>"))],
+    "<tool_call>save<arg_key>path</arg_key><arg_value>Oslo<arg_key>text</arg_key>"
+    "<arg_value>NO</arg_value></tool_call>": [("save", dumped(path="Oslo", text="NO"))],
+    "<tool_call>save<arg_key>path</arg_key><arg_value>Oslo<arg_key>zip</arg_key>"
+    "<arg_value>NO</arg_value></tool_call>": [],
+    "<tool_call>save\n<arg_key>path</arg_key>\n<arg_value>Oslo\n</tool_call>":
+        [("save", dumped(path="Oslo"))],
+    FORM.format("save", param("path", "a") + param("path", "b")): [],
+    FORM.format("save", param("path", "a") * 2): [("save", dumped(path="a"))],
+    "<tool_call><function=save><parameter=path>a</parameter></tool_call>":
+        [("save", dumped(path="a"))],
+    "<tool_call><function=save><parameter=path>a</parameter></function></function>"
+    "</tool_call>": [("save", dumped(path="a"))],
+    # other ways to write a call, and what is none
+    '<tool_call><function="search"></function></tool_call>': [("search", "{}")],
+    FORM.format("save", param("path", "a\n b")).replace("\n", "\r\n"):
+        [("save", dumped(path="a\r\n b"))],
+    '<tool_call>{"name": "run", "arguments": {}}\r\n<code>\r\na\r\n</code></tool_call>':
+        [("run", dumped(code="a"))],
+    '<tool_call>{"name": "run", "arguments": {}}<code>a <code>b</code> c</code>':
+        [("run", dumped(code="a <code>b</code> c"))],
+    '<tool_call>{"name": "f", "arguments": null, "parameters": {"a": 1}}</tool_call>':
+        [("f", '{"a": 1}')],
+    "ok " + FORM.format("save", param("path", "a"))[12:-13]: [("save", dumped(path="a"))],
+    FORM.format("save", param("path", "a"))[12:]: [("save", dumped(path="a"))],
+    FORM.format("unknown", param("path", "a"))[12:]: [],
+    FORM.format("save", param("path", "a"))[12:-24]: [],
+    "<tool_call>search<tool_call>query</arg_key><arg_value>x": [],
+    "<tool_call>search<tool_call>query</arg_key><arg_value>x</arg_value></tool_call>": [],
+    '<tool_call>{"name": "run", "arguments": {}}<': [],
+    '<tool_call>{"name": "run", "arguments": {}}<co': [],
+    '<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>': [],
+    '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>': [],
+    r"<tool_call>{'name': 'f', 'arguments': {'a': 'x\x1b[\u00e9\U0001f600\d'}}":
+        [("f", r'{"a": "x\u001b[é😀\\d"}')],
+    "<tool_call>{'name': 'f', 'arguments': {'a': 'x\\\ny\\\r\nz'}}": [("f", '{"a": "xyz"}')],
+    CALL + '<tool_call>{"name": "f", "arguments": {"a": "say "hi" x"}}</tool_call>' + CALL:
+        [A, A],
+    # the types of values in tags
+    FORM.format("typed", param("ref", '{"x": 1}') + param("one", "5") + param("all", "[1]")
+    + param("nullable", "12345") + param("union", '{"z": 3}') + param("number", "1e999")
+    + param("bad", "1") + param("any", "1") + param("own", "[2]")): [("typed", dumped(
+        ref={"x": 1}, one=5, all="[1]", nullable="12345", union={"z": 3}, number="1e999",
+        bad="1", any="1", own=[2]))],
+    FORM.format("typed", param("one", "null") + param("nullable", "null")
+    + param("union", "12") + param("number", "7") + param("ref", "[1]")): [("typed", dumped(
+        one=None, nullable=None, union="12", number=7, ref="[1]"))],
 }  # fmt: skip
 
 
@@ -1380,36 +1488,72 @@ class ToolCallsInText(ServerTest):
         for text, expected in TEXTS.items():
             with self.subTest(text):
                 self.server.says(answer(text))
-                message = self.ask(tools=[TOOL]).choices[0].message
+                message = self.ask(tools=TOOLS).choices[0].message
                 self.assertEqual(calls_of(message), expected)
                 self.assertEqual(message.content, text)
 
-    def test_streams_agree_with_plain_replies_at_every_cut(self):
-        """Two pieces for each cut, all cuts of a text as choices of one stream."""
+    def test_streams_agree_with_plain_replies(self):
         for text, expected in TEXTS.items():
-            cuts = range(len(text) + 1)
-            first = [delta(text[:cut], index=cut) for cut in cuts]
-            second = [delta(text[cut:], index=cut) for cut in cuts]
-            ends = [delta(finish_reason="stop", index=cut) for cut in cuts]
-            single = [delta(char, index=-1) for char in text]
-            single.append(delta("", "stop", index=-1))
-            single.append(delta(text, "stop", index=-2))
-            items = b"".join(map(event, [*first, *second, *ends, *single, DONE]))
-            self.server.says(events(items))
-
-            stream = self.ask(stream=True, tools=[TOOL])
-            final = stream.get_final_completion()
-
-            with self.subTest(text):
-                self.assertEqual(len(final.choices), len(text) + 3)
-                kept = {choice.message.content or "" for choice in final.choices}
-                self.assertEqual(len(kept), 1, kept)
-                for choice in final.choices:
-                    self.assertEqual(calls_of(choice.message), expected)
+            for size in (1, 9):
+                items = map(delta, pieces_of(text, size))
+                self.server.says(events(b"".join(map(event, [*items, STOP, DONE]))))
+                stream = self.ask(stream=True, tools=TOOLS)
+                got = accumulate(stream)
+                final = stream.get_final_completion().choices[0]
+                with self.subTest(text, size=size):
+                    calls = [(call["name"], call["arguments"]) for call in got["calls"]]
+                    self.assertEqual(calls, expected)
+                    self.assertEqual(calls_of(final.message), expected)
                     reason = "tool_calls" if expected else "stop"
-                    self.assertEqual(choice.finish_reason, reason)
-                if not expected:
-                    self.assertEqual(kept, {text})
+                    self.assertEqual(
+                        (got["reason"], final.finish_reason), (reason,) * 2
+                    )
+                    self.assertEqual(final.message.content or "", got["content"])
+                    if not expected:
+                        self.assertEqual(got["content"], text)
+
+    def test_every_cut_gives_the_same(self):
+        """Two pieces for each cut, fed to the reader: a socket would join them."""
+        for text, expected in TEXTS.items():
+            outcomes = set()
+            for cut in range(len(text) + 1):
+                reader = lightllm._CallReader(SCHEMAS)
+                out = (
+                    reader.feed(text[:cut]) + reader.feed(text[cut:]) + reader.finish()
+                )
+                texts = "".join(piece for piece in out if isinstance(piece, str))
+                calls = [one for one in out if not isinstance(one, str)]
+                outcomes.add((texts, str([(c.name, c.arguments) for c in calls])))
+            with self.subTest(text):
+                self.assertEqual({calls for _, calls in outcomes}, {str(expected)})
+                self.assertEqual(len(outcomes), 1, outcomes)
+
+    def test_a_text_that_was_cut_off_gives_only_calls_that_ended(self):
+        table = [
+            (CALL, [A]), (CALL[:-12], []), (CALL[:-1], []), (CALL + CALL[:-12], [A]),
+            (CALL[:-12] + CALL, [A, A]), (FUNCTION_CALL[:-13], []), (GLM_CALL[:-1], []),
+        ]  # fmt: skip
+        for text, expected in table:
+            self.server.says(answer(text, "length"))
+            self.server.says(events(delta(text), delta(finish_reason="length"), DONE))
+
+            plain = self.ask(tools=TOOLS).choices[0]
+            stream = (
+                self.ask(stream=True, tools=TOOLS).get_final_completion().choices[0]
+            )
+
+            for choice in (plain, stream):
+                self.assertEqual(calls_of(choice.message), expected, text)
+                self.assertEqual(choice.finish_reason, "length")
+
+    def test_what_stands_before_an_orphan_end_of_a_thought_is_thought(self):
+        in_value = FORM.format("save", param("text", "</think>"))
+        self.server.says(answer(CALL + "</think>"), answer(CALL + "</think>" + CALL))
+        self.server.says(answer(CALL + in_value))
+        first, second, third = [self.ask(tools=TOOLS).choices[0] for _ in range(3)]
+        self.assertEqual((calls_of(first.message), first.finish_reason), ([], "stop"))
+        self.assertEqual(calls_of(second.message), [A])
+        self.assertEqual(len(calls_of(third.message)), 2)
 
     def test_text_around_calls_comes_out_verbatim(self):
         bad = "\n b <tool_call>{bad}</tool_call> c"
@@ -1646,6 +1790,38 @@ class Streams(ServerTest):
             self.stream({"error": "just text"}), lightllm.APIError
         )
         self.assertEqual(str(error), "just text")
+
+    def test_errors_in_a_stream_have_many_shapes(self):
+        table = [
+            (b'event: error\ndata: {"detail": "boom"}\n\n', "boom"),
+            (b"event: error\ndata: boom\n\n", "boom"),
+            (
+                b'event: error\r\ndata: {"choices": [], "message": "boom"}\r\n\r\n',
+                "boom",
+            ),
+            ({"object": "error", "message": "boom", "code": 40303}, "boom"),
+            ({"type": "error", "error": {"message": "boom"}}, "boom"),
+            ({"message": "boom"}, "boom"),
+            ({"message": "boom", "error": None}, "boom"),
+        ]
+        for item, words in table:
+            with self.subTest(str(item)):
+                stream = self.stream(delta("a"), STOP, item, DONE)
+                error = self.stream_error(stream, lightllm.APIError)
+                self.assertIn(words, str(error))
+                self.assertIn("/v1/chat/completions", str(error))
+                self.assertEqual(error.partial.choices[0].message.content, "a")
+        stream = self.stream(
+            b"event: message\n", delta("a"), {"message": "x", "choices": []}, STOP
+        )
+        self.assertEqual(self.text(stream), "a")
+
+    def test_the_first_facts_of_a_stream_name_the_answer(self):
+        filters = {"id": "", "model": "", "created": 0, "object": "", "choices": []}
+        final = self.stream(filters, delta("a"), STOP, DONE).get_final_completion()
+        self.assertEqual(
+            (final.id, final.model, final.created), ("c1", "lab", 1795374974)
+        )
 
     def test_events_that_are_no_json(self):
         for data in ("{oops", "[1]", "null", "5", "[" * 100_000, '{"a":' * 100_000):
@@ -3440,6 +3616,59 @@ class StopStrings(ServerTest):
         stream = self.ask(stop="END", stream=True)
         self.assertEqual(next(stream).choices[0].delta.content, "abc ")
         stream.close()
+
+    def test_overlapping_stop_strings_act_as_on_the_whole_text(self):
+        table = [
+            (["abc", "b"], "xabc", "x"), (["abc", "b"], "xabd", "xa"),
+            (["aab", "ab"], "aaab", "a"), (["b", "abc"], "ab", "a"),
+        ]  # fmt: skip
+        for stop, text, expected in table:
+            self.server.says(answer(text))
+            plain = self.ask(stop=stop).choices[0].message.content
+            self.assertEqual(plain, expected)
+            for cut in range(len(text) + 1):
+                one = lightllm._StopFilter(stop)
+                pieces = [
+                    one.feed(text[:cut]),
+                    one.feed(text[cut:]),
+                    one.finish("stop"),
+                ]
+                self.assertEqual("".join(pieces), expected, (stop, text, cut))
+
+    def test_an_echoed_prompt_is_not_cut(self):
+        def completion(text, reason="stop", index=0):
+            return {"index": index, "text": text, "finish_reason": reason}
+
+        table = [
+            ("a END b", ["a END b and c END"], ["a END b and c "]),
+            (["END 1", "2 END"], ["END 1 END", "2 END x END"], ["END 1 ", "2 END x "]),
+            ([1, 2, 3], ["a END b"], ["a END b"]),
+        ]
+        for prompt, texts, expected in table:
+            choices = [completion(text, index=at) for at, text in enumerate(texts)]
+            chunks = [
+                completion(char, None, at)
+                for at, text in enumerate(texts)
+                for char in text
+            ]
+            ends = [completion("", "stop", at) for at in range(len(texts))]
+            self.server.says(plain({"choices": choices}))
+            self.server.says(
+                events(*[{"choices": [one]} for one in chunks + ends], DONE)
+            )
+            ask = functools.partial(
+                self.client.completions.create,
+                model="m",
+                prompt=prompt,
+                echo=True,
+                stop="END",
+            )
+
+            found = [choice.text for choice in ask().choices]
+            final = ask(stream=True).get_final_completion()
+
+            self.assertEqual(found, expected)
+            self.assertEqual([choice.text for choice in final.choices], expected)
 
     def test_a_stop_string_and_a_call_in_a_stream(self):
         text = CALL + "\n<tool_response>"
