@@ -2325,6 +2325,9 @@ _JSON_TOKEN = re.compile(
     r'"[^"\\]*(?:\\.[^"\\]*)*("?)|' r"'[^'\\]*(?:\\.[^'\\]*)*('?)|" r"[\[\]{}<]",
     re.DOTALL,
 )
+_HOPELESS = re.compile(  # behind a <tool_call>: what is seen at a glance to be no call
+    r"\s*(?:[{\[]\s*<|<[^f]|[^\s<`{\[\w.-]|[\w.-]{1,128}\s+[^\s<])"
+)
 _CODE_TAG = re.compile("</?code>")
 _BARE_NAME = re.compile(r"[\w.-]{1,128}")
 _FUNCTION_NAME = re.compile(r"([^<>\n]{1,128})>")
@@ -2385,19 +2388,19 @@ class _CallReader:
     def _read(self, ending: str) -> list[Any]:
         text = self.held + ending
         out: list[Any] = []
-        pos = 0
+        pos, end = 0, _length(text)
         try:
             if self._expects_end:
                 tag, pos = _take(text, 0, "</tool_call>")
                 pos = pos if tag else 0
                 self._expects_end = False
-            while pos < _length(text):
+            while pos < end:
                 pos = self._read_next(text, pos, out)
         except _Unfinished:
             pass
         if pos:
             self._readings = _READINGS
-        self._hold(text[pos : _length(text)])
+        self._hold(text[pos:end])
         return out
 
     def _read_next(self, text: str, pos: int, out: list[Any]) -> int:
@@ -2480,6 +2483,8 @@ def _ends_at(text: str, pos: int) -> bool:
 
 def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     """The calls behind a <tool_call>, and the end of its region."""
+    if _HOPELESS.match(text, pos):
+        raise _NotACall(pos)
     fence, pos = _take(text, pos, "```")
     if fence:
         pos = _take(text, pos, "json")[1]
@@ -2506,13 +2511,14 @@ def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
 
 def _find_region_end(text: str, pos: int, token: str, is_json: bool) -> int:
     """Where the text goes on behind the token that follows the calls of a region."""
-    part = text[pos : _length(text)]
-    if token == "<tool_call>":
-        return pos - len(token)
-    if token or (part[1:] and text.endswith(_END) and "<tool_call>".startswith(part)):
-        return pos
-    if _ends_at(text, pos) and not (is_json and part == "<"):  # may begin <code>
-        return _length(text)
+    if token:
+        return pos - len(token) if token == "<tool_call>" else pos
+    part, end = text[pos : pos + 12].split(_END)[0], _length(text)
+    if end < len(text) and pos + len(part) == end:
+        if part[1:] and "<tool_call>".startswith(part):
+            return pos
+        if "</tool_call>".startswith(part) and not (is_json and part == "<"):
+            return end  # a lone "<" may begin <code>
     raise _NotACall(pos)
 
 
