@@ -1170,6 +1170,12 @@ class Stream(Generic[_Answer]):
         """Close the connection now; a loop in another thread gets an error at once."""
         self._source.close()
 
+    @overload
+    def get_final_completion(self: Stream[ChatCompletionChunk]) -> ChatCompletion: ...
+
+    @overload
+    def get_final_completion(self: Stream[Completion]) -> Completion: ...
+
     def get_final_completion(self) -> Any:
         """The whole answer, after reading what is left of it: a ChatCompletion with
         content, tool_calls, reasoning, usage, finish_reason (of `completions`: a
@@ -2979,7 +2985,6 @@ def _dump_body(body: Any) -> bytes:
 # nothing else does (str.splitlines would split model text at U+2028). The bytes may be
 # cut anywhere; each is looked at once.
 
-
 _DONE = "[DONE]"
 
 
@@ -3010,7 +3015,7 @@ class _EventDecoder:
         if len(lines) > 1:
             lines[0] = b"".join(self._line)
             self._line = [lines.pop()]
-            events = self._ended(lines)
+            events = self._end_lines(lines)
         if self._size > MAX_EVENT_BYTES and not events:  # those go out first
             raise ValueError("an event larger than MAX_EVENT_BYTES")
         return events
@@ -3019,7 +3024,7 @@ class _EventDecoder:
         """Whether [DONE] stands at the end of the body without a line's end."""
         return b"".join(self._line).replace(b" ", b"") == b"data:[DONE]"
 
-    def _ended(self, lines: list[bytes]) -> list[str]:
+    def _end_lines(self, lines: list[bytes]) -> list[str]:
         if self._is_first and lines[0][:3] == b"\xef\xbb\xbf":
             lines[0] = lines[0][3:]
         self._is_first = False
