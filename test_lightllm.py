@@ -3945,6 +3945,152 @@ def code_lines(code):
     return [(0, 0, line) for _, line in dis.findlinestarts(code)]
 
 
+# --- properties ---
+# Random input with a fixed seed, against a reference or against the same in one piece.
+# A stream carries many texts at once, each as a choice of its own.
+
+
+def random_pieces(rng, whole):
+    """A text or bytes, cut at random places."""
+    inner = range(1, len(whole))
+    cuts = sorted(rng.sample(inner, rng.randint(0, min(len(inner), 9))))
+    return [whole[i:j] for i, j in zip([0, *cuts], [*cuts, len(whole)])]
+
+
+def random_value(rng, depth=3):
+    """A value that JSON and Python can both write."""
+    kind = rng.randrange(7 if depth else 5)
+    if kind == 6:
+        size = rng.randrange(4)
+        return {random_string(rng): random_value(rng, depth - 1) for _ in range(size)}
+    if kind == 5:
+        return [random_value(rng, depth - 1) for _ in range(rng.randrange(4))]
+    if kind == 4:
+        return rng.choice([True, False, None])
+    if kind == 3:
+        return rng.choice([0, -1, 10**20, 0.5, -2.5e-9, 1e300])
+    return random_string(rng)
+
+
+def random_string(rng):
+    units = ["'", '"', "\\", "\n", "\t", "\\n", "\\u0041", "a", " ", "{", "}", "[", ",",
+             ":", "True", "null", "</tool_call>", "<tool_call>", "</think>", "<code>",
+             "</function>", "```", "\u65e5", "\U0001f600", "#", "//", "\u2028"]  # fmt: skip
+    return "".join(rng.choices(units, k=rng.randrange(6)))
+
+
+def reference_events(raw):
+    """The data of a body's events, by the letter of the HTML standard, 9.2.6."""
+    text = raw.decode("utf-8", "replace")
+    lines = re.split("\r\n|\n|\r", text[1:] if text[:1] == "\ufeff" else text)
+    found, data = [], []
+    for line in lines[:-1]:
+        field, _, value = line.partition(":")
+        if field == "data":
+            data.append(value[1:] if value[:1] == " " else value)
+        elif not line:
+            found.append("\n".join(data))
+            data = []
+    return [data for data in found if data]
+
+
+class Properties(ServerTest):
+    def answers_to(self, rng, texts, reason="stop", cuts=3, **options):
+        """Each text, its choice in a plain reply, and its choices in a stream that brings
+        it in pieces, cut anew for each."""
+        choices, chunks = [], []
+        for number, text in enumerate(texts):
+            message = {"role": "assistant", "content": text}
+            choices.append({"message": message, "finish_reason": reason})
+            for index in range(cuts * number, cuts * (number + 1)):
+                chunks += [delta(p, index=index) for p in random_pieces(rng, text)]
+                chunks.append(delta(finish_reason=reason, index=index))
+        for index, choice in enumerate(choices):
+            choice["index"] = index
+        body = b"".join(map(event, [*chunks, DONE]))
+        self.server.says(plain({"id": "1", "choices": choices}), events(body))
+        plain_choices = self.ask(**options).choices
+        stream = self.ask(stream=True, **options)
+        streamed = stream.get_final_completion().choices
+        self.assertEqual(len(streamed), cuts * len(texts))
+        for number, choice in enumerate(plain_choices):
+            yield texts[number], choice, streamed[cuts * number : cuts * (number + 1)]
+
+    def test_texts_with_tags_read_the_same_whole_and_in_pieces(self):
+        rng = random.Random(18)
+        good = [CALL, FUNCTION_CALL, GLM_CALL, CODE_CALL]
+        units = ["<tool_call>", "</tool_call>", '{"name": "f"', ', "arguments": {', "}",
+                 '"', "'", "\\", "<code>", "</code>", "<think>", "</think>", "[", "]",
+                 "search", "\n", "<function=f>", "</function>", "<parameter=a>", "x",
+                 "</parameter>", "<arg_key>k</arg_key>", "<arg_value>", "</arg_value>",
+                 "```json", "```", ",", " ", "<", *good]  # fmt: skip
+        for mode in self.cases(["prompt", "server"]):
+            for reason in ("stop", "length"):
+                texts = ["".join(rng.choices(units, k=rng.randint(1, 12)))
+                         for _ in range(150)]  # fmt: skip
+                options = {"tools": [TOOL], "tool_mode": mode, "reason": reason}
+                for text, whole, cut in self.answers_to(rng, texts, **options):
+                    expected = (calls_of(whole.message), whole.finish_reason)
+                    for choice in cut:
+                        found = (calls_of(choice.message), choice.finish_reason)
+                        self.assertEqual(found, expected, text)
+                        if not expected[0]:
+                            self.assertEqual(choice.message.content or "", text)
+                    kept = {choice.message.content for choice in cut}
+                    self.assertEqual(len(kept), 1, text)
+
+    def test_json_and_python_arguments_come_out_as_they_went_in(self):
+        rng = random.Random(19)
+        values, texts = [], []
+        for _ in range(200):
+            values.append({random_string(rng): random_value(rng) for _ in range(3)})
+            indent, is_ascii = rng.choice([None, 2]), rng.random() < 0.5
+            as_json = json.dumps(values[-1], indent=indent, ensure_ascii=is_ascii)
+            for literal in (as_json, repr(values[-1])):
+                head = rng.choice(
+                    ['{"name": "f", "arguments": ', "{'name':'f','arguments':"]
+                )
+                texts.append("Yes. <tool_call>\n" + head + literal + "}\n</tool_call>")
+        answers = self.answers_to(rng, texts, cuts=1, tools=[TOOL])
+        for number, (text, whole, cut) in enumerate(answers):
+            for choice in (whole, *cut):
+                calls = choice.message.tool_calls or []
+                self.assertEqual(len(calls), 1, text)
+                found = json.loads(calls[0].function.arguments)
+                self.assertEqual(found, values[number // 2], text)
+
+    def test_events_are_those_of_the_standard_at_any_cut(self):
+        rng = random.Random(20)
+        fields = ["data:", "data: ", "data:  ", "data", "data :", "Data: ", "event: ", ":",
+                  ": ", "id", "", "retry: 5", " data: ", "\ufeffdata: "]  # fmt: skip
+        values = ["", "", "{}", "a:b", "\u2028\x85", "\U0001f600", "[DONE]x", "\x00"]
+        for _ in range(2000):
+            raw = rng.choice([b"", b"\xef\xbb\xbf"])
+            for _ in range(rng.randrange(12)):
+                line = rng.choice(["", rng.choice(fields) + rng.choice(values)])
+                raw += line.encode() + rng.choice([b"\n", b"\r", b"\r\n", b"\xff\n"])
+            raw += rng.choice([b"", b"data: cut", b"\n\n"])
+            decoder = lightllm._EventDecoder()
+            pieces = random_pieces(rng, raw)
+            found = [data for piece in pieces for data in decoder.feed(piece)]
+            self.assertEqual(found, reference_events(raw), pieces)
+            self.assertFalse(decoder.finish())
+
+    def test_stop_strings_cut_the_same_whole_and_in_pieces(self):
+        rng = random.Random(21)
+        for number in range(24):
+            stop = ["".join(rng.choices("ab", k=size)) for size in (2, 3, 5)]
+            texts = [
+                "".join(rng.choices("aabbc", k=rng.randint(4, 9))) for _ in range(40)
+            ]
+            reason = ("stop", "length")[number % 2]
+            for text, whole, cut in self.answers_to(rng, texts, reason, stop=stop):
+                expected = (whole.message.content or "", whole.finish_reason)
+                for choice in cut:
+                    given = (choice.message.content or "", choice.finish_reason)
+                    self.assertEqual(given, expected, (stop, text))
+
+
 # --- the benchmark ---
 # What a user wants to know of his own machine. It prints; it never fails.
 
