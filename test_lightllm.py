@@ -3,7 +3,8 @@
 """Tests of lightllm_client.py against a scripted server on loopback.
 
 `python test_lightllm.py` needs nothing installed; `python -m pytest` runs the same.
-`python test_lightllm.py --bench` measures this machine instead.
+`python test_lightllm.py --bench` measures this machine instead. LIGHTLLM_MODULE=NAME
+names your copy of the module, if it is called otherwise.
 """
 
 import base64
@@ -41,9 +42,9 @@ import unittest
 import warnings
 import weakref
 
-import lightllm_client as lightllm  # the one line to change to test your copy
-
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # a copy beside this file is found, in a package too
+lightllm = importlib.import_module(os.environ.get("LIGHTLLM_MODULE", "lightllm_client"))
 MODULE = pathlib.Path(lightllm.__file__).resolve()
 KEY = "sk-very-secret-key-0123456789"
 HANGUP = object()  # as a part of a reply: close the connection here
@@ -155,7 +156,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             if not self.connection.recv(1, socket.MSG_PEEK):
                 raise ConnectionResetError
-        except socket.timeout:
+        except socket.timeout:  # noqa: UP041  # TimeoutError from 3.10 on
             pass
         finally:
             self.connection.settimeout(None)
@@ -3800,21 +3801,22 @@ def pickled_answer(client):
 
 class Packaging(ServerTest):
     @needs_project
-    def test_the_tests_run_on_a_copy_after_changing_one_line(self):
-        with tempfile.TemporaryDirectory() as folder:
-            package = pathlib.Path(folder, "inference")
-            package.mkdir()
-            (package / "openai_middleware.py").write_bytes(MODULE.read_bytes())
-            text = pathlib.Path(__file__).read_text(encoding="utf-8")
-            line = "import lightllm_client as lightllm  # the one line"
-            copied = text.replace(
-                line, "from inference import openai_middleware as lightllm  # ", 1
+    def test_the_tests_run_on_a_copy_without_an_edit(self):
+        names = ["UsageGuide.test_simple_chat", "Packaging.test_the_examples_recipes"]
+        for name in self.cases(["lightllm_client", "openai_middleware"]):
+            with tempfile.TemporaryDirectory() as folder:
+                package = pathlib.Path(folder, "inference")
+                package.mkdir()
+                (package / "__init__.py").write_text("")
+                (package / f"{name}.py").write_bytes(MODULE.read_bytes())
+                path = package / "test_lightllm.py"
+                path.write_bytes(pathlib.Path(__file__).read_bytes())
+                here = {"LIGHTLLM_MODULE": name} if name != "lightllm_client" else {}
+                command = ["-m", "inference.test_lightllm", *names]
+                done = run_python(*command, cwd=folder, env=here)
+            self.assertRegex(
+                done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr
             )
-            path = pathlib.Path(folder, "test_copy.py")
-            path.write_text(copied, encoding="utf-8")
-            names = ["UsageGuide", "Packaging.test_the_examples_recipes"]
-            done = run_python(str(path), *names, cwd=folder)
-        self.assertRegex(done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr)
 
     def test_importing_has_no_side_effects(self):
         code = (
@@ -4092,167 +4094,165 @@ class Properties(ServerTest):
 
 
 # --- the benchmark ---
-# What a user wants to know of his own machine. It prints; it never fails.
+# What a user wants to know of his own machine. It prints; it never fails. Each client is
+# measured by the same three functions, in this process for speed and in one of its own
+# for memory, which the tests' imports would hide.
+
+OPENAI_CALLS = """
+def ask(client):
+    reply = client.chat.completions.create(model="m", messages=QUESTION)
+    return reply.choices[0].message.content
+
+def read(client):
+    create = client.chat.completions.create
+    for chunk in create(model="m", messages=QUESTION, stream=True):
+        yield chunk.choices[0].delta.content
+"""
+HTTP_CALLS = """
+import http.client, json, threading, urllib.parse
+
+class Client(threading.local):  # a connection for each thread
+    def __init__(self, api_key, base_url):
+        url = urllib.parse.urlsplit(base_url)
+        self.path = url.path + "/chat/completions"
+        self.connection = http.client.HTTPConnection(url.netloc)
+
+def send(client):
+    body = json.dumps({"model": "m", "messages": QUESTION}).encode()
+    headers = {"Content-Type": "application/json"}
+    client.connection.request("POST", client.path, body, headers)
+    return client.connection.getresponse()
+
+def ask(client):
+    return json.loads(send(client).read())["choices"][0]["message"]["content"]
+
+def read(client):
+    for line in send(client):
+        if line.startswith(b"data: {"):
+            yield json.loads(line[6:])["choices"][0]["delta"].get("content")
+"""
+PEERS = {
+    "lightllm_client": f"from {MODULE.stem} import OpenAI as Client" + OPENAI_CALLS,
+    "http.client": HTTP_CALLS,
+    "openai": "from openai import OpenAI as Client" + OPENAI_CALLS,
+}
+QUESTION = f"QUESTION = {[user('hi')]}\n"
+MEMORY = """
+import resource, sys
+def used():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+bare = used()
+{peer}
+url, long_stream = sys.argv[1:]
+client = Client(api_key="k", base_url=url)
+ask(client)
+first = used()
+clients = [Client(api_key="k", base_url=url) for _ in range(50)]
+for client in clients:
+    ask(client)
+idle = used()
+for text in read(Client(api_key="k", base_url=long_stream)):
+    pass
+print(first - bare, (idle - first) / len(clients), used() - idle)
+"""
 
 
 def bench_server(connection):
-    """One keep-alive connection of the target: fixed replies, fast streams."""
+    """One kept connection of the target: fixed replies, fast streams."""
     body = answer("The quick brown fox. " * 40)[2][0]
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
     reply = head + b"%d\r\n\r\n" % len(body) + body
+    stream_head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    stream_head += b"Transfer-Encoding: chunked\r\n\r\n"
+    end = chunked(event(STOP) + event(DONE)) + b"0\r\n\r\n"
     batch = chunked(event(delta(" token")) * 200)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with contextlib.suppress(OSError), connection:
         while True:
             request = read_request(connection)
             if not request:
                 return
             count = re.match(rb"POST /sse/(\d+)/", request)
-            if count:
-                connection.sendall(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-                    b"Transfer-Encoding: chunked\r\n\r\n"
-                )
-                for _ in range(int(count[1]) // 200):
-                    connection.sendall(batch)
-                end = chunked(event(STOP) + event(DONE)) + b"0\r\n\r\n"
-                connection.sendall(end)
-            else:
-                connection.sendall(reply)
+            connection.sendall(stream_head if count else reply)
+            for _ in range(int(count[1]) // 200 if count else 0):
+                connection.sendall(batch)
+            connection.sendall(end if count else b"")
 
 
 def serve_bench():
-    listener = Listener(bench_server)
-    print(listener.port, flush=True)
+    print(Listener(bench_server).port, flush=True)
     sys.stdin.read()
 
 
-def calls_per_second(ask, threads, seconds=0.5):
-    """Calls per second and CPU microseconds per call, the better of two runs."""
-    best = (0.0, 0.0)
-    for _ in range(2):
-        counts, until = [], time.perf_counter() + seconds
+def calls_per_second(ask, threads, seconds=1.0):
+    """Calls per second, and CPU microseconds per call."""
+    until = time.perf_counter() + seconds
 
-        def go(counts=counts, until=until):
-            done = 0
-            while time.perf_counter() < until:
-                ask()
-                done += 1
-            counts.append(done)
+    def count_calls(_):
+        count = 0
+        while time.perf_counter() < until:
+            ask()
+            count += 1
+        return count
 
-        workers = [threading.Thread(target=go) for _ in range(threads)]
-        spent = time.process_time()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        spent = time.process_time() - spent
-        total = max(sum(counts), 1)
-        best = max(best, (total / seconds, spent / total * 1e6))
-    return best
+    spent = time.process_time()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        total = sum(pool.map(count_calls, range(threads)))
+    return total / seconds, (time.process_time() - spent) / max(total, 1) * 1e6
 
 
-def plain_caller(port):
-    """A call with http.client alone, on a connection kept for each thread."""
-    import http.client
-
-    local = threading.local()
-    body = json.dumps({"model": "m", "messages": [user("hi")]}).encode()
-
-    def ask():
-        if not hasattr(local, "connection"):
-            local.connection = http.client.HTTPConnection("127.0.0.1", port)
-        headers = {"Content-Type": "application/json"}
-        local.connection.request("POST", "/v1/chat/completions", body, headers)
-        reply = json.loads(local.connection.getresponse().read())
-        return reply["choices"][0]["message"]["content"]
-
-    return ask
-
-
-def client_caller(client):
-    def ask():
-        response = client.chat.completions.create(model="m", messages=[user("hi")])
-        return response.choices[0].message.content
-
-    return ask
-
-
-def import_milliseconds(name):
-    code = f"import {name}"
-    times = []
-    for _ in range(4):
-        for one in ("pass", code):
-            started = time.perf_counter()
-            cached = {"PYTHONDONTWRITEBYTECODE": ""}
-            run_python("-c", one, cwd=str(MODULE.parent), env=cached)
-            times.append(time.perf_counter() - started)
+def import_milliseconds(peer):
+    times, cached = [], {"PYTHONDONTWRITEBYTECODE": ""}
+    for code in ("pass", peer) * 4:
+        started = time.perf_counter()
+        run_python("-c", code, cwd=MODULE.parent, env=cached)
+        times.append(time.perf_counter() - started)
     return max(0.0, (min(times[1::2]) - min(times[::2])) * 1e3)
 
 
-def bench():
-    server = subprocess.Popen(
-        [sys.executable, __file__, "--serve-bench"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True,
-    )  # fmt: skip
-    port = int(server.stdout.readline())
-    url = f"http://127.0.0.1:{port}"
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores")
-    client = lightllm.LightLLMClient("k", url)
-    peers = {
-        "lightllm_client": client_caller(client),
-        "http.client": plain_caller(port),
-    }
-    names = {"lightllm_client": MODULE.stem, "http.client": "http.client, json"}
-    with contextlib.suppress(ImportError):
-        import openai
-
-        peer = openai.OpenAI(api_key="k", base_url=url + "/v1")
-        peers["openai"], names["openai"] = client_caller(peer), "openai"
-    print("%-36s" % "" + "".join("%17s" % name for name in peers))
-    rows = {"import, ms": {name: import_milliseconds(names[name]) for name in peers}}
+def bench_peer(peer, url):
+    """The rows of one client: {what: number}."""
+    names = {}
+    exec(QUESTION + peer, names)  # noqa: S102
+    client = names["Client"](api_key="k", base_url=url + "/v1")
+    rows = {"import, ms": import_milliseconds(QUESTION + peer)}
     for threads in (1, 8, 32):
-        for name, ask in peers.items():
-            rate, cpu = calls_per_second(ask, threads)
-            rows.setdefault(f"calls a second, {threads} threads", {})[name] = rate
-            if threads == 1:
-                rows.setdefault("CPU a call, us", {})[name] = cpu
-    for label, values in rows.items():
-        print("%-36s" % label + "".join("%17.0f" % values[name] for name in peers))
-    bench_streams(url)
-    bench_parser()
-    client.close()
-    server.stdin.close()
-    server.wait()
-    server.stdout.close()
+        rate, spent = calls_per_second(lambda: names["ask"](client), threads)
+        rows[f"calls a second, {threads} threads"] = rate
+        rows.setdefault("CPU a call, us", spent)
+    count = 20_000
+    stream = names["read"](
+        names["Client"](api_key="k", base_url=f"{url}/sse/{count}/v1")
+    )
+    spent = time.process_time()
+    collections.deque(stream, 0)
+    rows["CPU a streamed chunk, us"] = (time.process_time() - spent) / count * 1e6
+    command = [sys.executable, "-c", MEMORY.format(peer=QUESTION + peer)]
+    command += [url + "/v1", url + "/sse/200000/v1"]
+    sizes = subprocess.run(
+        command, stdout=subprocess.PIPE, cwd=MODULE.parent, check=False
+    ).stdout
+    labels = ("import and a call, MB", "an idle client, MB", "200,000 chunks, MB")
+    rows.update(zip(labels, map(float, sizes.split())))
+    return rows
 
 
-def bench_streams(url):
-    import resource
-
-    for count in (20_000, 200_000):
-        with lightllm.LightLLMClient("k", f"{url}/sse/{count}/v1") as client:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            spent = time.process_time()
-            stream = client.chat.completions.create(model="m", messages=[user("hi")],
-                                                    stream=True)  # fmt: skip
-            for chunk in stream:
-                _ = chunk.choices[0].delta.content
-            spent = (time.process_time() - spent) / count * 1e6
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(
-            f"stream of {count}: {spent:.1f} us CPU a chunk, {grown / 1024:.1f} MB more"
-        )
-
-
-def bench_parser():
-    texts = {"prose": "word " * 200_000, "calls": (CALL + "\n") * 13_000}
-    texts["hostile"] = '<tool_call>{"name' * 60_000
-    for name, text in texts.items():
-        started = time.process_time()
-        lightllm._TagParser([TOOL]).calls(text)
-        rate = len(text) / 1e6 / (time.process_time() - started)
-        print(f"tool-call parser, {name}: {rate:.1f} MB a second")
+def bench():
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {sys.platform}")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, __file__, "--serve-bench"]
+    with subprocess.Popen(command, **pipes) as server:
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        table = {}
+        for name, peer in PEERS.items():
+            with contextlib.suppress(ImportError):
+                table[name] = bench_peer(peer, url)
+        server.stdin.close()
+    print(" " * 28 + "".join(f"{name:>17}" for name in table))
+    for label in table["http.client"]:
+        numbers = (rows.get(label, float("nan")) for rows in table.values())
+        digits = 2 if "MB" in label else 0
+        print(f"{label:28}" + "".join(f"{number:17.{digits}f}" for number in numbers))
 
 
 def main():
@@ -4261,7 +4261,9 @@ def main():
     if "--serve-bench" in sys.argv:
         return serve_bench()
     result = unittest.main(exit=False).result
-    failed = len(result.failures) + len(result.errors) + len(result.unexpectedSuccesses)
+    faults = [*result.failures, *result.errors]
+    failed = len({str(test).split(" [")[0] for test, _ in faults})
+    failed += len(result.unexpectedSuccesses)
     skipped = len(result.skipped)
     passed = max(0, result.testsRun - failed - skipped)
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
