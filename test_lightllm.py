@@ -2857,9 +2857,10 @@ class Tls(TransportTest):
             if tunnels is not None:
                 tunnels.append(read_request(connection).decode("latin-1"))
                 connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
-            with contextlib.suppress(OSError), context.wrap_socket(
-                connection, server_side=True
-            ) as secure:
+            with (
+                contextlib.suppress(OSError),
+                context.wrap_socket(connection, server_side=True) as secure,
+            ):
                 while read_request(secure):
                     body = answer("secret")[2][0]
                     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -4214,24 +4215,21 @@ def bench_peer(peer, url):
     """The rows of one client: {what: number}."""
     names = {}
     exec(QUESTION + peer, names)  # noqa: S102
-    client = names["Client"](api_key="k", base_url=url + "/v1")
+    make, ask, read = names["Client"], names["ask"], names["read"]
+    client = make(api_key="k", base_url=url + "/v1")
     rows = {"import, ms": import_milliseconds(QUESTION + peer)}
     for threads in (1, 8, 32):
-        rate, spent = calls_per_second(lambda: names["ask"](client), threads)
+        rate, spent = calls_per_second(lambda: ask(client), threads)
         rows[f"calls a second, {threads} threads"] = rate
         rows.setdefault("CPU a call, us", spent)
     count = 20_000
-    stream = names["read"](
-        names["Client"](api_key="k", base_url=f"{url}/sse/{count}/v1")
-    )
+    stream = read(make(api_key="k", base_url=f"{url}/sse/{count}/v1"))
     spent = time.process_time()
     collections.deque(stream, 0)
     rows["CPU a streamed chunk, us"] = (time.process_time() - spent) / count * 1e6
     command = [sys.executable, "-c", MEMORY.format(peer=QUESTION + peer)]
     command += [url + "/v1", url + "/sse/200000/v1"]
-    sizes = subprocess.run(
-        command, stdout=subprocess.PIPE, cwd=MODULE.parent, check=False
-    ).stdout
+    sizes = subprocess.check_output(command, cwd=MODULE.parent)
     labels = ("import and a call, MB", "an idle client, MB", "200,000 chunks, MB")
     rows.update(zip(labels, map(float, sizes.split())))
     return rows
@@ -4262,7 +4260,7 @@ def main():
         return serve_bench()
     result = unittest.main(exit=False).result
     faults = [*result.failures, *result.errors]
-    failed = len({str(test).split(" [")[0] for test, _ in faults})
+    failed = len({getattr(test, "test_case", test).id() for test, _ in faults})
     failed += len(result.unexpectedSuccesses)
     skipped = len(result.skipped)
     passed = max(0, result.testsRun - failed - skipped)
