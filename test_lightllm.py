@@ -2852,15 +2852,13 @@ class Tls(TransportTest):
             path.write_text(TLS_KEY + certificate)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(str(path))
+        wrap = functools.partial(context.wrap_socket, server_side=True)
 
         def behave(connection):
             if tunnels is not None:
                 tunnels.append(read_request(connection).decode("latin-1"))
                 connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
-            with (
-                contextlib.suppress(OSError),
-                context.wrap_socket(connection, server_side=True) as secure,
-            ):
+            with contextlib.suppress(OSError), wrap(connection) as secure:
                 while read_request(secure):
                     body = answer("secret")[2][0]
                     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -4220,7 +4218,7 @@ def bench_peer(peer, url):
     rows = {"import, ms": import_milliseconds(QUESTION + peer)}
     for threads in (1, 8, 32):
         rate, spent = calls_per_second(lambda: ask(client), threads)
-        rows[f"calls a second, {threads} threads"] = rate
+        rows[f"calls a second, threads: {threads}"] = rate
         rows.setdefault("CPU a call, us", spent)
     count = 20_000
     stream = read(make(api_key="k", base_url=f"{url}/sse/{count}/v1"))
