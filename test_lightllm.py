@@ -3,7 +3,8 @@
 """Tests of lightllm_client.py against a scripted server on loopback.
 
 `python test_lightllm.py` needs nothing installed; `python -m pytest` runs the same.
-`python test_lightllm.py --bench` measures this machine instead.
+`python test_lightllm.py --bench` measures this machine instead. LIGHTLLM_MODULE=NAME
+names your copy of the module, if it is called otherwise.
 """
 
 import base64
@@ -41,9 +42,9 @@ import unittest
 import warnings
 import weakref
 
-import lightllm_client as lightllm  # the one line to change to test your copy
-
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # a copy beside this file is found, in a package too
+lightllm = importlib.import_module(os.environ.get("LIGHTLLM_MODULE", "lightllm_client"))
 MODULE = pathlib.Path(lightllm.__file__).resolve()
 KEY = "sk-very-secret-key-0123456789"
 HANGUP = object()  # as a part of a reply: close the connection here
@@ -83,6 +84,9 @@ CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_c
 # --- the scripted server ---
 # A reply is (status, headers, parts). A part is bytes (sent as they are), a float (the
 # seconds to wait), HANGUP or RESET. With the status None the parts are the whole reply.
+# Parts that follow each other at once may reach the client as one piece. apart() waits
+# after each, so that they arrive one by one, unless the machine is busy: a cut that a
+# test cannot do without is made by feeding the pieces to the decoder.
 
 
 class Heard:
@@ -160,7 +164,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             if not self.connection.recv(1, socket.MSG_PEEK):
                 raise ConnectionResetError
-        except socket.timeout:
+        except socket.timeout:  # noqa: UP041  # TimeoutError from 3.10 on
             pass
         finally:
             self.connection.settimeout(None)
@@ -260,22 +264,75 @@ def events(*items, end=b"0\r\n\r\n"):
     return 200, headers, parts + ([end] if end else [])
 
 
+def apart(*items, pause=0.005):
+    """The items with a pause after each, so that each arrives by itself."""
+    return [part for item in items for part in (item, pause)]
+
+
+def reply_text(reply):
+    """The text of an answer, or of a stream that is read to its end."""
+    if not isinstance(reply, lightllm.Stream):
+        return reply.choices[0].message.content
+    deltas = (choice.delta for chunk in reply for choice in chunk.choices)
+    return "".join(delta.content or "" for delta in deltas)
+
+
+def drop_garbage():
+    """On PyPy, close what was dropped. CPython did, since it counts references."""
+    for _ in range(3 if sys.implementation.name == "pypy" else 0):
+        gc.collect()
+
+
+def finish_script(test):
+    """The test method; if it passes, every reply of the script must have been asked for,
+    and nothing else. If it fails in a case of a table, its error names the case."""
+
+    @functools.wraps(test)
+    def run(self):
+        try:
+            test(self)
+        except Exception as error:
+            if self.case is None or isinstance(error, unittest.SkipTest):
+                raise
+            with self.subTest(self.case):
+                raise
+        else:
+            script = self.server.script
+            self.assertEqual(script.unscripted, [], "requests nobody scripted")
+            self.assertEqual(len(script.replies), 0, "replies nobody asked for")
+
+    return run
+
+
 class ServerTest(unittest.TestCase):
     """A test with a server, and a client of it."""
+
+    case = None
+
+    def __init_subclass__(cls):
+        for name, member in list(vars(cls).items()):
+            if name.startswith("test_"):
+                setattr(cls, name, finish_script(member))
 
     def setUp(self):
         self.server = Server()
         self.addCleanup(self.server.stop)
         self.client = self.new_client()
 
-    def tearDown(self):
-        script = self.server.script
-        if self._outcome_is_good():
-            self.assertEqual(script.unscripted, [], "requests nobody scripted")
-            self.assertEqual(len(script.replies), 0, "replies nobody asked for")
+    def cases(self, table):
+        """Each case of a list, or each (key, value) of a dict, as a subtest. The case, or
+        the first part of a tuple, is its name: `for given, expected in self.cases(...)`.
+        The first case that fails ends the test."""
+        for case in table.items() if isinstance(table, dict) else table:
+            name = case[0] if isinstance(case, tuple) else case
+            self.case = ascii(name)[:100]
+            yield case
+        self.case = None
 
-    def _outcome_is_good(self):
-        return not getattr(self, "failed", False)
+    def limit(self, name, value):
+        """Set a constant of the module until the end of the test."""
+        self.addCleanup(setattr, lightllm, name, getattr(lightllm, name))
+        setattr(lightllm, name, value)
 
     def new_client(self, **options):
         options = {
@@ -1597,27 +1654,6 @@ class ToolCallsInText(ServerTest):
             parser.feed(text[at : at + 97])
         self.assertLess(time.process_time() - started, 2.0)
 
-    def test_random_texts_agree_between_cuts(self):
-        rng = random.Random(7)
-        units = ["<tool_call>", "</tool_call>", '{"name": "f"', ', "arguments": {', "}",
-                 '"', "'", "\\", "<code>", "</code>", "<think>", "</think>", "[", "]",
-                 "search", "\n", "<function=f>", "</function>", "<parameter=a>", "x",
-                 "</parameter>", "<arg_key>k</arg_key>", "<arg_value>", "</arg_value>",
-                 "```", ",", " ", "<", CALL]  # fmt: skip
-        for _ in range(1500):
-            text = "".join(rng.choice(units) for _ in range(rng.randint(1, 12)))
-            outcomes = set()
-            for size in (1, 2, 5, 11, len(text)):
-                parser = lightllm._CallReader(SCHEMAS)
-                out = []
-                for at in range(0, len(text), size):
-                    out += parser.feed(text[at : at + size])
-                out += parser.finish()
-                texts = "".join(piece for piece in out if isinstance(piece, str))
-                calls = [c for c in out if not isinstance(c, str)]
-                outcomes.add((texts, str([(c.name, c.arguments) for c in calls])))
-            self.assertEqual(len(outcomes), 1, (text, outcomes))
-
 
 # --- streams ---
 
@@ -1884,7 +1920,7 @@ class Streams(ServerTest):
                 for _ in stream:
                     raise KeyError
 
-        gc.disable()  # dropping is enough
+        gc.disable()  # dropping is enough, where references are counted
         self.addCleanup(gc.enable)
         for leave in (leave_loop, leave_with, close, raise_inside):
             with self.subTest(leave.__name__):
@@ -1892,6 +1928,7 @@ class Streams(ServerTest):
                 self.server.says(events(delta("a"), 2.0, delta("b")))
                 started = time.monotonic()
                 leave(self.ask(stream=True))
+                drop_garbage()
                 self.assertTrue(self.server.aborted.wait(1.0))
                 self.assertLess(time.monotonic() - started, 1.0)
                 self.server.says(answer())
@@ -1919,7 +1956,9 @@ class Streams(ServerTest):
                         pass
                 return weakref.ref(stream)
 
-            self.assertIsNone(use()())
+            stream = use()
+            drop_garbage()
+            self.assertIsNone(stream())
 
     def test_closing_from_another_thread_ends_the_loop_with_an_error(self):
         stream = self.stream(delta("a"), 2.0, client=self.new_client(timeout=None))
@@ -3142,14 +3181,13 @@ class Tls(TransportTest):
             path.write_text(TLS_KEY + certificate)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(str(path))
+        wrap = functools.partial(context.wrap_socket, server_side=True)
 
         def behave(connection):
             if tunnels is not None:
                 tunnels.append(read_request(connection).decode("latin-1"))
                 connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
-            with contextlib.suppress(OSError), context.wrap_socket(
-                connection, server_side=True
-            ) as secure:
+            with contextlib.suppress(OSError), wrap(connection) as secure:
                 while read_request(secure):
                     body = answer("secret")[2][0]
                     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -4110,6 +4148,8 @@ class CommandLine(ServerTest):
 
     @unittest.skipUnless(os.name == "posix", "needs signals")
     def test_ctrl_c_and_closed_pipes(self):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)  # if ignored: not there
         self.server.answers(lambda heard: events(*[delta("x"), 0.02] * 200))
         values = {**os.environ, "LIGHTLLM_BASE_URL": self.server.url}
         command = [sys.executable, str(MODULE), "q", "--model", "m"]
@@ -4142,25 +4182,26 @@ def pickled_answer(client):
 
 class Packaging(ServerTest):
     @needs_project
-    def test_the_tests_run_on_a_copy_after_changing_one_line(self):
-        with tempfile.TemporaryDirectory() as folder:
-            package = pathlib.Path(folder, "inference")
-            package.mkdir()
-            (package / "openai_middleware.py").write_bytes(MODULE.read_bytes())
-            text = pathlib.Path(__file__).read_text(encoding="utf-8")
-            line = "import lightllm_client as lightllm  # the one line"
-            copied = text.replace(
-                line, "from inference import openai_middleware as lightllm  # ", 1
+    def test_the_tests_run_on_a_copy_without_an_edit(self):
+        names = ["UsageGuide.test_simple_chat", "Packaging.test_the_examples_recipes"]
+        for name in self.cases(["lightllm_client", "openai_middleware"]):
+            with tempfile.TemporaryDirectory() as folder:
+                package = pathlib.Path(folder, "inference")
+                package.mkdir()
+                (package / "__init__.py").write_text("")
+                (package / f"{name}.py").write_bytes(MODULE.read_bytes())
+                path = package / "test_lightllm.py"
+                path.write_bytes(pathlib.Path(__file__).read_bytes())
+                here = {"LIGHTLLM_MODULE": name} if name != "lightllm_client" else {}
+                command = ["-m", "inference.test_lightllm", *names]
+                done = run_python(*command, cwd=folder, env=here)
+            self.assertRegex(
+                done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr
             )
-            path = pathlib.Path(folder, "test_copy.py")
-            path.write_text(copied, encoding="utf-8")
-            names = ["UsageGuide", "Packaging.test_the_examples_recipes"]
-            done = run_python(str(path), *names, cwd=folder)
-        self.assertRegex(done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr)
 
     def test_importing_has_no_side_effects(self):
         code = (
-            "import sys, os, threading, logging, io\n"
+            "import sys, os, threading, io\n"
             "before = dict(os.environ)\n"
             "os.environ.update(LIGHTLLM_BASE_URL='nonsense', LIGHTLLM_API_KEY='a\\nb')\n"
             "sys.stdout = sys.stderr = io.StringIO()\n"
@@ -4168,16 +4209,18 @@ class Packaging(ServerTest):
             f"import {MODULE.stem}\n"
             "assert sys.stdout.getvalue() == ''\n"
             "assert threading.active_count() == 1\n"
-            "assert not logging.getLogger().handlers\n"
             "for name in ('dataclasses', 'uuid', 'argparse', 'inspect', 'asyncio'):\n"
             "    assert name not in sys.modules, name\n"
+            "import logging\n"
+            "assert not logging.getLogger().handlers\n"
         )
         done = run_python("-S", "-W", "error", "-c", code)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
 
     def test_the_source(self):
         text = MODULE.read_text(encoding="utf-8")
-        self.assertTrue(text.startswith("# SPDX-License-Identifier: MIT\n# Copyright"))
+        licence = pathlib.Path(__file__).read_text(encoding="utf-8").split('"""')[0]
+        self.assertTrue(text.startswith(licence))
         self.assertIn('\n__version__ = "1.0.0"\n', text)
         self.assertIn("AUTHORS OR COPYRIGHT HOLDERS BE", text.replace("\n# ", " "))
         self.assertNotIn("async def", text)
@@ -4252,13 +4295,16 @@ class Packaging(ServerTest):
             return OtherRoutes.MODELS and example.played_answer(heard)
 
         self.server.answers(rule)
-        picture = pathlib.Path(tempfile.gettempdir(), "picture.png")
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        picture = pathlib.Path(folder.name, "picture.png")
         picture.write_bytes(PNG)
         output = io.StringIO()
         names = {"__name__": "readme"}
         with environment(LIGHTLLM_BASE_URL=self.server.url):
             with contextlib.redirect_stdout(output):
                 for kind, code in blocks:
+                    code = code.replace("file:///tmp/picture.png", picture.as_uri())
                     if kind == "python":
                         exec(compile(code, "README.md", "exec"), names)
                     elif kind == "python cluster":
@@ -4282,168 +4328,305 @@ def code_lines(code):
     return [(0, 0, line) for _, line in dis.findlinestarts(code)]
 
 
+# --- properties ---
+# Random input with a fixed seed, against a reference or against the same in one piece.
+# A stream carries many texts at once, each as a choice of its own.
+
+
+def random_pieces(rng, whole):
+    """A text or bytes, cut at random places."""
+    inner = range(1, len(whole))
+    cuts = sorted(rng.sample(inner, rng.randint(0, min(len(inner), 9))))
+    return [whole[i:j] for i, j in zip([0, *cuts], [*cuts, len(whole)])]
+
+
+def random_text(rng, units, most):
+    return "".join(rng.choices(units, k=rng.randint(0, most)))
+
+
+def random_value(rng, depth=3):
+    """A value that JSON and Python can both write."""
+    kind = rng.choice(["string", "plain", "list", "dict"][: 4 if depth else 2])
+    if kind == "string":
+        return random_string(rng)
+    if kind == "plain":
+        return rng.choice([True, False, None, 0, -1, 10**20, 0.5, -2.5e-9, 1e300])
+    values = [random_value(rng, depth - 1) for _ in range(rng.randrange(4))]
+    return {random_string(rng): v for v in values} if kind == "dict" else values
+
+
+def random_string(rng):
+    units = ["'", '"', "\\", "\n", "\t", "\\n", "\\u0041", "a", " ", "{", "}", "[", ",",
+             ":", "True", "null", "</tool_call>", "<tool_call>", "</think>", "<code>",
+             "</function>", "```", "\u65e5", "\U0001f600", "#", "//", "\u2028"]  # fmt: skip
+    return random_text(rng, units, 5)
+
+
+def reference_events(raw):
+    """The data of a body's events, by the letter of the HTML standard, 9.2.6."""
+    text = raw.decode("utf-8", "replace")
+    lines = re.split("\r\n|\n|\r", text[1:] if text[:1] == "\ufeff" else text)
+    found, data = [], []
+    for line in lines[:-1]:
+        field, _, value = line.partition(":")
+        if field == "data":
+            data.append(value[1:] if value[:1] == " " else value)
+        elif not line:
+            found.append("\n".join(data))
+            data = []
+    return [data for data in found if data]
+
+
+class Properties(ServerTest):
+    def answers_to(self, rng, texts, reason="stop", cuts=3, **options):
+        """Each text, its choice in a plain reply, and its choices in a stream that brings
+        it in pieces, cut anew for each."""
+        choices, chunks = [], []
+        for number, text in enumerate(texts):
+            choice = {"message": {"role": "assistant", "content": text}}
+            choices.append({"index": number, "finish_reason": reason, **choice})
+            for index in range(cuts * number, cuts * (number + 1)):
+                chunks += [delta(p, index=index) for p in random_pieces(rng, text)]
+                chunks.append(delta(finish_reason=reason, index=index))
+        body = b"".join(map(event, [*chunks, DONE]))
+        self.server.says(plain({"id": "1", "choices": choices}), events(body))
+        whole = self.ask(**options).choices
+        streamed = self.ask(stream=True, **options).get_final_completion().choices
+        self.assertEqual(len(streamed), cuts * len(texts))
+        for number, choice in enumerate(whole):
+            yield texts[number], choice, streamed[cuts * number : cuts * (number + 1)]
+
+    def test_texts_with_tags_read_the_same_whole_and_in_pieces(self):
+        """But for an orphan </think>: a stream cannot take back what stood before it."""
+        rng = random.Random(18)
+        good = [CALL, FUNCTION_CALL, GLM_CALL, CODE_CALL]
+        units = ["<tool_call>", "</tool_call>", '{"name": "f"', ', "arguments": {', "}",
+                 '"', "'", "\\", "<code>", "</code>", "<think>", "<think></think>", "[",
+                 "]", "search", "\n", "<function=f>", "</function>", "<parameter=a>", "x",
+                 "</parameter>", "<arg_key>k</arg_key>", "<arg_value>", "</arg_value>",
+                 "```json", "```", ",", " ", "<", *good]  # fmt: skip
+        for mode in self.cases(["prompt", "server"]):
+            for reason in ("stop", "length"):
+                texts = [random_text(rng, units, 12) for _ in range(150)]
+                options = {"tools": [TOOL], "tool_mode": mode, "reason": reason}
+                for text, whole, cut in self.answers_to(rng, texts, **options):
+                    expected = (calls_of(whole.message), whole.finish_reason)
+                    for choice in cut:
+                        found = (calls_of(choice.message), choice.finish_reason)
+                        self.assertEqual(found, expected, text)
+                    kept = {choice.message.content or "" for choice in cut}
+                    self.assertEqual(len(kept), 1, text)
+                    self.assertTrue(expected[0] or kept == {text}, (text, kept))
+
+    def test_json_and_python_arguments_come_out_as_they_went_in(self):
+        rng = random.Random(19)
+        values, texts = [], []
+        for _ in range(200):
+            values.append({random_string(rng): random_value(rng) for _ in range(3)})
+            indent, is_ascii = rng.choice([None, 2]), rng.random() < 0.5
+            as_json = json.dumps(values[-1], indent=indent, ensure_ascii=is_ascii)
+            for literal in (as_json, repr(values[-1])):
+                head = (
+                    '{"name": "f", "arguments": '
+                    if indent
+                    else "{'name':'f','arguments':"
+                )
+                texts.append(f"Yes. <tool_call>\n{head}{literal}}}\n</tool_call>")
+        answers = self.answers_to(rng, texts, cuts=1, tools=[TOOL])
+        for number, (text, whole, cut) in enumerate(answers):
+            for choice in (whole, *cut):
+                calls = choice.message.tool_calls or []
+                self.assertEqual(len(calls), 1, text)
+                found = json.loads(calls[0].function.arguments)
+                self.assertEqual(found, values[number // 2], text)
+
+    def test_events_are_those_of_the_standard_at_any_cut(self):
+        rng = random.Random(20)
+        fields = ["data:", "data: ", "data:  ", "data", "data :", "Data: ", "event: ", ":",
+                  ": ", "id", "", "retry: 5", " data: ", "\ufeffdata: "]  # fmt: skip
+        values = ["", "", "{}", "a:b", "\u2028\x85", "\U0001f600", "[DONE]x", "\x00"]
+        for _ in range(2000):
+            raw = rng.choice([b"", b"\xef\xbb\xbf"])
+            for _ in range(rng.randrange(12)):
+                line = rng.choice(["", rng.choice(fields) + rng.choice(values)])
+                raw += line.encode() + rng.choice([b"\n", b"\r", b"\r\n", b"\xff\n"])
+            raw += rng.choice([b"", b"data: cut", b"\n\n"])
+            decoder = lightllm._EventDecoder()
+            pieces = random_pieces(rng, raw)
+            found = [data for piece in pieces for data in decoder.feed(piece)]
+            self.assertEqual(found, reference_events(raw), pieces)
+            self.assertFalse(decoder.finish())
+
+    def test_stop_strings_cut_the_same_whole_and_in_pieces(self):
+        rng = random.Random(21)
+        for number in range(24):
+            stop = ["".join(rng.choices("ab", k=size)) for size in (2, 3, 5)]
+            texts = [random_text(rng, "aabbc", 9) for _ in range(40)]
+            reason = ("stop", "length")[number % 2]
+            for text, whole, cut in self.answers_to(rng, texts, reason, stop=stop):
+                expected = (whole.message.content or "", whole.finish_reason)
+                for choice in cut:
+                    given = (choice.message.content or "", choice.finish_reason)
+                    self.assertEqual(given, expected, (stop, text))
+
+
 # --- the benchmark ---
-# What a user wants to know of his own machine. It prints; it never fails.
+# What a user wants to know of his own machine. It prints; it never fails. Each client is
+# measured by the same three functions, in this process for speed and in one of its own
+# for memory, which the tests' imports would hide.
+
+OPENAI_CALLS = """
+def ask(client):
+    reply = client.chat.completions.create(model="m", messages=QUESTION)
+    return reply.choices[0].message.content
+
+def read(client):
+    create = client.chat.completions.create
+    for chunk in create(model="m", messages=QUESTION, stream=True):
+        yield chunk.choices[0].delta.content
+"""
+HTTP_CALLS = """
+import http.client, json, threading, urllib.parse
+
+class Client(threading.local):  # a connection for each thread
+    def __init__(self, api_key, base_url):
+        url = urllib.parse.urlsplit(base_url)
+        self.path = url.path + "/chat/completions"
+        self.connection = http.client.HTTPConnection(url.netloc)
+
+def send(client):
+    body = json.dumps({"model": "m", "messages": QUESTION}).encode()
+    headers = {"Content-Type": "application/json"}
+    client.connection.request("POST", client.path, body, headers)
+    return client.connection.getresponse()
+
+def ask(client):
+    return json.loads(send(client).read())["choices"][0]["message"]["content"]
+
+def read(client):
+    for line in send(client):
+        if line.startswith(b"data: {"):
+            yield json.loads(line[6:])["choices"][0]["delta"].get("content")
+"""
+PEERS = {
+    "lightllm_client": f"from {MODULE.stem} import OpenAI as Client" + OPENAI_CALLS,
+    "http.client": HTTP_CALLS,
+    "openai": "from openai import OpenAI as Client" + OPENAI_CALLS,
+}
+QUESTION = f"QUESTION = {[user('hi')]}\n"
+MEMORY = """
+import resource, sys
+def used():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+bare = used()
+{peer}
+url, long_stream = sys.argv[1:]
+client = Client(api_key="k", base_url=url)
+ask(client)
+first = used()
+clients = [Client(api_key="k", base_url=url) for _ in range(50)]
+for client in clients:
+    ask(client)
+idle = used()
+for text in read(Client(api_key="k", base_url=long_stream)):
+    pass
+print(first - bare, (idle - first) / len(clients), used() - idle)
+"""
 
 
 def bench_server(connection):
-    """One keep-alive connection of the target: fixed replies, fast streams."""
+    """One kept connection of the target: fixed replies, fast streams."""
     body = answer("The quick brown fox. " * 40)[2][0]
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
     reply = head + b"%d\r\n\r\n" % len(body) + body
+    stream_head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+    stream_head += b"Transfer-Encoding: chunked\r\n\r\n"
+    end = chunked(event(STOP) + event(DONE)) + b"0\r\n\r\n"
     batch = chunked(event(delta(" token")) * 200)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with contextlib.suppress(OSError), connection:
         while True:
             request = read_request(connection)
             if not request:
                 return
             count = re.match(rb"POST /sse/(\d+)/", request)
-            if count:
-                connection.sendall(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-                    b"Transfer-Encoding: chunked\r\n\r\n"
-                )
-                for _ in range(int(count[1]) // 200):
-                    connection.sendall(batch)
-                end = chunked(event(STOP) + event(DONE)) + b"0\r\n\r\n"
-                connection.sendall(end)
-            else:
-                connection.sendall(reply)
+            connection.sendall(stream_head if count else reply)
+            for _ in range(int(count[1]) // 200 if count else 0):
+                connection.sendall(batch)
+            connection.sendall(end if count else b"")
 
 
 def serve_bench():
-    listener = Listener(bench_server)
-    print(listener.port, flush=True)
+    print(Listener(bench_server).port, flush=True)
     sys.stdin.read()
 
 
-def calls_per_second(ask, threads, seconds=0.5):
-    """Calls per second and CPU microseconds per call, the better of two runs."""
-    best = (0.0, 0.0)
-    for _ in range(2):
-        counts, until = [], time.perf_counter() + seconds
+def calls_per_second(ask, threads, seconds=1.0):
+    """Calls per second, and CPU microseconds per call."""
+    until = time.perf_counter() + seconds
 
-        def go(counts=counts, until=until):
-            done = 0
-            while time.perf_counter() < until:
-                ask()
-                done += 1
-            counts.append(done)
+    def count_calls(_):
+        count = 0
+        while time.perf_counter() < until:
+            ask()
+            count += 1
+        return count
 
-        workers = [threading.Thread(target=go) for _ in range(threads)]
-        spent = time.process_time()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        spent = time.process_time() - spent
-        total = max(sum(counts), 1)
-        best = max(best, (total / seconds, spent / total * 1e6))
-    return best
+    spent = time.process_time()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        total = sum(pool.map(count_calls, range(threads)))
+    return total / seconds, (time.process_time() - spent) / max(total, 1) * 1e6
 
 
-def plain_caller(port):
-    """A call with http.client alone, on a connection kept for each thread."""
-    import http.client
-
-    local = threading.local()
-    body = json.dumps({"model": "m", "messages": [user("hi")]}).encode()
-
-    def ask():
-        if not hasattr(local, "connection"):
-            local.connection = http.client.HTTPConnection("127.0.0.1", port)
-        headers = {"Content-Type": "application/json"}
-        local.connection.request("POST", "/v1/chat/completions", body, headers)
-        reply = json.loads(local.connection.getresponse().read())
-        return reply["choices"][0]["message"]["content"]
-
-    return ask
-
-
-def client_caller(client):
-    def ask():
-        response = client.chat.completions.create(model="m", messages=[user("hi")])
-        return response.choices[0].message.content
-
-    return ask
-
-
-def import_milliseconds(name):
-    code = f"import {name}"
-    times = []
-    for _ in range(4):
-        for one in ("pass", code):
-            started = time.perf_counter()
-            cached = {"PYTHONDONTWRITEBYTECODE": ""}
-            run_python("-c", one, cwd=str(MODULE.parent), env=cached)
-            times.append(time.perf_counter() - started)
+def import_milliseconds(peer):
+    times, cached = [], {"PYTHONDONTWRITEBYTECODE": ""}
+    for code in ("pass", peer) * 4:
+        started = time.perf_counter()
+        run_python("-c", code, cwd=MODULE.parent, env=cached)
+        times.append(time.perf_counter() - started)
     return max(0.0, (min(times[1::2]) - min(times[::2])) * 1e3)
 
 
-def bench():
-    server = subprocess.Popen(
-        [sys.executable, __file__, "--serve-bench"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True,
-    )  # fmt: skip
-    port = int(server.stdout.readline())
-    url = f"http://127.0.0.1:{port}"
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores")
-    client = lightllm.LightLLMClient("k", url)
-    peers = {
-        "lightllm_client": client_caller(client),
-        "http.client": plain_caller(port),
-    }
-    names = {"lightllm_client": MODULE.stem, "http.client": "http.client, json"}
-    with contextlib.suppress(ImportError):
-        import openai
-
-        peer = openai.OpenAI(api_key="k", base_url=url + "/v1")
-        peers["openai"], names["openai"] = client_caller(peer), "openai"
-    print("%-36s" % "" + "".join("%17s" % name for name in peers))
-    rows = {"import, ms": {name: import_milliseconds(names[name]) for name in peers}}
+def bench_peer(peer, url):
+    """The rows of one client: {what: number}."""
+    names = {}
+    exec(QUESTION + peer, names)  # noqa: S102
+    make, ask, read = names["Client"], names["ask"], names["read"]
+    client = make(api_key="k", base_url=url + "/v1")
+    rows = {"import, ms": import_milliseconds(QUESTION + peer)}
     for threads in (1, 8, 32):
-        for name, ask in peers.items():
-            rate, cpu = calls_per_second(ask, threads)
-            rows.setdefault(f"calls a second, {threads} threads", {})[name] = rate
-            if threads == 1:
-                rows.setdefault("CPU a call, us", {})[name] = cpu
-    for label, values in rows.items():
-        print("%-36s" % label + "".join("%17.0f" % values[name] for name in peers))
-    bench_streams(url)
-    bench_parser()
-    client.close()
-    server.stdin.close()
-    server.wait()
-    server.stdout.close()
+        rate, spent = calls_per_second(lambda: ask(client), threads)
+        rows[f"calls a second, threads: {threads}"] = rate
+        rows.setdefault("CPU a call, us", spent)
+    count = 20_000
+    stream = read(make(api_key="k", base_url=f"{url}/sse/{count}/v1"))
+    spent = time.process_time()
+    collections.deque(stream, 0)
+    rows["CPU a streamed chunk, us"] = (time.process_time() - spent) / count * 1e6
+    command = [sys.executable, "-c", MEMORY.format(peer=QUESTION + peer)]
+    command += [url + "/v1", url + "/sse/200000/v1"]
+    sizes = subprocess.check_output(command, cwd=MODULE.parent)
+    labels = ("import and a call, MB", "an idle client, MB", "200,000 chunks, MB")
+    rows.update(zip(labels, map(float, sizes.split())))
+    return rows
 
 
-def bench_streams(url):
-    import resource
-
-    for count in (20_000, 200_000):
-        with lightllm.LightLLMClient("k", f"{url}/sse/{count}/v1") as client:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            spent = time.process_time()
-            stream = client.chat.completions.create(model="m", messages=[user("hi")],
-                                                    stream=True)  # fmt: skip
-            for chunk in stream:
-                _ = chunk.choices[0].delta.content
-            spent = (time.process_time() - spent) / count * 1e6
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(
-            f"stream of {count}: {spent:.1f} us CPU a chunk, {grown / 1024:.1f} MB more"
-        )
-
-
-def bench_parser():
-    texts = {"prose": "word " * 200_000, "calls": (CALL + "\n") * 13_000}
-    texts["hostile"] = '<tool_call>{"name' * 60_000
-    for name, text in texts.items():
-        started = time.process_time()
-        lightllm._CallReader(SCHEMAS).calls(text)
-        rate = len(text) / 1e6 / (time.process_time() - started)
-        print(f"tool-call parser, {name}: {rate:.1f} MB a second")
+def bench():
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, {sys.platform}")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, __file__, "--serve-bench"]
+    with subprocess.Popen(command, **pipes) as server:
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        table = {}
+        for name, peer in PEERS.items():
+            with contextlib.suppress(ImportError):
+                table[name] = bench_peer(peer, url)
+        server.stdin.close()
+    print(" " * 28 + "".join(f"{name:>17}" for name in table))
+    for label in table["http.client"]:
+        numbers = (rows.get(label, float("nan")) for rows in table.values())
+        digits = 2 if "MB" in label else 0
+        print(f"{label:28}" + "".join(f"{number:17.{digits}f}" for number in numbers))
 
 
 def main():
@@ -4452,7 +4635,9 @@ def main():
     if "--serve-bench" in sys.argv:
         return serve_bench()
     result = unittest.main(exit=False).result
-    failed = len(result.failures) + len(result.errors) + len(result.unexpectedSuccesses)
+    faults = [*result.failures, *result.errors]
+    failed = len({getattr(test, "test_case", test).id() for test, _ in faults})
+    failed += len(result.unexpectedSuccesses)
     skipped = len(result.skipped)
     passed = max(0, result.testsRun - failed - skipped)
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
