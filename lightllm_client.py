@@ -1801,16 +1801,15 @@ class _LostCall(ValueError):
 class _ServerCall:
     """A call that a server makes itself, as its deltas come."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, index: Any) -> None:
         self.name = name
+        self.index = index
         self.fields: _Json = {"function": {}}
-        self.copies: list[
-            Any
-        ] = []  # the pieces of its arguments, anew where its head is
+        self.copies: list[Any] = []  # the pieces of its arguments, anew for each head
 
     def add(self, delta: _Json, function: _Json) -> None:
-        self.fields["function"].update(_without_none(function))
-        self.fields.update(_without_none({**delta, "function": None}))
+        self.fields["function"].update(_drop_none(function))
+        self.fields.update(_drop_none({**delta, "function": None, "index": None}))
         if function.get("name") or not self.copies:
             self.copies.append([])
         arguments = function.get("arguments")
@@ -1825,9 +1824,11 @@ class _ServerCall:
         found = (_split_objects("".join(pieces)) for pieces in copies)
         return next(filter(None, found), [])
 
-    def is_same(self, other: _ServerCall) -> bool:
+    def repeats(self, other: _ServerCall) -> bool:
+        """Whether it is the other call once more, in pieces where that came in one."""
         is_same = (self.name, self.objects()) == (other.name, other.objects())
-        return is_same and self.fields.get("id") == other.fields.get("id")
+        is_same = is_same and self.fields.get("id") == other.fields.get("id")
+        return is_same and len(other.copies[-1]) == 1 < len(self.copies[-1])
 
 
 class _ServerCalls:
@@ -1835,29 +1836,28 @@ class _ServerCalls:
 
     def __init__(self, schemas: _Json) -> None:
         self.held: list[_ServerCall] = []
-        self.lost: list[str] = []  # the names of those that did not come whole
+        self.lost: list[str] = []  # what to say of those that did not come whole
         self._schemas = schemas
-        self._last: _ServerCall | None = None  # the one given last
+        self._last = _ServerCall("", None)  # the one given last
 
     def add(self, delta: _Json) -> bool:
         """Take a delta; return whether it begins a call."""
         function = delta.get("function")
         function = function if isinstance(function, dict) else {}
         index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
-        call = None
-        for held in self.held:
-            if not isinstance(index, int) or held.fields.get("index") == index:
-                call = held
-        if call and name:  # a head: of this call again, or of the next?
+        held = [c for c in self.held if not isinstance(index, int) or c.index == index]
+        call = held[-1] if held else None
+        if call and name:  # a head: of this call again, or of the next one?
             is_other = call_id and call_id != call.fields.get("id", call_id)
             if is_other or name != call.name or call.objects():
                 call = None
-        if not (call or name or function.get("arguments")):
-            return False
-        if not call:
-            self.held.append(_ServerCall(str(name or "")))
-        (call or self.held[-1]).add(delta, function)
-        return call is None
+        begins = not call and bool(name or function.get("arguments"))
+        if begins:
+            call = _ServerCall(str(name or ""), index)
+            self.held.append(call)
+        if call:
+            call.add(delta, function)
+        return begins
 
     def take(
         self, text: str, has_next: bool, is_over: bool, is_cut: bool
@@ -1865,35 +1865,38 @@ class _ServerCalls:
         """The calls in front that are whole and behind which another has begun; in the
         end all that are whole. `text`: that of the answer, which may show damage."""
         calls: list[_Call] = []
-        if is_cut and text.count("</tool_call>") < len(self.held):
+        if is_over and is_cut and text.count("</tool_call>") < len(self.held):
             del self.held[-1]  # the server may have closed it itself
         while self.held[not (has_next or is_over) :]:
-            call, following = [*self.held, _ServerCall("")][:2]
-            objects, has_twin = call.objects(), call.name == following.name
-            damage = _find_damage(text, call.name)
-            if not is_over and (has_twin or damage or not objects):
+            call, following = [*self.held, _ServerCall("", None)][:2]
+            objects, damage = call.objects(), _find_damage(text, call.name)
+            is_copy = call.name == following.name and (
+                not is_over or following.objects()
+            )
+            if not is_over and (is_copy or damage or not objects):
                 break  # glm47 sends a call twice, and perhaps cuts it
             del self.held[0]
-            if damage or not (objects or is_cut or (has_twin and following.objects())):
-                schema = self._schemas.get(call.name, {"required": "unknown"})
-                if damage or any(call.copies) or schema.get("required"):
-                    objects = []
-                    self.lost.append(
-                        f"a call of {call.name!r} did not come whole{damage}"
-                    )
-                else:  # LightLLM streams "" for no arguments
-                    objects = [({}, "{}")]
-            last, self._last = self._last, call
-            if last and objects and call.is_same(last):
-                if len(last.copies[-1]) == 1 < len(call.copies[-1]):
-                    self._last = None  # the same call, first in one piece
-                    continue
-            calls += [_Call(call.name, *found, call.fields) for found in objects]
+            schema = self._schemas.get(call.name, {"required": "unknown"})
+            if not (
+                objects
+                or is_copy
+                or is_cut
+                or any(call.copies)
+                or schema.get("required")
+            ):
+                objects = [({}, "{}")]  # LightLLM streams "" for no arguments
+            if damage or not (objects or is_copy or is_cut):
+                self.lost.append(f"a call of {call.name!r} did not come whole{damage}")
+            elif objects and call.repeats(self._last):
+                call = _ServerCall("", None)
+            else:
+                calls += [_Call(call.name, *found, call.fields) for found in objects]
+            self._last = call
         return calls
 
 
 def _find_damage(text: str, name: str) -> str:
-    """What the text of an answer says against the calls that its server made."""
+    """What the text of an answer says against a call that its server made."""
     thoughts = "".join(_THOUGHT.findall(text))
     if "<think>" in _THOUGHT.sub("", text):
         return ": it stands in a thought that does not end"
@@ -1911,7 +1914,6 @@ class _Choice:
     def __init__(self, schemas: _Json, stop: Any, reader: Any, is_plain: bool) -> None:
         self.reason: Any = None
         self.pending: Any = None  # a finish_reason beside a call, which more may follow
-        self.is_finished = False
         self.problem = ""  # why the answer is not what it claims to be
         self._text, self._reasoning = io.StringIO(), io.StringIO()
         self._has_text = False
@@ -1935,29 +1937,19 @@ class _Choice:
         if deltas and not is_over and reason:
             self.pending, reason = reason, None
         is_over = is_over or reason is not None
-        is_end = reason in _NATURAL_ENDS
+        is_cut = reason not in _NATURAL_ENDS
         ready = text if isinstance(text, str) else ""
         if self._stop:
             ready = self._stop.feed(ready)
             ready += self._stop.finish(reason) if is_over else ""
-        pieces: list[Any] = [ready]
-        if self._reader:
-            pieces = self._reader.feed(ready)
-            if deltas:
-                self._reader.drop_open_tag()
-            if is_over:
-                pieces += self._reader.finish(is_end)
-        shown = "".join([piece for piece in pieces if isinstance(piece, str)])
-        self._text.write(shown)
-        calls = [piece for piece in pieces if not isinstance(piece, str)]
+        shown, calls = self._read(ready, bool(deltas), is_over, is_cut)
         has_begun = any([self._server.add(delta) for delta in deltas])
         if self._server.held and (calls or has_begun or is_over):
-            text_so_far, is_cut = self._text.getvalue(), is_over and not is_end
-            made = self._server.take(text_so_far, bool(calls), is_over, is_cut)
-            calls = made + calls
+            text_so_far = self._text.getvalue()
+            calls[:0] = self._server.take(text_so_far, bool(calls), is_over, is_cut)
         given = [self._record(call) for call in calls]
         if is_over:
-            self._end(reason, is_end)
+            self._end(reason, is_cut)
         if isinstance(text, str) or shown:
             self._has_text = True
             fields[key] = ready if self._is_plain else shown
@@ -1967,18 +1959,29 @@ class _Choice:
 
     def message(self) -> _Json:
         """The message as far as it is certain."""
-        text = self._text.getvalue()
-        text += self._reader.held if self._reader else ""
-        text += self._stop.held if self._stop else ""
+        held = [part.held for part in (self._reader, self._stop) if part]
+        text = "".join([self._text.getvalue(), *held])
         message: _Json = {"role": "assistant", "content": text}
         if not text and not self._has_text:
             message["content"] = None
         if self._reasoning.tell():
             message["reasoning"] = self._reasoning.getvalue()
-        calls = [{**call} for call in self._calls]
-        for call in calls:
-            call.pop("index", None)
-        return {**message, "tool_calls": calls or None}
+        return {**message, "tool_calls": self._calls or None}
+
+    def _read(
+        self, text: str, has_deltas: bool, is_over: bool, is_cut: bool
+    ) -> tuple[str, list[_Call]]:
+        """What of the text is certain to be text, and the calls in it."""
+        pieces: list[Any] = [text]
+        if self._reader:
+            pieces = self._reader.feed(text)
+            if has_deltas:
+                self._reader.drop_open_tag()
+            if is_over:
+                pieces += self._reader.finish(not is_cut)
+        shown = "".join([piece for piece in pieces if isinstance(piece, str)])
+        self._text.write(shown)
+        return shown, [piece for piece in pieces if isinstance(piece, _Call)]
 
     def _record(self, call: _Call) -> _Json:
         """Note a whole call; the fields that give it out."""
@@ -1987,26 +1990,19 @@ class _Choice:
             call_id = f"call_{index + 1}_{next(_ids)}"
         function = {**call.fields.get("function", {}), "name": call.name}
         function["arguments"] = call.arguments
-        fields = {
-            **call.fields,
-            "id": call_id,
-            "type": "function",
-            "function": function,
-        }
-        fields.pop("index", None)
-        self._calls.append(fields)
-        return fields if self._is_plain else {"index": index, **fields}
+        kind = {"type": "function", "function": function}
+        self._calls.append({**call.fields, "id": call_id, **kind})
+        return {**({} if self._is_plain else {"index": index}), **self._calls[-1]}
 
-    def _end(self, reason: Any, is_end: bool) -> None:
+    def _end(self, reason: Any, is_cut: bool) -> None:
         """Say why it ended, and whether it is what it claims to be."""
         self._stop = self._reader = None
-        self.is_finished = True
-        has_text = self._text.getvalue().strip()
-        if is_end and self._server.lost:
+        has_content = self._calls or self._text.getvalue().strip()
+        if self._server.lost and not is_cut:
             self.problem = self._server.lost[0]
-        elif is_end and reason not in ("stop", None) and not (self._calls or has_text):
+        elif reason in ("tool_calls", "function_call") and not has_content:
             self.problem = f"finish_reason is {reason!r}, with neither a call nor text"
-        if is_end and (reason or self._calls):
+        if not is_cut and (reason or self._calls or not self._is_plain):
             reason = "tool_calls" if self._calls else "stop"
         self.reason = self.reason or reason
 
@@ -2089,11 +2085,10 @@ class _AnswerBuilder:
         """The chunk that ends choices whose finish_reason did not come by itself."""
         choices = []
         for index, state in self._choices.items():
-            if not state.is_finished:
+            if not state.reason:
                 choice: _Json = {"index": index, "finish_reason": state.pending}
                 fields = choice.setdefault("delta", {}) if self._is_chat else choice
                 state.settle(choice, fields, self._key, True)
-                state.reason = choice["finish_reason"] = state.reason or "stop"
                 choices.append(choice)
         if choices:
             yield self._make_chunk({**self.head, "choices": choices})
@@ -2150,7 +2145,7 @@ def _objects(items: Any) -> list[_Json]:
     return [i for i in items if isinstance(i, dict)] if isinstance(items, list) else []
 
 
-def _without_none(fields: _Json) -> _Json:
+def _drop_none(fields: _Json) -> _Json:
     return {name: value for name, value in fields.items() if value is not None}
 
 
