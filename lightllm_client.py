@@ -1378,8 +1378,10 @@ def _as_function(item: Any, what: str) -> _Json:
     item = _as_dict(item, what)
     function = _as_dict(item.get("function") or {}, what)
     if not isinstance(function.get("name"), str):
-        form = '{"type": "function", "function": {"name": ...}}'
-        raise ValueError(f"{what} must be like {form}, got {item!r:.80}")
+        raise ValueError(
+            f'{what} must be like {{"type": "function", "function": {{"name": ...}}}},'
+            f" got {item!r:.80}"
+        )
     return {**item, "function": function}
 
 
@@ -1439,8 +1441,7 @@ def _prepare_part(part: Any, client: LightLLMClient) -> Any:
     if part.get("type") == "image_url":
         image = part.get("image_url")
         image = image if isinstance(image, dict) else {"url": image}
-        url = _image_url(image.get("url"), client)
-        return {**part, "image_url": {**image, "url": url}}
+        part["image_url"] = {**image, "url": _image_url(image.get("url"), client)}
     return part
 
 
@@ -1551,7 +1552,7 @@ _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier
 
 # Options and the native API's names for them; None: dropped, since the prompt says it,
 # or since it does not change the answer.
-_NATIVE_NAMES = {
+_NATIVE_NAMES: _Json = {
     **dict.fromkeys(
         "messages metadata model parallel_tool_calls prediction prompt_cache_key"
         " prompt_cache_options prompt_cache_retention response_format safety_identifier"
@@ -1628,29 +1629,40 @@ def _generate_body(
     body: _Json, tools: list[_Json], extra: _Json, client: LightLLMClient
 ) -> _Json:
     """The native API's request for a chat request, with `extra` merged into it."""
+    parameters = {**_native_parameters(body), **(extra.get("parameters") or {})}
+    images: list[_Json] = []
+    choice, messages = body.get("tool_choice"), body["messages"]
+    if not client.render:
+        messages = _flatten_messages(messages, tools, choice)
+    for message in messages:
+        message["content"] = _prompt_text(message["content"], images, client.image_tag)
+        for call in message.get("tool_calls") or ():
+            function = call["function"]  # templates of Hugging Face want objects
+            if _is_object(function["arguments"]):
+                function["arguments"] = _parse_json(function["arguments"])
+    if client.render:
+        prompt = client.render(messages, _select_tools(tools, choice)[0] or None)
+    else:
+        prompt = "".join(map(_chatml_turn, messages)) + "<|im_start|>assistant\n"
+    native: _Json = {"inputs": prompt}
+    if images:
+        native["multimodal_params"] = {"images": images}
+    return {**native, **extra, "parameters": parameters}
+
+
+def _native_parameters(body: _Json) -> _Json:
     if body.get("stream") and body.get("n", 1) != 1:
         raise ValueError("the native API streams only one choice: leave out n")
     refused = [name for name in body if body[name] and name not in _NATIVE_NAMES]
     if refused:
         raise ValueError(f"the native API has no {', '.join(refused)}: leave it out")
-    options = {
-        native_name: body[name]
-        for name, native_name in _NATIVE_NAMES.items()
-        if native_name and name in body
-    }
-    parameters = {
+    return {
         "do_sample": True,  # builds of 2025 are greedy without it
         "best_of": body.get("n", 1),
         "stop_sequences": _stop_strings(body.get("stop")),
         **_constraint(body.get("response_format", {"type": "text"})),
-        **options,
-        **(extra.get("parameters") or {}),
+        **{_NATIVE_NAMES[name]: body[name] for name in body if _NATIVE_NAMES.get(name)},
     }
-    images: list[_Json] = []
-    native: _Json = {"inputs": _make_prompt(body, tools, images, client)}
-    if images:
-        native["multimodal_params"] = {"images": images}
-    return {**native, **extra, "parameters": parameters}
 
 
 def _constraint(response_format: Any) -> _Json:
@@ -1664,26 +1676,6 @@ def _constraint(response_format: Any) -> _Json:
     if wanted.get("type") != "text":
         raise ValueError(f"the native API has no response_format {wanted!r:.80}")
     return {}
-
-
-def _make_prompt(
-    body: _Json, tools: list[_Json], images: list[_Json], client: LightLLMClient
-) -> str:
-    """The text for the messages; their images go into `images`."""
-    choice, messages = body.get("tool_choice"), body["messages"]
-    if not client.render:
-        messages = _flatten_messages(messages, tools, choice)
-    for message in messages:
-        message["content"] = _prompt_text(message["content"], images, client.image_tag)
-        for call in message.get("tool_calls") or ():
-            function = call["function"]
-            if _is_object(
-                function["arguments"]
-            ):  # Hugging Face's templates want objects
-                function["arguments"] = _parse_json(function["arguments"])
-    if client.render:
-        return client.render(messages, _select_tools(tools, choice)[0] or None)
-    return "".join(map(_chatml_turn, messages)) + "<|im_start|>assistant\n"
 
 
 def _chatml_turn(message: _Json) -> str:
@@ -1708,8 +1700,10 @@ def _prompt_text(content: Any, images: list[_Json], tag: str) -> str:
             images.append({"type": kind, "data": data or url})
             texts.append(tag)
         else:
-            form = 'extra_body={"multimodal_params": ...}'
-            raise ValueError(f"{part!r:.80} is not text or an image; use {form}")
+            raise ValueError(
+                f"{part!r:.80} is not text or an image; put it into"
+                " extra_body={'multimodal_params': ...}"
+            )
     return "\n".join(texts)
 
 
@@ -1724,8 +1718,11 @@ class _NativeReplies:
     finished = False
 
     def __init__(self, model: Any) -> None:
-        created = int(time.time())
-        self._head = {"id": f"gen-{next(_ids)}", "created": created, "model": model}
+        self._head = {
+            "id": f"gen-{next(_ids)}",
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def completion(self, data: _Json) -> _Json:
         texts, reasons = data["generated_text"], data.get("finish_reason")
@@ -1739,8 +1736,12 @@ class _NativeReplies:
             }
             for index, text in enumerate(texts)
         ]
-        head = {**self._head, "object": "chat.completion"}
-        return {**head, "choices": choices, "usage": _native_usage(data)}
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": _native_usage(data),
+        }
 
     def chunk(self, event: _Json) -> _Json:
         token = event.get("token")
@@ -1801,9 +1802,9 @@ def _function_schema(function: Any) -> _Json:
     described = _parse_docstring(inspect.getdoc(function) or "", "|".join(parameters))
     for key, parameter in parameters.items():
         named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if key not in hints or parameter.kind not in named:
-            raise TypeError(f"{name}: {parameter} needs a type, or cannot be named")
-        properties[key] = _type_schema(hints[key], f"{name}: {parameter}")
+        if parameter.kind not in named:
+            raise TypeError(f"{name}: {parameter} cannot be passed by name")
+        properties[key] = _type_schema(hints.get(key), f"{name}: {parameter}")
         if key in described:
             properties[key]["description"] = described[key]
     required = [key for key, one in parameters.items() if one.default is one.empty]
@@ -1860,7 +1861,7 @@ def _type_schema(kind: Any, where: str) -> _Json:
     if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
         schemas = [_type_schema(one, where) for one in inner]
         return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    raise TypeError(f"{where}: {kind!r} has no schema here; write the dict by hand")
+    raise TypeError(f"{where}: no schema for the type {kind!r}; write the dict by hand")
 
 
 # --- putting answers right ---

@@ -835,12 +835,11 @@ class Dumped:
     def __init__(self, **fields):
         self.fields = fields
 
-    def model_dump(self, exclude_unset=False):
-        unset = {"unset"} if exclude_unset else set()
-        return {name: self.fields[name] for name in self.fields if name not in unset}
+    def model_dump(self, exclude_unset):
+        return dict(self.fields)
 
     def __eq__(self, other):
-        return vars(self) == vars(other)
+        return self.fields == other.fields
 
 
 class Messages(ServerTest):
@@ -904,86 +903,83 @@ class Messages(ServerTest):
         table = [
             (("a", {"type": "text", "text": "b"}), "a\nb"),
             ((text for text in "ab"), "a\nb"),
-            ([Dumped(type="text", text="a", unset=None)], "a"),
-            ([null, "a"], "\na"),
+            ([Dumped(type="text", text="a"), null], "a\n"),
             ([], ""),
             ([null, Dumped(**image)], [{"type": "text", "text": ""}, image]),
         ]
         for given, expected in table:
-            with self.subTest(expected=expected):
-                self.server.says(answer())
-                self.ask(messages=[{"role": "system", "content": given}])
-                self.assertEqual(self.sent["messages"][0]["content"], expected)
+            self.server.says(answer())
+            self.ask(messages=[{"role": "system", "content": given}])
+            self.assertEqual(self.sent["messages"][0]["content"], expected)
 
-    def test_what_is_no_message_is_refused_in_plain_words(self):
-        nameless = {"type": "function", "function": {"arguments": "{}"}}
+    def test_what_cannot_be_sent_is_refused_in_plain_words(self):
+        form = 'must be like {"type": "function", "function": {"name": ...}}, got {'
+        flat = {"type": "function", "name": "search", "parameters": {}}
         table = [
-            ("hi", TypeError, "messages must be a list, got str"),
-            (user("hi"), TypeError, "messages must be a list, got dict"),
-            (5, TypeError, "messages must be a list, got int"),
-            ([], ValueError, "messages must not be empty"),
-            (["hi"], TypeError, "a message must be a dict or an answer's object"),
-            ([{"content": "hi"}], ValueError, "a message must have a role, got {'con"),
-            ([{"role": None, "content": "hi"}], ValueError, "must have a role"),
-            ([user(b"hi")], TypeError, "a str or a list of parts, got bytes"),
-            ([user(5)], TypeError, "a str or a list of parts, got int"),
-            ([user({"type": "text"})], TypeError, "a list of parts, got dict"),
-            ([user([5])], TypeError, "a part of content must be a dict"),
-            ([user([{"type": "text", "text": 5}])], TypeError, "got int"),
-            ([{**user(""), "tool_calls": [nameless]}], ValueError, "must be like"),
-            ([{**user(""), "tool_calls": [{"id": "1"}]}], ValueError, "must be like"),
-            ([{**user(""), "tool_calls": ["f"]}], TypeError, "a tool call must be"),
+            ("messages must be a list, got str", "messages", "hi"),
+            ("messages must be a list, got dict", "messages", user("hi")),
+            ("messages must be a list, got int", "messages", 5),
+            ("messages must not be empty", "messages", []),
+            ("a message must be a dict or an answer's", "messages", ["hi"]),
+            ("a message must have a role, got {'con", "messages", [{"content": "x"}]),
+            ("a message must have a role", "messages", [{**user("x"), "role": None}]),
+            ("a str or a list of parts, got bytes", "messages", [user(b"hi")]),
+            ("a str or a list of parts, got int", "messages", [user(5)]),
+            ("a str or a list of parts, got dict", "messages", [user({})]),
+            ("got int", "messages", [user([{"type": "text", "text": 5}])]),
+            ("a part of content must be a dict", "messages", [user([5])]),
+            (form, "messages", [{**user(""), "tool_calls": [{"id": "1"}]}]),
+            ("a tool call must be", "messages", [{**user(""), "tool_calls": "f"}]),
+            ("tools must be a list, got function", "tools", paint),
+            ("tools must be a list, got dict", "tools", TOOL),
+            ("tools must be a list, got str", "tools", "search"),
+            ("a tool must be a dict", "tools", ["search"]),
+            (form, "tools", [flat]),
+            (form, "tools", [{"type": "function", "function": {"name": None}}]),
         ]
-        for messages, kind, words in table:
-            with self.subTest(messages=messages):
-                error = self.error(kind, messages=messages)
+        for words, name, value in table:
+            with self.subTest(words, value=value):
+                error = self.error((TypeError, ValueError), **{name: value})
                 self.assertIn(words, str(error))
         self.assertEqual(self.server.heard, [])
 
     def test_null_tool_calls_of_an_answer_are_left_out_and_those_of_a_dict_stay(self):
-        null = {"role": "assistant", "content": "x", "tool_calls": None}
         self.server.says(answer("x", tool_calls=None))
         message = self.ask().choices[0].message
         message.tool_calls = None
+        null = {"role": "assistant", "content": "x", "tool_calls": None}
         sent = self.sends(message, Dumped(**null), null)
         bare = {"role": "assistant", "content": "x"}
         self.assertEqual(sent, [bare, bare, null])
 
     def test_calls_may_be_objects_at_any_depth(self):
-        function = Dumped(name="f", arguments={"a": 1})
-        call = {"id": "c", "type": "function", "function": function}
-        message = {"role": "assistant", "tool_calls": [call, Dumped(**call)]}
-        self.server.says(answer())
-        self.ask(messages=[message])
-        calls = self.sent["messages"][0]["tool_calls"]
-        plain = {"name": "f", "arguments": '{"a": 1}'}
-        self.assertEqual([one["function"] for one in calls], [plain, plain])
+        call = {"id": "c", "function": Dumped(name="f", arguments={"a": 1})}
+        sent = self.sends({"role": "assistant", "tool_calls": [call, Dumped(**call)]})
+        plain = {"id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}}
+        self.assertEqual(sent[0]["tool_calls"], [plain, plain])
 
     def test_other_parts_pass_unchanged(self):
         part = {"type": "audio_url", "audio_url": {"url": "http://h/a.wav"}}
         sent = self.sends({"role": "user", "content": [part, {"type": "new"}]})
         self.assertEqual(sent[0]["content"], [part, {"type": "new"}])
 
+    def sent_url(self, image, client=None):
+        """The URL that the server gets for an image."""
+        part = {"type": "image_url", "image_url": image}
+        self.server.says(answer())
+        self.ask(client, messages=[user([part])])
+        return self.sent["messages"][0]["content"][0]["image_url"]["url"]
+
     def test_image_urls(self):
         data = "data:image/png;base64,AAAA"
-        table = [
-            (data, {"url": data}),
-            ("http://h/x.png", {"url": "http://h/x.png"}),
-            ({"url": "https://h/x", "detail": "low"},
-             {"url": "https://h/x", "detail": "low"}),
-        ]  # fmt: skip
-        for given, expected in table:
-            with self.subTest(given):
-                part = {"type": "image_url", "image_url": given}
-                sent = self.sends({"role": "user", "content": [part]})
-                self.assertEqual(sent[0]["content"][0]["image_url"], expected)
-
-    def test_data_urls_with_line_breaks_are_sent_without_them(self):
-        text = base64.encodebytes(PNG * 3).decode()
-        part = {"type": "image_url", "image_url": "data:image/png;base64,\r\n" + text}
-        sent = self.sends({"role": "user", "content": [part]})
-        url = sent[0]["content"][0]["image_url"]["url"]
-        self.assertEqual(url, "data:image/png;base64," + text.replace("\n", ""))
+        for url in (data, "http://h/x.png"):
+            self.assertEqual(self.sent_url(url), url)
+        self.assertEqual(self.sent_url("data:image/png;base64,\r\nAA\nAA\n"), data)
+        self.assertEqual(
+            self.sent_url({"url": "https://h/x", "detail": "low"}), "https://h/x"
+        )
+        image = self.sent["messages"][0]["content"][0]["image_url"]
+        self.assertEqual(image["detail"], "low")
 
     def test_the_type_of_an_image_is_what_its_first_bytes_say(self):
         table = {
@@ -991,17 +987,15 @@ class Messages(ServerTest):
             b"\x89PNG\r\n\x1a\n": "png",
             b"GIF89a": "gif",
             b"BM\x46\x00": "bmp",
-            b"RIFF\x24\x00\x00\x00WEBPVP8 ": "webp",
+            b"RIFF\x24\n\x00\x00WEBPVP8 ": "webp",
         }
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "picture.txt")
             for head, kind in table.items():
                 file.write_bytes(head)
-                part = {"type": "image_url", "image_url": file.as_uri()}
-                sent = self.sends({"role": "user", "content": [part]})
-                url = sent[0]["content"][0]["image_url"]["url"]
                 text = base64.b64encode(head).decode()
-                self.assertEqual(url, f"data:image/{kind};base64,{text}")
+                url = f"data:image/{kind};base64,{text}"
+                self.assertEqual(self.sent_url(file.as_uri()), url)
 
     def image_error(self, url, client=None):
         part = {"type": "image_url", "image_url": url}
@@ -1054,11 +1048,8 @@ class Messages(ServerTest):
             nothing = self.new_client(image_root=False)
             url = f"{folder.as_uri()}/in/a.png"
             self.assertIn("image_root", self.image_error(url, nothing))
-            part = {"type": "image_url", "image_url": url}
-            self.sends({"role": "user", "content": [part]}, client=client)
-            local = url.replace("file://", "file://localhost")
-            part = {"type": "image_url", "image_url": local}
-            self.sends({"role": "user", "content": [part]}, client=client)
+            for local in (url, url.replace("file://", "FILE://localhost")):
+                self.assertIn("data:image/png;", self.sent_url(local, client))
 
     def test_pil_images_are_taken_by_their_save(self):
         class Picture:
@@ -1067,68 +1058,48 @@ class Messages(ServerTest):
             def save(self, file, format):
                 file.write(PNG)
 
-        part = {"type": "image_url", "image_url": {"url": Picture()}}
-        self.server.says(answer())
-        self.ask(messages=[{"role": "user", "content": [part]}])
-        url = self.sent["messages"][0]["content"][0]["image_url"]["url"]
+        url = self.sent_url({"url": Picture()})
         self.assertEqual(url.partition(",")[2], base64.b64encode(PNG).decode())
 
-    def test_large_images_are_scaled_down_with_pillow(self):
-        if not Image:
-            client = self.new_client(max_image_side=10)
-            with tempfile.NamedTemporaryFile(suffix=".png") as file:
-                file.write(PNG)
-                file.flush()
-                url = pathlib.Path(file.name).as_uri()
-                self.assertIn("pip install pillow", self.image_error(url, client))
-            return
-        buffer = io.BytesIO()
-        Image.new("RGB", (40, 20), "red").save(buffer, "JPEG")
-        data = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            urls = [data, pathlib.Path(file.name).as_uri(), Image.new("CMYK", (40, 20))]
-            for url in urls:
-                part = {"type": "image_url", "image_url": url}
-                self.server.says(answer())
-                client = self.new_client(max_image_side=10)
-                self.ask(client, messages=[{"role": "user", "content": [part]}])
-                sent = self.sent["messages"][0]["content"][0]["image_url"]["url"]
-                raw = base64.b64decode(sent.partition(",")[2])
-                self.assertEqual(Image.open(io.BytesIO(raw)).size, (10, 5))
+    @unittest.skipIf(Image, "needs a Python without Pillow")
+    def test_without_pillow_large_images_say_what_to_install(self):
+        client = self.new_client(max_image_side=10)
+        data = "data:image/png;base64," + base64.b64encode(PNG).decode()
+        self.assertIn("pip install pillow", self.image_error(data, client))
 
     @unittest.skipUnless(Image, "needs Pillow")
-    def test_images_are_turned_as_their_exif_data_say(self):
-        exif = Image.Exif()
+    def test_images_are_scaled_down_and_turned_upright(self):
+        buffer, turned, exif = io.BytesIO(), io.BytesIO(), Image.Exif()
+        Image.new("RGB", (40, 20), "red").save(buffer, "JPEG")
         exif[0x0112] = 6  # taken with the camera on its side
-        buffer = io.BytesIO()
-        Image.new("RGB", (40, 20), "red").save(buffer, "JPEG", exif=exif)
-        text = base64.encodebytes(buffer.getvalue()).decode()
-        table = [
-            (Image.open(buffer), None, (20, 40)),
-            (Image.open(buffer), 10, (5, 10)),
-            ("data:image/jpeg;base64,\n" + text, 10, (5, 10)),
-        ]
-        for image, side, size in table:
-            with self.subTest(image=str(image)[:40], side=side):
-                self.server.says(answer())
-                client = self.new_client(max_image_side=side)
-                part = {"type": "image_url", "image_url": image}
-                self.ask(client, messages=[{"role": "user", "content": [part]}])
-                url = self.sent["messages"][0]["content"][0]["image_url"]["url"]
-                raw = base64.b64decode(url.partition(",")[2])
-                sent = Image.open(io.BytesIO(raw))
-                self.assertEqual((sent.size, sent.getexif().get(0x0112)), (size, None))
+        Image.new("RGB", (40, 20), "red").save(turned, "JPEG", exif=exif)
+        data = "data:image/jpeg;base64,"
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder, "a.jpg")
+            file.write_bytes(buffer.getvalue())
+            table = [
+                (file.as_uri(), 10, (10, 5)),
+                (data + base64.b64encode(buffer.getvalue()).decode(), 10, (10, 5)),
+                (data + base64.encodebytes(turned.getvalue()).decode(), 10, (5, 10)),
+                (data + base64.b64encode(buffer.getvalue()).decode(), 40, (40, 20)),
+                (Image.new("CMYK", (40, 20)), 10, (10, 5)),
+                (Image.open(turned), 10, (5, 10)),
+                (Image.open(turned), None, (20, 40)),
+            ]
+            for image, side, size in table:
+                with self.subTest(image=str(image)[:40], side=side):
+                    url = self.sent_url(image, self.new_client(max_image_side=side))
+                    raw = base64.b64decode(url.partition(",")[2])
+                    sent = Image.open(io.BytesIO(raw))
+                    self.assertEqual(sent.size, size)
+                    self.assertNotIn(0x0112, sent.getexif())
 
     @unittest.skipUnless(Image, "needs Pillow")
     def test_images_that_pillow_cannot_read(self):
         client = self.new_client(max_image_side=1)
-        cut = base64.b64encode(PNG[:50]).decode()
-        for url in ("data:image/png;base64," + cut, "data:image/png;base64,AAAAA"):
-            self.assertIn("image 'data:image/png", self.image_error(url, client))
-        part = {"type": "image_url", "image_url": Image.open(io.BytesIO(PNG[:50]))}
-        self.error(ValueError, client, messages=[{"role": "user", "content": [part]}])
+        cut = "data:image/png;base64," + base64.b64encode(PNG[:50]).decode()
+        for image in (cut, cut[:-3], Image.open(io.BytesIO(PNG[:50]))):
+            self.assertIn("image ", self.image_error(image, client))
 
 
 # --- answers ---
@@ -3207,14 +3178,12 @@ class PromptMode(ServerTest):
         named = {"type": "function", "function": {"name": "other"}}
         self.assertEqual(self.prompted([user("q")], tools=tools, tool_choice="none"),
                          [user("q")])  # fmt: skip
-        text = self.prompted([user("q")], tools=tools, tool_choice="required")[0]
-        self.assertIn("must call", text["content"])
-        text = self.prompted([user("q")], tools=tools, tool_choice=named)[0]
-        self.assertIn("must call the function other", text["content"])
-        self.assertNotIn("Search the web", text["content"])
         flat = {"type": "function", "name": "other"}
-        text = self.prompted([user("q")], tools=tools, tool_choice=flat)[0]
-        self.assertIn("must call the function other", text["content"])
+        for choice, words in [("required", "at least one"), (named, "the function other"),
+                              (flat, "the function other")]:  # fmt: skip
+            text = self.prompted([user("q")], tools=tools, tool_choice=choice)[0]
+            self.assertIn(f"must call {words}", text["content"])
+        self.assertNotIn("Search the web", text["content"])
         missing = {"type": "function", "function": {"name": "missing"}}
         for choice, given in ((missing, tools), (missing, None), ("search", tools)):
             with self.assertRaisesRegex(ValueError, "tool_choice.*(missing|search)"):
@@ -3254,16 +3223,12 @@ class PromptMode(ServerTest):
             {"role": "assistant", "content": [image, {"type": "new"}]},
         ])  # fmt: skip
 
-        def shown(message):
-            parts = message["content"]
-            return [part.get("text", part["type"]) for part in parts]
-
         text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
-        self.assertEqual(shown(sent[0]), ["see", "image_url", text])
         start, end = "<tool_response>", "</tool_response>"
-        self.assertEqual(shown(sent[1]), [start, "image_url", end, start, "r2", end])
-        self.assertEqual(sent[1]["content"][1], image)
-        self.assertEqual(sent[2]["content"], [image, {"type": "new"}])
+        shown = [[part.get("text", part) for part in one["content"]] for one in sent]
+        self.assertEqual(shown[0], ["see", image, text])
+        self.assertEqual(shown[1], [start, image, end, start, "r2", end])
+        self.assertEqual(shown[2], [image, {"type": "new"}])
 
 
 class NativeApi(ServerTest):
@@ -3307,28 +3272,25 @@ class NativeApi(ServerTest):
             extra_body={"parameters": own, "multimodal_params": {"audios": []}},
         )  # fmt: skip
         parameters = self.sent["parameters"]
-        self.assertEqual({**parameters, **own}, parameters)
-        self.assertEqual(parameters["do_sample"], False)
-        self.assertEqual(parameters["max_new_tokens"], 9)
+        expected = {**own, "do_sample": False, "max_new_tokens": 9}
+        self.assertEqual({**parameters, **expected}, parameters)
         self.assertNotIn("top_p", parameters)
         self.assertEqual(self.sent["multimodal_params"], {"audios": []})
-        self.assertEqual(own, {**own, "top_k": None})
 
     def test_response_formats(self):
         schema = {"type": "object", "title": "\u00e4"}
+        guide = {"guided_json": '{"type":"object","title":"\u00e4"}'}
+        named = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
         table = [
             ({"type": "text"}, {}),
             ({"type": "json_object"}, {"guided_grammar": "json"}),
-            ({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
-             {"guided_json": '{"type":"object","title":"\u00e4"}'}),
-            ({"schema": schema}, {"guided_json": '{"type":"object","title":"\u00e4"}'}),
-        ]  # fmt: skip
+            (named, guide),
+            ({"schema": schema}, guide),
+        ]
         for given, expected in table:
-            with self.subTest(given):
-                self.prompt(user("q"), response_format=given)
-                parameters = self.sent["parameters"]
-                found = {key: parameters[key] for key in parameters if "guided" in key}
-                self.assertEqual(found, expected)
+            self.prompt(user("q"), response_format=given)
+            found = self.sent["parameters"].items()
+            self.assertEqual({k: v for k, v in found if "guided" in k}, expected)
         error = self.error(ValueError, response_format={"type": "grammar"})
         self.assertIn("no response_format {'type': 'grammar'}", str(error))
 
@@ -3364,7 +3326,7 @@ class NativeApi(ServerTest):
         prompt = self.prompt({"role": "user", "content": parts}, client=client)
         self.assertIn("<img></img>", prompt)
         error = self.error(ValueError, messages=[user([{"type": "audio_url"}])])
-        self.assertIn("'audio_url'} is not text or an image; use extra_", str(error))
+        self.assertIn("'audio_url'} is not text or an image; put it", str(error))
 
     def test_another_template(self):
         seen = []
@@ -3751,12 +3713,12 @@ class FunctionsAsTools(ServerTest):
             "\nlimit : int, optional\n    how many\n\nReturns\n-------\nlist",
             "- query: the words,\n  wrapped: or not\n- limit : how many",
         ]
+
+        def search(query: str, limit: int = 3):
+            pass
+
         for style in styles:
             with self.subTest(style):
-
-                def search(query: str, limit: int = 3):
-                    pass
-
                 search.__doc__ = f"Search\n  the web.\n\nSlow: be patient.\n\n{style}"
                 self.server.says(answer())
                 self.ask(tools=[search])
@@ -3767,29 +3729,16 @@ class FunctionsAsTools(ServerTest):
                 told = [one["description"] for one in properties.values()]
                 self.assertEqual(told, ["the words, wrapped: or not", "how many"])
 
-    def test_what_is_no_tool_is_refused_in_plain_words(self):
+    def test_async_functions_are_refused(self):
         async def fetch(url: str):
             """Fetch."""
 
         async def pages(url: str):
             yield url
 
-        flat = {"type": "function", "name": "search", "parameters": {}}
-        table = [
-            (paint, TypeError, "tools must be a list, got function"),
-            (TOOL, TypeError, "tools must be a list, got dict"),
-            ("search", TypeError, "tools must be a list, got str"),
-            (["search"], TypeError, "a tool must be a dict"),
-            ([flat], ValueError, 'like {"type": "function", "function": {"name"'),
-            ([{"type": "function"}], ValueError, 'like {"type": "function", "fun'),
-            ([{"function": {"name": None}}], ValueError, 'like {"type": "function"'),
-            ([fetch], TypeError, "a plain function, got async def fetch"),
-            ([pages], TypeError, "a plain function, got async def pages"),
-        ]
-        for tools, kind, words in table:
-            with self.subTest(words):
-                self.assertIn(words, str(self.error(kind, tools=tools)))
-        self.assertEqual(self.server.heard, [])
+        for function in (fetch, pages):
+            words = f"a plain function, got async def {function.__name__}"
+            self.assertIn(words, str(self.error(TypeError, tools=[function])))
         call = {"function": {"name": "fetch", "arguments": "{}"}}
         with self.assertRaisesRegex(TypeError, "got async def fetch"):
             lightllm.run_tool(call, [fetch])
