@@ -842,6 +842,12 @@ class Dumped:
         return self.fields == other.fields
 
 
+def call_to(name, arguments, **more):
+    """A tool call as messages hold it."""
+    function = {"name": name, "arguments": arguments}
+    return {"id": "1", "type": "function", "function": function, **more}
+
+
 class Messages(ServerTest):
     def sends(self, *messages, client=None, **options):
         """What the server hears of these messages, which stay as they are."""
@@ -852,22 +858,25 @@ class Messages(ServerTest):
         return self.sent["messages"]
 
     def test_messages_are_made_sendable(self):
-        call = {"id": "c", "type": "function"}
-        function = {"name": "f", "arguments": {"a": 1}}
+        call, image = call_to("f", {"a": 1}), {"url": "http://h/x"}
+        plain_call = call_to("f", '{"a": 1}')
+        object_call = Dumped(**call_to("f", None, function=Dumped(**call["function"])))
+        image = {"type": "image_url", "image_url": image}
+        null = {"type": "text", "text": None}
         table = [
             ({"role": "developer", "content": "x"}, {"role": "system", "content": "x"}),
             ({"role": "assistant", "content": None}, {"content": ""}),
             ({"role": "assistant"}, {"content": ""}),
-            ({"role": "user", "content": [{"type": "text", "text": "a"}, "b"]},
-             {"content": "a\nb"}),
-            ({"role": "user", "content": " as it\n is <tool_call> "},
-             {"content": " as it\n is <tool_call> "}),
-            ({"role": "assistant", "content": None, "tool_calls":
-              [{**call, "function": function}]},
-             {"content": "", "tool_calls":
-              [{**call, "function": {"name": "f", "arguments": '{"a": 1}'}}]}),
-            ({"role": "assistant", "content": CALL, "tool_calls":
-              [{**call, "function": function}]}, {"content": CALL}),
+            (user([{"type": "text", "text": "a"}, "b"]), {"content": "a\nb"}),
+            (user(("a", null, Dumped(type="text", text="b"))), {"content": "a\n\nb"}),
+            (user([null, Dumped(**image)]),
+             {"content": [{"type": "text", "text": ""}, image]}),
+            (user([]), {"content": ""}),
+            (user(" as it\n is <tool_call> "), {"content": " as it\n is <tool_call> "}),
+            ({"role": "assistant", "content": None, "tool_calls": [call, object_call]},
+             {"content": "", "tool_calls": [plain_call, plain_call]}),
+            ({"role": "assistant", "content": CALL, "tool_calls": [call]},
+             {"content": CALL}),
             ({"role": "assistant", "content": "x", "name": None},
              {"content": "x", "name": None}),
         ]  # fmt: skip
@@ -877,6 +886,9 @@ class Messages(ServerTest):
                 self.assertEqual({**given, **sent, **expected}, {**given, **sent})
                 kept = "tool_calls" in expected
                 self.assertEqual("tool_calls" in sent, kept)
+        self.server.says(answer())
+        self.ask(messages=(user(text for text in "ab") for _ in "a"))
+        self.assertEqual(self.sent["messages"], [user("a\nb")])
 
     def test_an_answer_can_be_appended_and_its_call_goes_out_once(self):
         server_made = [
@@ -896,21 +908,6 @@ class Messages(ServerTest):
                 result = {"role": "tool", "content": "r", "tool_call_id": "x"}
                 raw = json.dumps(self.sends(user("q"), message, result))
                 self.assertEqual(raw.count("query"), 1)
-
-    def test_contents_of_every_kind(self):
-        image = {"type": "image_url", "image_url": {"url": "http://h/x"}}
-        null = {"type": "text", "text": None}
-        table = [
-            (("a", {"type": "text", "text": "b"}), "a\nb"),
-            ((text for text in "ab"), "a\nb"),
-            ([Dumped(type="text", text="a"), null], "a\n"),
-            ([], ""),
-            ([null, Dumped(**image)], [{"type": "text", "text": ""}, image]),
-        ]
-        for given, expected in table:
-            self.server.says(answer())
-            self.ask(messages=[{"role": "system", "content": given}])
-            self.assertEqual(self.sent["messages"][0]["content"], expected)
 
     def test_what_cannot_be_sent_is_refused_in_plain_words(self):
         form = 'must be like {"type": "function", "function": {"name": ...}}, got {'
@@ -951,12 +948,6 @@ class Messages(ServerTest):
         sent = self.sends(message, Dumped(**null), null)
         bare = {"role": "assistant", "content": "x"}
         self.assertEqual(sent, [bare, bare, null])
-
-    def test_calls_may_be_objects_at_any_depth(self):
-        call = {"id": "c", "function": Dumped(name="f", arguments={"a": 1})}
-        sent = self.sends({"role": "assistant", "tool_calls": [call, Dumped(**call)]})
-        plain = {"id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}}
-        self.assertEqual(sent[0]["tool_calls"], [plain, plain])
 
     def test_other_parts_pass_unchanged(self):
         part = {"type": "audio_url", "audio_url": {"url": "http://h/a.wav"}}
@@ -3190,9 +3181,7 @@ class PromptMode(ServerTest):
                 self.ask(tools=given, tool_mode="prompt", tool_choice=choice)
 
     def test_history_becomes_text(self):
-        call = {"id": "1", "type": "function",
-                "function": {"name": "f", "arguments": '{"a":1}'}}  # fmt: skip
-        odd = {**call, "function": {"name": "f", "arguments": 'no "JSON'}}
+        call, odd = call_to("f", '{"a":1}'), call_to("f", 'no "JSON')
         messages = [
             user("q"),
             {"role": "assistant", "content": "I look.", "tool_calls": [call, odd]},
@@ -3213,16 +3202,14 @@ class PromptMode(ServerTest):
         self.assertEqual(sent[4], {"role": "assistant", "content": text})
 
     def test_images_in_results_and_beside_calls_stay_images(self):
-        call = {"id": "1", "type": "function",
-                "function": {"name": "f", "arguments": "{}"}}  # fmt: skip
         image = {"type": "image_url", "image_url": {"url": "http://h/x"}}
+        calls = [call_to("f", "{}")]
         sent = self.prompted([
-            {"role": "assistant", "content": ["see", image], "tool_calls": [call]},
+            {"role": "assistant", "content": ["see", image], "tool_calls": calls},
             {"role": "tool", "content": [image]},
             {"role": "tool", "content": "r2"},
             {"role": "assistant", "content": [image, {"type": "new"}]},
         ])  # fmt: skip
-
         text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
         start, end = "<tool_response>", "</tool_response>"
         shown = [[part.get("text", part) for part in one["content"]] for one in sent]
@@ -3295,9 +3282,10 @@ class NativeApi(ServerTest):
         self.assertIn("no response_format {'type': 'grammar'}", str(error))
 
     def test_options_that_cannot_be_honoured_are_refused(self):
-        harmless = {"user": "u", "metadata": {"a": "b"}, "store": True, "logprobs": 0}
-        harmless.update(stream_options={"include_usage": True}, chat_template_kwargs={})
-        self.prompt(user("q"), parallel_tool_calls=True, **harmless)
+        self.prompt(
+            user("q"), user="u", metadata={"a": "b"}, store=True, logprobs=False,
+            stream_options={"include_usage": True}, chat_template_kwargs={},
+        )  # fmt: skip
         error = self.error(ValueError, logprobs=True, logit_bias={"1": 2}, user="u")
         self.assertIn("no logprobs, logit_bias: leave", str(error))
 
@@ -3335,25 +3323,24 @@ class NativeApi(ServerTest):
             seen.append((messages, tools))
             return "PROMPT"
 
-        call = {"id": "1", "type": "function",
-                "function": {"name": "f", "arguments": '{"a": 1}'}}  # fmt: skip
-        history = {"role": "assistant", "content": None, "tool_calls": [call]}
+        calls = [call_to("f", '{"a": 1}'), call_to("f", "[")]
+        history = {"role": "assistant", "content": None, "tool_calls": calls}
         client = self.new_client(api="generate", render=render)
         prompt = self.prompt(user("q"), history, client=client, tools=[TOOL])
         self.assertEqual(prompt, "PROMPT")
         messages, tools = seen[0]
         self.assertEqual(tools, [TOOL])
-        arguments = messages[1]["tool_calls"][0]["function"]["arguments"]
-        self.assertEqual(arguments, {"a": 1})
+        expected = [call_to("f", {"a": 1}), call_to("f", "[")]
+        self.assertEqual(messages[1]["tool_calls"], expected)
 
     def test_choices_and_reasons(self):
         self.server.says(generated("a", "b", reason=["stop", "length"]))
         choices = self.ask(n=2).choices
         self.assertEqual([c.message.content for c in choices], ["a", "b"])
         self.assertEqual([c.finish_reason for c in choices], ["stop", "length"])
+        reply = {"generated_text": ["a", "b"], "finish_reason": "stop"}
         counts = {"count_output_tokens": [3, 4], "prompt_tokens": 2}
-        texts = {"generated_text": ["a", "b"], "finish_reason": ["stop", "stop"]}
-        self.server.says(plain({**texts, **counts}))
+        self.server.says(plain({**reply, **counts}))
         usage = self.ask(n=2).usage
         self.assertEqual((usage.completion_tokens, usage.total_tokens), (7, 9))
         self.server.says(plain({"generated_text": "ab", "finish_reason": "stop"}))
@@ -3729,20 +3716,6 @@ class FunctionsAsTools(ServerTest):
                 told = [one["description"] for one in properties.values()]
                 self.assertEqual(told, ["the words, wrapped: or not", "how many"])
 
-    def test_async_functions_are_refused(self):
-        async def fetch(url: str):
-            """Fetch."""
-
-        async def pages(url: str):
-            yield url
-
-        for function in (fetch, pages):
-            words = f"a plain function, got async def {function.__name__}"
-            self.assertIn(words, str(self.error(TypeError, tools=[function])))
-        call = {"function": {"name": "fetch", "arguments": "{}"}}
-        with self.assertRaisesRegex(TypeError, "got async def fetch"):
-            lightllm.run_tool(call, [fetch])
-
     def test_what_a_schema_cannot_say(self):
         def untyped(a):
             pass
@@ -3759,15 +3732,26 @@ class FunctionsAsTools(ServerTest):
         def anything(a: typing.Any):
             pass
 
-        for function in (untyped, rest, bare_set, unknown, anything, lambda: None):
-            with self.assertRaises(TypeError):
+        async def fetch():
+            pass
+
+        async def pages():
+            yield
+
+        table = [
+            (untyped, "no schema for the type None"), (rest, "cannot be passed by name"),
+            (bare_set, "type <class 'set'>"), (unknown, "Nonsense"), (anything, "Any"),
+            (lambda: None, "must have a name"), (fetch, "got async def fetch"),
+            (pages, "got async def pages"),
+        ]  # fmt: skip
+        for function, words in table:
+            with self.assertRaisesRegex(TypeError, words):
                 self.ask(tools=[function])
+        with self.assertRaisesRegex(TypeError, "got async def fetch"):
+            lightllm.run_tool(call_to("fetch", "{}"), [fetch])
 
     def test_run_tool(self):
-        def call(name, arguments):
-            function = {"name": name, "arguments": arguments}
-            return {"id": "1", "type": "function", "function": function}
-
+        call = call_to
         good = call("paint", '{"what": "h\u00e4us", "colour": "red"}')
         text = lightllm.run_tool(good, [TOOL, paint])
         painted = {"painted": "h\u00e4us", "colour": "red", "times": 1}
