@@ -1619,10 +1619,11 @@ def _flatten_messages(
 
 
 def _call_text(call: _Json) -> str:
-    name, arguments = call["function"]["name"], call["function"]["arguments"]
-    arguments = arguments if _is_object(arguments) else _dump_json(arguments)
-    text = f'{{"name": {_dump_json(name)}, "arguments": {arguments}}}'
-    return f"<tool_call>\n{text}\n</tool_call>"
+    arguments, name = call["function"]["arguments"], call["function"]["name"]
+    if not _is_object(arguments):
+        arguments = _dump_json(arguments)
+    name = _dump_json(name)
+    return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 
 
 def _generate_body(
@@ -1790,7 +1791,7 @@ def _tool_name(function: Any) -> str:
     if not name.isidentifier():
         raise TypeError(f"a tool must have a name: write a def for {function!r}")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"a tool must be a plain function, got async def {name}")
+        raise TypeError(f"a tool must be a plain function, {name} is asynchronous")
     return name
 
 
@@ -1831,7 +1832,7 @@ def _hints(function: Any) -> _Json:
 
     try:
         return typing.get_type_hints(function)
-    except (NameError, TypeError) as error:
+    except NameError as error:
         raise TypeError(f"cannot read the types of {function!r}: {error}") from None
 
 

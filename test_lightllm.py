@@ -3741,13 +3741,13 @@ class FunctionsAsTools(ServerTest):
         table = [
             (untyped, "no schema for the type None"), (rest, "cannot be passed by name"),
             (bare_set, "type <class 'set'>"), (unknown, "Nonsense"), (anything, "Any"),
-            (lambda: None, "must have a name"), (fetch, "got async def fetch"),
-            (pages, "got async def pages"),
+            (lambda: None, "must have a name"), (fetch, "fetch is asynchronous"),
+            (pages, "pages is asynchronous"),
         ]  # fmt: skip
         for function, words in table:
             with self.assertRaisesRegex(TypeError, words):
                 self.ask(tools=[function])
-        with self.assertRaisesRegex(TypeError, "got async def fetch"):
+        with self.assertRaisesRegex(TypeError, "fetch is asynchronous"):
             lightllm.run_tool(call_to("fetch", "{}"), [fetch])
 
     def test_run_tool(self):
