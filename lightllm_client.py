@@ -1197,7 +1197,7 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
     if name not in functions:
         return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
     function = functions[name]
-    _tool_name(function)  # refuses async def
+    _tool_name(function)  # refuses asynchronous ones
     try:
         arguments = _parse_json(text or "{}")
         for key, kind in _hints(function).items():
