@@ -1393,9 +1393,8 @@ def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
         sent["role"] = "system"  # templates ignore roles that they do not know
     content = sent["content"] = _prepare_content(sent.get("content"), client)
     if sent.get("tool_calls"):
-        calls = sent["tool_calls"] = [
-            _prepare_call(call) for call in sent["tool_calls"]
-        ]
+        calls = [_prepare_call(call) for call in sent["tool_calls"]]
+        sent["tool_calls"] = calls
         if isinstance(content, str) and _TagParser(calls).calls(content):
             del sent["tool_calls"]  # the content still holds them: once is enough
     elif hasattr(message, "model_dump"):
@@ -1577,9 +1576,7 @@ def _select_tools(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
         name = (choice.get("function") or choice).get("name")
         tools = [tool for tool in tools if tool["function"]["name"] == name]
         if not tools:
-            raise ValueError(
-                f"tool_choice names {name!r}, which is not among the tools"
-            )
+            raise ValueError(f"tool_choice names {name!r}, which is not a tool")
         return tools, f"\n\nYou must call the function {name} now."
     _one_of("tool_choice", choice or "auto", ("auto", "none", "required"))
     if choice == "required":
@@ -1701,10 +1698,8 @@ def _prompt_text(content: Any, images: list[_Json], tag: str) -> str:
             images.append({"type": kind, "data": data or url})
             texts.append(tag)
         else:
-            raise ValueError(
-                f"{part!r:.80} is not text or an image; put it into"
-                " extra_body={'multimodal_params': ...}"
-            )
+            form = "extra_body={'multimodal_params': ...}"
+            raise ValueError(f"{part!r:.80} is not text or an image; use {form}")
     return "\n".join(texts)
 
 

@@ -836,7 +836,7 @@ class Dumped:
         self.fields = fields
 
     def model_dump(self, exclude_unset):
-        return dict(self.fields)
+        return dict(self.fields) if exclude_unset else {}
 
     def __eq__(self, other):
         return self.fields == other.fields
@@ -3259,7 +3259,7 @@ class NativeApi(ServerTest):
             extra_body={"parameters": own, "multimodal_params": {"audios": []}},
         )  # fmt: skip
         parameters = self.sent["parameters"]
-        expected = {**own, "do_sample": False, "max_new_tokens": 9}
+        expected = {**own, "do_sample": False, "max_new_tokens": 9, "best_of": 1}
         self.assertEqual({**parameters, **expected}, parameters)
         self.assertNotIn("top_p", parameters)
         self.assertEqual(self.sent["multimodal_params"], {"audios": []})
@@ -3314,7 +3314,7 @@ class NativeApi(ServerTest):
         prompt = self.prompt({"role": "user", "content": parts}, client=client)
         self.assertIn("<img></img>", prompt)
         error = self.error(ValueError, messages=[user([{"type": "audio_url"}])])
-        self.assertIn("'audio_url'} is not text or an image; put it", str(error))
+        self.assertIn("'audio_url'} is not text or an image; use extra_", str(error))
 
     def test_another_template(self):
         seen = []
