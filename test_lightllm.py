@@ -1091,6 +1091,10 @@ class Messages(ServerTest):
         cut = "data:image/png;base64," + base64.b64encode(PNG[:50]).decode()
         for image in (cut, cut[:-3], Image.open(io.BytesIO(PNG[:50]))):
             self.assertIn("image ", self.image_error(image, client))
+        self.addCleanup(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = 1
+        bomb = "data:image/png;base64," + base64.b64encode(PNG).decode()
+        self.assertIn("decompression bomb", self.image_error(bomb, client))
 
 
 # --- answers ---
@@ -3648,7 +3652,7 @@ def paint(
     colour: Colour,
     times: int = 1,
     sizes: typing.Optional[typing.List[float]] = None,
-    mode: typing.Literal["a", "b"] = "a",
+    mode: typing.Literal["a"] = "a",
     extra: typing.Union[int, str] = 0,
     options: dict = {},  # noqa: B006
 ):
@@ -3680,7 +3684,7 @@ class FunctionsAsTools(ServerTest):
             "colour": {"type": "string", "enum": ["red", "blue"]},
             "times": {"type": "integer", "description": "how often"},
             "sizes": {"type": "array", "items": {"type": "number"}},
-            "mode": {"type": "string", "enum": ["a", "b"]},
+            "mode": {"type": "string", "enum": ["a"]},
             "extra": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
             "options": {"type": "object"},
         }
