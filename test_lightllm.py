@@ -3211,6 +3211,7 @@ class PromptMode(ServerTest):
         sent = self.prompted([
             {"role": "assistant", "content": ["see", image], "tool_calls": calls},
             {"role": "tool", "content": [image]},
+            {"role": "tool", "content": ["<tool_response>", image, "</tool_response>"]},
             {"role": "tool", "content": "r2"},
             {"role": "assistant", "content": [image, {"type": "new"}]},
         ])  # fmt: skip
@@ -3218,7 +3219,7 @@ class PromptMode(ServerTest):
         start, end = "<tool_response>", "</tool_response>"
         shown = [[part.get("text", part) for part in one["content"]] for one in sent]
         self.assertEqual(shown[0], ["see", image, text])
-        self.assertEqual(shown[1], [start, image, end, start, "r2", end])
+        self.assertEqual(shown[1], [start, image, end] * 2 + [start, "r2", end])
         self.assertEqual(shown[2], [image, {"type": "new"}])
 
 
@@ -3347,7 +3348,8 @@ class NativeApi(ServerTest):
         self.server.says(plain({**reply, **counts}))
         usage = self.ask(n=2).usage
         self.assertEqual((usage.completion_tokens, usage.total_tokens), (7, 9))
-        self.server.says(plain({"generated_text": "ab", "finish_reason": "stop"}))
+        reply = {"generated_text": "ab", "finish_reason": "stop", "prompt_tokens": 2}
+        self.server.says(plain(reply))
         self.assertEqual([c.message.content for c in self.ask().choices], ["ab"])
 
     def test_the_stream_ends_with_finished(self):
@@ -3359,6 +3361,7 @@ class NativeApi(ServerTest):
         self.assertLess(time.monotonic() - started, 0.4)
         self.assertEqual(self.server.heard[0].path, "/generate_stream")
         self.assertEqual(chunks[-1].usage.completion_tokens, 3)
+        self.assertEqual([c.choices[0].index for c in chunks], [0, 0, 0])
         final = stream.get_final_completion()
         self.assertEqual(final.choices[0].message.content, "Hello")
         self.assertEqual(final.choices[0].finish_reason, "length")
