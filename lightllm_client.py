@@ -1179,8 +1179,9 @@ class Stream(Generic[_Answer]):
 
 # --- functions as tools ---
 # `tools=[search, visit]`: the schema of a Python function comes from its signature and
-# docstring; `run_tool` calls the right one. Types: str, int, float, bool, list, dict,
-# Optional, Union, Literal, Enum; others are a TypeError: a guess would be wrong.
+# docstring (Google's, numpy's or Sphinx's form, or `name: text`); `run_tool` calls the
+# right one. Types: str, int, float, bool, list, dict, Optional, Union, Literal, Enum;
+# others are a TypeError, since a guess would be wrong, and so is `async`.
 
 
 def run_tool(call: Any, tools: Iterable[Any]) -> str:
@@ -1188,8 +1189,8 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
     the function of that name returns, a str as it is, anything else as JSON.
 
     An unknown name, arguments that do not fit and a TypeError or ValueError of the
-    function come back as text that the model can act on. OPINION: what else the function
-    raises is the caller's business, and is raised.
+    function come back as text that the model can act on; its other exceptions are for
+    the caller, and are raised.
     """
     asked = _as_function(call, "a tool call")["function"]
     name, text = asked["name"], asked.get("arguments")
