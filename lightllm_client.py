@@ -18,7 +18,6 @@ fork-safe. Everything above the line "the fold" is for you, below it is the mach
 from __future__ import annotations
 
 import base64
-import binascii
 import http.client
 import io
 import itertools
@@ -1040,10 +1039,10 @@ class ChatCompletions(_Resource):
         if client.api == "generate" or client.base_url.endswith("/generate"):
             url = client._rooted("generate_stream" if builder.is_stream else "generate")
             builder.native = _NativeReplies(body.get("model"))
-            body = _generate_body(body, tools, client)
+            body, extra = _generate_body(body, tools, extra, client), {}
         elif _one_of("tool_mode", mode, ("server", "prompt")) == "prompt":
             choice = body.get("tool_choice")
-            body["messages"] = _flattened(body["messages"], tools, choice)
+            body["messages"] = _flatten_messages(body["messages"], tools, choice)
             body["tool_choice"] = "none"  # or builds of 2025 answer 400 to calls
         elif tools:
             body["tools"] = tools
@@ -1187,8 +1186,9 @@ class Stream(Generic[_Answer]):
 
 # --- functions as tools ---
 # `tools=[search, visit]`: the schema of a Python function comes from its signature and
-# docstring; `run_tool` calls the right one. Types: str, int, float, bool, list, dict,
-# Optional, Union, Literal, Enum; others are a TypeError: a guess would be wrong.
+# docstring (Google's, numpy's or Sphinx's form, or `name: text`); `run_tool` calls the
+# right one. Types: str, int, float, bool, list, dict, Optional, Union, Literal, Enum;
+# others are a TypeError, since a guess would be wrong, and so is `async`.
 
 
 def run_tool(call: Any, tools: Iterable[Any]) -> str:
@@ -1196,23 +1196,25 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
     the function of that name returns, a str as it is, anything else as JSON.
 
     An unknown name, arguments that do not fit and a TypeError or ValueError of the
-    function come back as text that the model can act on. OPINION: what else the function
-    raises is the caller's business, and is raised.
+    function come back as text that the model can act on; its other exceptions are for
+    the caller, and are raised.
     """
-    asked = _as_dict(call, "a tool call")["function"]
+    asked = _as_function(call, "a tool call")["function"]
     name, text = asked["name"], asked.get("arguments")
     functions = {getattr(f, "__name__", ""): f for f in tools if callable(f)}
     if name not in functions:
         return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
+    function = functions[name]
+    _tool_name(function)  # refuses asynchronous ones
     try:
         arguments = _parse_json(text or "{}")
-        for key, kind in _hints(functions[name]).items():
+        for key, kind in _hints(function).items():
             if key in arguments and hasattr(kind, "__members__"):  # an Enum
                 arguments[key] = kind(arguments[key])
-        result = functions[name](**arguments)
-        if not isinstance(result, str):
-            result = json.dumps(result, ensure_ascii=False, default=str)
-        return result
+        result = function(**arguments)
+        if isinstance(result, str):
+            return result
+        return json.dumps(result, ensure_ascii=False, default=str)
     except (TypeError, ValueError) as error:
         return f"Error: {name}({text}) failed: {error}"
 
@@ -1343,177 +1345,193 @@ def _split(given: _Json, create: Any, kind: Any) -> tuple[_Json, _Json]:
 
 
 # --- messages and images ---
-# What a caller wrote -> what every LightLLM build takes, in new dicts: the caller's own
-# are never changed, and texts are sent as they are. Image files are read here, since the
+# What a caller wrote -> what every LightLLM build accepts, in new dicts: the caller's own
+# are never changed, and text is sent as it is. Image files are read here, since the
 # server sees other disks; http(s) URLs are passed on, since fetching what a message names
 # would let a message reach into this network.
 
+_IMAGE_TYPE = re.compile(  # told by the first bytes, whatever the name says
+    rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)"
+    rb"|(?P<webp>RIFF.{4}WEBP)",
+    re.DOTALL,
+)
+
 
 def _sendable_messages(messages: Any, client: LightLLMClient) -> list[_Json]:
-    if isinstance(messages, (str, bytes, dict)):
-        raise TypeError(f"messages is a list, not a {type(messages).__name__}")
-    sendable = [_sendable_message(message, client) for message in messages]
-    if not sendable:
-        raise ValueError("messages is empty: LightLLM needs one at least")
-    return sendable
+    messages = _make_list(messages, "messages must be a list")
+    if not messages:
+        raise ValueError("messages must not be empty")
+    return [_prepare_message(message, client) for message in messages]
 
 
-def _sendable_message(message: Any, client: LightLLMClient) -> _Json:
-    sent = dict(_as_dict(message, "a message"))
-    sent["content"] = content = _sendable_content(sent.get("content"), client)
-    if sent.get("role") == "developer":
-        sent["role"] = "system"  # templates pass over roles that they do not know
-    if sent.get("tool_calls"):
-        calls = sent["tool_calls"] = [
-            _sendable_call(call) for call in sent["tool_calls"]
-        ]
-        if isinstance(content, str) and _read_calls(content, calls):
-            del sent["tool_calls"]  # the content still holds them: once is enough
-    return sent
+def _make_list(value: Any, rule: str) -> list[Any]:
+    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{rule}, got {type(value).__name__}")
+    return list(value)
 
 
 def _as_dict(item: Any, what: str) -> _Json:
+    """A copy; of openai's objects too."""
     if not isinstance(item, dict) and hasattr(item, "model_dump"):
-        item = item.model_dump(exclude_unset=True)  # an object of openai's
+        item = item.model_dump(exclude_unset=True)
     if not isinstance(item, dict):
-        raise TypeError(f"{what} is a dict or an answer's object, not {item!r:.80}")
-    found: _Json = item
-    return found
+        raise TypeError(
+            f"{what} must be a dict or an answer's object, got {item!r:.80}"
+        )
+    return dict(item)
 
 
-def _sendable_call(call: Any) -> _Json:
-    """LightLLM silently drops a call whose arguments are no JSON text."""
-    sent = dict(_as_dict(call, "a tool call"))
-    function = sent.get("function")
-    if isinstance(function, dict):
-        arguments = function.get("arguments") or {}
-        if not isinstance(arguments, str):
-            arguments = _dump_json(arguments)
-        sent["function"] = {**function, "arguments": arguments}
+def _as_function(item: Any, what: str) -> _Json:
+    """A tool or a tool call, as a dict with a dict as its function."""
+    item = _as_dict(item, what)
+    function = _as_dict(item.get("function") or {}, what)
+    if not isinstance(function.get("name"), str):
+        raise ValueError(
+            f'{what} must be like {{"type": "function", "function": {{"name": ...}}}},'
+            f" got {item!r:.80}"
+        )
+    return {**item, "function": function}
+
+
+def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
+    sent = _as_dict(message, "a message")
+    if not isinstance(sent.get("role"), str):
+        raise ValueError(f"a message must have a role, got {sent!r:.80}")
+    if sent["role"] == "developer":
+        sent["role"] = "system"  # templates ignore roles that they do not know
+    content = sent["content"] = _prepare_content(sent.get("content"), client)
+    if sent.get("tool_calls"):
+        calls = [_prepare_call(call) for call in sent["tool_calls"]]
+        sent["tool_calls"] = calls
+        if isinstance(content, str) and _read_calls(content, calls):
+            del sent["tool_calls"]  # the content still holds them: once is enough
+    elif hasattr(message, "model_dump"):
+        sent.pop("tool_calls", None)
     return sent
 
 
-def _sendable_content(content: Any, client: LightLLMClient) -> Any:
-    """ "" for None, which builds before October 2025 refuse; one string for parts that
-    are all text, since templates of text models fail on lists, or drop them."""
-    if content is None or isinstance(content, (str, dict)):
-        return content or ""
-    parts = [
+def _prepare_call(call: Any) -> _Json:
+    """LightLLM silently drops a call whose arguments are not JSON text."""
+    sent = _as_function(call, "a tool call")
+    arguments = sent["function"].get("arguments") or {}
+    if not isinstance(arguments, str):
+        arguments = _dump_json(arguments)
+    sent["function"]["arguments"] = arguments
+    return sent
+
+
+def _prepare_content(content: Any, client: LightLLMClient) -> Any:
+    if content is None or isinstance(content, str):
+        return content or ""  # builds before October 2025 refuse null
+    parts = _make_list(content, "content must be a str or a list of parts")
+    return _join_parts([_prepare_part(part, client) for part in parts])
+
+
+def _join_parts(parts: list[Any]) -> Any:
+    """One string if all parts are, since templates of text models fail on lists, or drop
+    them; else a list of dicts."""
+    if all(isinstance(part, str) for part in parts):
+        return "\n".join(parts)
+    return [
         {"type": "text", "text": part} if isinstance(part, str) else part
-        for part in content
+        for part in parts
     ]
-    if all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        return "\n".join(str(part.get("text", "")) for part in parts)
-    return [_sendable_part(part, client) for part in parts]
 
 
-def _sendable_part(part: Any, client: LightLLMClient) -> Any:
-    if not isinstance(part, dict) or part.get("type") != "image_url":
+def _prepare_part(part: Any, client: LightLLMClient) -> Any:
+    """The text of a text part; what is sent for another."""
+    if isinstance(part, str):
         return part
-    image = part.get("image_url")
-    image = image if isinstance(image, dict) else {"url": image}
-    return {**part, "image_url": {**image, "url": _image_url(image.get("url"), client)}}
+    part = _as_dict(part, "a part of content")
+    if part.get("type") == "text":
+        return _prepare_content(part.get("text"), client)
+    if part.get("type") == "image_url":
+        image = part.get("image_url")
+        image = image if isinstance(image, dict) else {"url": image}
+        part["image_url"] = {**image, "url": _image_url(image.get("url"), client)}
+    return part
 
 
 def _image_url(image: Any, client: LightLLMClient) -> str:
     """A data: URL, or the http(s) URL as it is. ValueError names the image and why."""
-    side = client.max_image_side
-    if hasattr(image, "save"):
-        return _data_url(_png(image, side))
-    if not isinstance(image, str):
-        raise ValueError(f"an image is a URL or a PIL image, not {image!r:.80}")
-    scheme = image[:8].partition(":")[0].lower()
-    if scheme == "file":
-        return _data_url(_scaled(_image_file(image, client.image_root), side, image))
-    if scheme == "data" and side and ";base64," in image[:100]:
-        try:
-            raw = base64.b64decode(image.partition(",")[2], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"image {image[:40]}...: {error}") from None
-        return _data_url(_scaled(raw, side, image[:40]))
-    if scheme not in ("data", "http", "https"):
-        raise ValueError(f"image {image[:200]!r}: not a URL; a path is file:///path")
-    return image
-
-
-def _image_file(url: str, root: Any) -> bytes:
-    """The bytes of a file:// URL. `root` is the client's image_root."""
-    parts = urllib.parse.urlsplit(url.replace("?", "%3F").replace("#", "%23"))
-    if parts.netloc not in ("", "localhost"):
-        raise ValueError(f"image {url!r}: a file of another host; use file:///path")
-    path = urllib.request.url2pathname(parts.path)
-    if "\0" in path:
-        raise ValueError(f"image {url!r}: a NUL in its path")
-    path = os.path.realpath(path)
-    if root is False or (root is not None and not _is_inside(path, root)):
-        raise ValueError(f"image {url!r}: image_root does not allow it")
-    try:  # a FIFO would block and a device never end: look before reading
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        handle = os.open(path, flags)
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ValueError(f"image {url!r}: not a regular file")
-            with open(handle, "rb", closefd=False) as file:
-                raw = file.read(MAX_IMAGE_BYTES + 1)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise ValueError(f"image {url!r}: {error.strerror}") from error
-    if len(raw) > MAX_IMAGE_BYTES:
-        raise ValueError(f"image {url!r}: larger than {MAX_IMAGE_BYTES} bytes")
-    if not _image_type(raw):
-        raise ValueError(f"image {url!r}: not a JPEG, PNG, WebP, GIF or BMP image")
-    return raw
-
-
-def _is_inside(path: str, root: Any) -> bool:
-    root = os.path.realpath(root)
     try:
-        return bool(os.path.commonpath([path, root]) == root)
-    except ValueError:  # another drive of Windows
-        return False
+        if hasattr(image, "save"):
+            return _png_url(image, client.max_image_side)
+        url = str(image)
+        scheme = url.partition(":")[0].lower()
+        if scheme == "file":
+            url = _read_image(url, client.image_root)
+        elif scheme == "data":
+            url = "".join(url.split())  # base64 may come in lines of 76 characters
+        elif scheme not in ("http", "https"):
+            raise ValueError("not a URL or a PIL image; write a path as file:///path")
+        if client.max_image_side and url[:5] == "data:":
+            url = _shrink(url, client.max_image_side)
+        return url
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image {image!r:.200}: {error}") from error
 
 
-def _image_type(raw: bytes) -> str:
-    """What the first bytes say the image is, whatever its name says; "" for none."""
-    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-        return "webp"
-    kinds = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"BM": "bmp"}
-    return next((kind for magic, kind in kinds.items() if raw.startswith(magic)), "")
+def _read_image(url: str, root: Any) -> str:
+    """The data: URL of a file:// URL. `root` is the client's image_root."""
+    host, _, path = url[len("file://") :].partition("/")
+    if host not in ("", "localhost"):
+        raise ValueError("on another host; write file:///path")
+    path = os.path.realpath(urllib.request.url2pathname("/" + path))
+    inside = root and path.startswith(os.path.join(os.path.realpath(root), ""))
+    if not inside and root is not None:
+        raise ValueError("not allowed by image_root")
+    with open(path, "rb", opener=_open_regular) as file:
+        raw = file.read(MAX_IMAGE_BYTES + 1)
+    if len(raw) > MAX_IMAGE_BYTES:
+        raise ValueError(f"larger than {MAX_IMAGE_BYTES} bytes")
+    found = _IMAGE_TYPE.match(raw)
+    if not found:
+        raise ValueError("not a JPEG, PNG, WebP, GIF or BMP image")
+    return _data_url(str(found.lastgroup), raw)
 
 
-def _data_url(raw: bytes) -> str:
-    text = base64.b64encode(raw).decode("ascii")
-    return f"data:image/{_image_type(raw)};base64,{text}"
+def _open_regular(path: str, flags: int) -> int:
+    """Opening a FIFO would wait for its writer, and a device may never end."""
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("not a regular file")
+    return handle
 
 
-def _png(image: Any, side: int | None) -> bytes:
-    """A PIL image as PNG, scaled down to `side` pixels."""
-    if side and max(image.size) > side:
-        image = image.copy()
-        image.thumbnail((side, side))
+def _data_url(kind: str, raw: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
+
+
+def _png_url(image: Any, side: int | None) -> str:
+    """A PIL image, upright as its EXIF data say, with no side longer than `side`."""
+    if hasattr(image, "getexif"):
+        from PIL import ImageOps
+
+        image = ImageOps.exif_transpose(image)  # a copy
+        if side:
+            image.thumbnail((side, side))
     buffer = io.BytesIO()
     try:
         image.save(buffer, format="PNG")
     except OSError:  # a mode that PNG lacks, such as CMYK
         image.convert("RGB").save(buffer, format="PNG")
-    return buffer.getvalue()
+    return _data_url("png", buffer.getvalue())
 
 
-def _scaled(raw: bytes, side: int | None, name: str) -> bytes:
-    if not side:
-        return raw
+def _shrink(url: str, side: int) -> str:
+    """The data: URL as it is, or a PNG's if a side is longer than `side` pixels."""
     try:
         from PIL import Image
     except ImportError:
-        message = f"image {name!r}: max_image_side needs Pillow: pip install pillow"
-        raise ValueError(message) from None
-    kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+        raise ValueError("max_image_side needs Pillow: pip install pillow") from None
+    raw = io.BytesIO(base64.b64decode(url.partition(",")[2]))
     try:
-        with Image.open(io.BytesIO(raw), formats=kinds) as image:
-            return _png(image, side) if max(image.size) > side else raw
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {name!r}: Pillow cannot read it: {error}") from error
+        with Image.open(raw, formats="JPEG PNG WEBP GIF BMP".split()) as image:
+            return _png_url(image, side) if max(image.size) > side else url
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
 
 
 # --- prompts ---
@@ -1539,138 +1557,158 @@ For each function call, return a json object with function name and arguments wi
 _SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
 _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
 
+# Options and the native API's names for them; None: dropped, since the prompt says it,
+# or since it does not change the answer.
+_NATIVE_NAMES: _Json = {
+    **dict.fromkeys(
+        "messages metadata model parallel_tool_calls prediction prompt_cache_key"
+        " prompt_cache_options prompt_cache_retention response_format safety_identifier"
+        " service_tier stop store stream stream_options stream_reasoning tool_choice"
+        " user".split()
+    ),
+    **{
+        name: name
+        for name in (
+            "do_sample frequency_penalty ignore_eos n presence_penalty"
+            " repetition_penalty seed temperature top_k top_p"
+        ).split()
+    },
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+}
 
-def _chosen(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
+
+def _select_tools(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
     """The tools that tool_choice leaves, and the sentence for what it asks."""
-    if choice == "none":
-        return [], ""
+    if isinstance(choice, dict):
+        name = (choice.get("function") or choice).get("name")
+        tools = [tool for tool in tools if tool["function"]["name"] == name]
+        if not tools:
+            raise ValueError(f"tool_choice names {name!r}, which is not a tool")
+        return tools, f"\n\nYou must call the function {name} now."
+    _one_of("tool_choice", choice or "auto", ("auto", "none", "required"))
     if choice == "required":
         return tools, "\n\nYou must call at least one of these functions now."
-    if not isinstance(choice, dict):
-        return tools, ""
-    name = (choice.get("function") or {}).get("name")
-    tools = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
-    if not tools:
-        raise ValueError(f"tool_choice names {name!r}, which is not among the tools")
-    return tools, f"\n\nYou must call the function {name} now."
+    return ([] if choice == "none" else tools), ""
 
 
-def _flattened(messages: list[_Json], tools: list[_Json], choice: Any) -> list[_Json]:
-    """Messages without tool fields: all of it is in their texts."""
+def _flatten_messages(
+    messages: list[_Json], tools: list[_Json], choice: Any
+) -> list[_Json]:
+    """Messages whose contents say it all: the tools, the calls and their results."""
     flat: list[_Json] = []
     was_result = False
     for message in messages:
-        is_result = message.get("role") in ("tool", "function")
-        if is_result and was_result:  # Qwen's templates put neighbours into one turn
-            flat[-1]["content"] += "\n" + _result_text(message["content"])
-        elif is_result:
-            flat.append({"role": "user", "content": _result_text(message["content"])})
+        content, is_result = message["content"], message["role"] in ("tool", "function")
+        parts = content if isinstance(content, list) else [content]
+        if is_result:
+            if not str(parts[0]).lstrip().startswith("<tool_response>"):
+                parts = ["<tool_response>", *parts, "</tool_response>"]
+            if not was_result:  # Qwen's templates put neighbours into one turn
+                flat.append({"role": "user", "content": []})
+            flat[-1]["content"] += parts
         else:
-            flat.append(_with_call_text(message))
+            calls = map(_call_text, message.pop("tool_calls", None) or ())
+            flat.append({**message, "content": [*filter(None, parts), *calls]})
         was_result = is_result
-    shown, wish = _chosen(tools, choice)
-    if not shown:
-        return flat
-    block = _TOOLS_HEAD + "\n".join(map(_dump_json, shown)) + _TOOLS_FOOT + wish
-    if flat[0].get("role") != "system":
-        return [{"role": "system", "content": block}, *flat]
-    content = flat[0]["content"]
-    if isinstance(content, list):
-        content = [*content, {"type": "text", "text": block}]
-    else:
-        content = f"{content}\n\n{block}"
-    return [{**flat[0], "content": content}, *flat[1:]]
+    shown, wish = _select_tools(tools, choice)
+    if shown:
+        block = _TOOLS_HEAD + "\n".join(map(_dump_json, shown)) + _TOOLS_FOOT + wish
+        if flat[0]["role"] == "system":
+            flat[0]["content"] += ["\n" + block]
+        else:
+            flat.insert(0, {"role": "system", "content": [block]})
+    for message in flat:
+        message["content"] = _join_parts(message["content"])
+    return flat
 
 
-def _result_text(content: Any) -> str:
-    text = content if isinstance(content, str) else _dump_json(content)
-    if text.lstrip().startswith("<tool_response>"):
-        return text
-    return f"<tool_response>\n{text}\n</tool_response>"
+def _call_text(call: _Json) -> str:
+    arguments, name = call["function"]["arguments"], call["function"]["name"]
+    if not _is_object(arguments):
+        arguments = _dump_json(arguments)
+    name = _dump_json(name)
+    return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 
 
-def _with_call_text(message: _Json) -> _Json:
-    texts = [message["content"]] if message["content"] else []
-    for call in message.get("tool_calls") or ():
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
-        arguments = arguments if _is_object(arguments) else _dump_json(arguments)
-        call_text = f'{{"name": {_dump_json(name)}, "arguments": {arguments}}}'
-        texts.append(f"<tool_call>\n{call_text}\n</tool_call>")
-    if not message.get("tool_calls"):
-        return message
-    message = {**message, "content": "\n".join(texts)}
-    del message["tool_calls"]
-    return message
-
-
-def _generate_body(body: _Json, tools: list[_Json], client: LightLLMClient) -> _Json:
-    """The native API's request for a chat request; what it has no name for is left out."""
-    if body.get("stream") and body.get("n", 1) != 1:
-        raise ValueError("the native API streams one choice only: leave out n")
-    choice = body.get("tool_choice")
-    messages = body["messages"]
-    if not client.render:
-        messages = _flattened(messages, tools, choice)
+def _generate_body(
+    body: _Json, tools: list[_Json], extra: _Json, client: LightLLMClient
+) -> _Json:
+    """The native API's request for a chat request, with `extra` merged into it."""
+    parameters = {**_native_parameters(body), **(extra.get("parameters") or {})}
     images: list[_Json] = []
-    for at, message in enumerate(messages):
-        content = _prompt_text(message["content"], images, client.image_tag)
-        messages[at] = {**message, "content": content}
+    choice, messages = body.get("tool_choice"), body["messages"]
+    if not client.render:
+        messages = _flatten_messages(messages, tools, choice)
+    for message in messages:
+        message["content"] = _prompt_text(message["content"], images, client.image_tag)
+        for call in message.get("tool_calls") or ():
+            function = call["function"]  # templates of Hugging Face want objects
+            if _is_object(function["arguments"]):
+                function["arguments"] = _parse_json(function["arguments"])
     if client.render:
-        shown = _chosen(tools, choice)[0] or None
-        prompt = client.render([_with_decoded_calls(one) for one in messages], shown)
+        prompt = client.render(messages, _select_tools(tools, choice)[0] or None)
     else:
         prompt = "".join(map(_chatml_turn, messages)) + "<|im_start|>assistant\n"
-    names = "temperature top_p top_k presence_penalty frequency_penalty n best_of seed"
-    names += " repetition_penalty ignore_eos"
-    parameters = {name: body[name] for name in names.split() if name in body}
-    parameters["do_sample"] = body.get("do_sample", True)  # 2025: greedy without it
-    if "n" in body:
-        parameters["best_of"] = body["n"]
-    if "max_tokens" in body:
-        parameters["max_new_tokens"] = body["max_tokens"]
-    if _stop_strings(body.get("stop")):
-        parameters["stop_sequences"] = _stop_strings(body["stop"])
-    native: _Json = {"inputs": prompt, "parameters": parameters}
+    native: _Json = {"inputs": prompt}
     if images:
         native["multimodal_params"] = {"images": images}
-    return native
+    return {**native, **extra, "parameters": parameters}
+
+
+def _native_parameters(body: _Json) -> _Json:
+    if body.get("stream") and body.get("n", 1) != 1:
+        raise ValueError("the native API streams only one choice: leave out n")
+    refused = [name for name in body if body[name] and name not in _NATIVE_NAMES]
+    if refused:
+        raise ValueError(f"the native API has no {', '.join(refused)}: leave it out")
+    return {
+        "do_sample": True,  # builds of 2025 are greedy without it
+        "best_of": body.get("n", 1),
+        "stop_sequences": _stop_strings(body.get("stop")),
+        **_constraint(body.get("response_format", {"type": "text"})),
+        **{_NATIVE_NAMES[name]: body[name] for name in body if _NATIVE_NAMES.get(name)},
+    }
+
+
+def _constraint(response_format: Any) -> _Json:
+    """The parameter for a response_format; builds of 2025 have a form of their own."""
+    wanted = _as_dict(response_format, "response_format")
+    schema = (wanted.get("json_schema") or wanted).get("schema")
+    if schema:
+        return {"guided_json": _dump_request(schema)}
+    if wanted.get("type") == "json_object":
+        return {"guided_grammar": "json"}
+    if wanted.get("type") != "text":
+        raise ValueError(f"the native API has no response_format {wanted!r:.80}")
+    return {}
 
 
 def _chatml_turn(message: _Json) -> str:
-    role = str(message.get("role"))
-    if not re.fullmatch(r"[\w-]+", role):
-        raise ValueError(f"a message has the role {role!r}")
-    return f"<|im_start|>{role}\n{message['content']}<|im_end|>\n"
+    if not re.fullmatch(r"[\w-]+", message["role"]):
+        raise ValueError(f"role must be a word, got {message['role']!r}")
+    return f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
 
 
 def _prompt_text(content: Any, images: list[_Json], tag: str) -> str:
     """The text of a content, with a tag for each image. A special token in it, such as
     <|im_end|>, gets a space behind its first bar, so that no text forges a turn."""
     texts = []
-    for part in content if isinstance(content, list) else [content]:
-        if isinstance(part, str) or part.get("type") == "text":
-            text = part if isinstance(part, str) else str(part.get("text"))
-            texts.append(_SPECIAL_TOKEN.sub("<| ", text))
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    for part in content:
+        if part.get("type") == "text":
+            texts.append(_SPECIAL_TOKEN.sub("<| ", part["text"]))
         elif part.get("type") == "image_url":
             url = part["image_url"]["url"]
-            data = url.partition(";base64,")[2] if url[:5] == "data:" else ""
-            kind = {"type": "base64", "data": data}
-            images.append(kind if data else {"type": "url", "data": url})
+            data = url.partition(";base64,")[2]
+            kind = "base64" if data else "url"
+            images.append({"type": kind, "data": data or url})
             texts.append(tag)
         else:
-            raise ValueError(f"the native API takes no {part.get('type')!r} part")
+            form = "extra_body={'multimodal_params': ...}"
+            raise ValueError(f"{part!r:.80} is not text or an image; use {form}")
     return "\n".join(texts)
-
-
-def _with_decoded_calls(message: _Json) -> _Json:
-    """Hugging Face's templates want the arguments of calls as objects."""
-    calls = []
-    for call in message.get("tool_calls") or ():
-        function = dict(call["function"])
-        if _is_object(function["arguments"]):
-            function["arguments"] = _parse_json(function["arguments"])
-        calls.append({**call, "function": function})
-    return {**message, "tool_calls": calls} if calls else message
 
 
 def _stop_strings(stop: Any) -> list[str]:
@@ -1681,22 +1719,33 @@ def _stop_strings(stop: Any) -> list[str]:
 class _NativeReplies:
     """Replies of /generate and events of /generate_stream -> those of the chat API."""
 
+    finished = False
+
     def __init__(self, model: Any) -> None:
-        self.finished = False
-        created = int(time.time())
-        self._facts = {"id": f"gen-{next(_ids)}", "created": created, "model": model}
+        self._head = {
+            "id": f"gen-{next(_ids)}",
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def completion(self, data: _Json) -> _Json:
         texts, reasons = data["generated_text"], data.get("finish_reason")
         texts = [texts] if isinstance(texts, str) else texts
         reasons = reasons if isinstance(reasons, list) else [reasons] * len(texts)
-        choices = []
-        for index, (text, reason) in enumerate(zip(texts, reasons)):
-            message = {"role": "assistant", "content": text}
-            choice = {"index": index, "message": message, "finish_reason": reason}
-            choices.append(choice)
-        facts = {**self._facts, "object": "chat.completion"}
-        return {**facts, "choices": choices, "usage": _usage(data)}
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": reasons[index],
+            }
+            for index, text in enumerate(texts)
+        ]
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": _native_usage(data),
+        }
 
     def chunk(self, event: _Json) -> _Json:
         token = event.get("token")
@@ -1705,50 +1754,80 @@ class _NativeReplies:
         reason = (event.get("finish_reason") or "stop") if self.finished else None
         delta = {"role": "assistant", "content": token.get("text")}
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        chunk = {**self._facts, "object": "chat.completion.chunk", "choices": [choice]}
-        return {**chunk, "usage": _usage(token)} if self.finished else chunk
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**chunk, "usage": _native_usage(token)} if self.finished else chunk
 
 
-def _usage(data: _Json) -> _Json:
-    asked, answered = data.get("prompt_tokens"), data.get("count_output_tokens")
-    usage: _Json = {"prompt_tokens": asked, "completion_tokens": answered}
-    if isinstance(asked, int) and isinstance(answered, int):
-        usage["total_tokens"] = asked + answered
+def _native_usage(data: _Json) -> _Json:
+    prompt, completion = data.get("prompt_tokens"), data.get("count_output_tokens")
+    if isinstance(completion, list):  # one count for each choice
+        completion = sum(completion)
+    usage: _Json = {"prompt_tokens": prompt, "completion_tokens": completion}
+    if isinstance(prompt, int) and isinstance(completion, int):
+        usage["total_tokens"] = prompt + completion
     return usage
 
 
 # --- tool schemas ---
 # A Python function -> its schema, for `tools=[search, visit]`.
 
+_PARAMETER = (  # x: ..., x (int): ..., - x: ..., numpy's x : int, :param int x: ...
+    r"(?:\n *(?:Args|Arguments|Params|Parameters):? *)?\n[-*\s]*"
+    r"(?:[:@](?:param|arg)\w* (?:[^:\n]* )?)?(%s)(?: ?\(.*?\))?(?= ?:)"
+)
+_PARAMETER_END = r"\n\s*(?:\n|:|@|(?:Returns|Raises|Yields):)"
+_LINE_END = r"(?<=\S) *\n *(?=\S)"
+
 
 def _tool_list(tools: Any) -> list[_Json]:
     """Schemas as they are, functions as their schemas."""
-    if isinstance(tools, (str, bytes, dict)):
-        raise TypeError(f"tools is a list, not a {type(tools).__name__}")
-    return [_schema(tool) if callable(tool) else tool for tool in tools or ()]
+    return [
+        _function_schema(tool) if callable(tool) else _as_function(tool, "a tool")
+        for tool in _make_list(tools or (), "tools must be a list")
+    ]
 
 
-def _schema(function: Any) -> _Json:
+def _tool_name(function: Any) -> str:
     import inspect
 
-    name = getattr(function, "__name__", "")
-    if not re.fullmatch(r"[a-zA-Z_]\w*", name):
-        raise TypeError(f"a tool needs a name: write a def for {function!r}")
-    text, hints = inspect.getdoc(function) or "", _hints(function)
-    described = dict(re.findall(r"^[ \t]*(\w+)(?: \(.*\))?:[ \t]*(\S.*)$", text, re.M))
+    name = str(getattr(function, "__name__", ""))
+    if not name.isidentifier():
+        raise TypeError(f"a tool must have a name: write a def for {function!r}")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"a tool must be a plain function, {name} is asynchronous")
+    return name
+
+
+def _function_schema(function: Any) -> _Json:
+    import inspect
+
+    name, hints = _tool_name(function), _hints(function)
     parameters, properties = inspect.signature(function).parameters, {}
+    described = _parse_docstring(inspect.getdoc(function) or "", "|".join(parameters))
     for key, parameter in parameters.items():
         named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if key not in hints or parameter.kind not in named:
-            raise TypeError(f"{name}: {parameter} needs a type, or cannot be named")
-        properties[key] = _type_schema(hints[key], f"{name}: {parameter}")
+        if parameter.kind not in named:
+            raise TypeError(f"{name}: {parameter} cannot be passed by name")
+        properties[key] = _type_schema(hints.get(key), f"{name}: {parameter}")
         if key in described:
             properties[key]["description"] = described[key]
     required = [key for key, one in parameters.items() if one.default is one.empty]
-    taken = {"type": "object", "properties": properties, "required": required}
-    first = " ".join(re.split(r"\n\s*\n", text)[0].split())
-    schema = {"name": name, "description": first, "parameters": taken}
+    accepted = {"type": "object", "properties": properties, "required": required}
+    schema = {"name": name, "description": described[""], "parameters": accepted}
     return {"type": "function", "function": schema}
+
+
+def _parse_docstring(text: str, names: str) -> _StrDict:
+    """What it says of each parameter and, as "", before them. `names`: a|b|c."""
+    head, *fields = re.split(_PARAMETER % names, "\n" + text)
+    described: _StrDict = {}
+    for name, told in zip(fields[::2], fields[1::2]):
+        told = re.split(_PARAMETER_END, told)[0]
+        if told[0] == " ":  # numpy's type, and the text below it
+            told = told.partition("\n")[2] or told
+        described.setdefault(name, " ".join(told.lstrip(" :").split()))
+    described[""] = re.sub(_LINE_END, " ", head).strip()
+    return described
 
 
 def _hints(function: Any) -> _Json:
@@ -1756,29 +1835,37 @@ def _hints(function: Any) -> _Json:
 
     try:
         return typing.get_type_hints(function)
-    except (NameError, TypeError) as error:
-        raise TypeError(f"{function!r}: types that cannot be read: {error}") from None
+    except NameError as error:
+        raise TypeError(f"cannot read the types of {function!r}: {error}") from None
+
+
+_JSON_TYPES = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    dict: "object",
+    list: "array",
+}
 
 
 def _type_schema(kind: Any, where: str) -> _Json:
     import typing
 
-    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
-    names.update({dict: "object", list: "array"})
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    origin = typing.get_origin(kind) or kind
+    inner = [one for one in typing.get_args(kind) if one is not type(None)]
     if hasattr(kind, "__members__"):  # an Enum
-        origin, inner = typing.Literal, tuple(member.value for member in kind)
-    if origin in names:
+        origin, inner = typing.Literal, [member.value for member in kind]
+    if origin in _JSON_TYPES:
         part = "items" if origin is list else "additionalProperties"
         inside = {part: _type_schema(inner[-1], where)} if inner else {}
-        return {"type": names[origin], **inside}
-    if origin is typing.Literal and len({type(value) for value in inner}) == 1:
-        return {**_type_schema(type(inner[0]), where), "enum": list(inner)}
+        return {"type": _JSON_TYPES[origin], **inside}
+    if origin is typing.Literal and len(set(map(type, inner))) == 1:
+        return {**_type_schema(type(inner[0]), where), "enum": inner}
     if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
-        options = [option for option in inner if option is not type(None)]
-        schemas = [_type_schema(option, where) for option in options]
+        schemas = [_type_schema(one, where) for one in inner]
         return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    raise TypeError(f"{where}: {kind!r} has no schema here; write the dict by hand")
+    raise TypeError(f"{where}: no schema for the type {kind!r}; write the dict by hand")
 
 
 # --- putting answers right ---
