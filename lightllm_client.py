@@ -77,17 +77,18 @@ else:
 
 __version__ = "1.1.0"
 
-__all__ = ["LightLLMClient", "OpenAI", "Client", "Stream", "Timeout", "run_tool"]
-__all__ += ["AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI"]
-__all__ += ["DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT"]
-__all__ += ["NOT_GIVEN", "NotGiven", "Omit", "not_given", "omit"]
-__all__ += ["BaseModel", "ChatCompletion", "ChatCompletionChunk", "Completion"]
-__all__ += ["ChatCompletionMessage", "OpenAIError", "APIError", "APIStatusError"]
-__all__ += ["APIConnectionError", "APITimeoutError", "APIResponseValidationError"]
-__all__ += ["BadRequestError", "AuthenticationError", "PermissionDeniedError"]
-__all__ += ["NotFoundError", "ConflictError", "UnprocessableEntityError"]
-__all__ += ["RateLimitError", "InternalServerError"]
-__all__ += ["LengthFinishReasonError", "ContentFilterFinishReasonError"]
+__all__ = [
+    "LightLLMClient", "OpenAI", "Client", "Stream", "Timeout", "run_tool",
+    "AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI",
+    "DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT",
+    "NOT_GIVEN", "NotGiven", "Omit", "not_given", "omit",
+    "BaseModel", "ChatCompletion", "ChatCompletionChunk", "ChatCompletionMessage",
+    "Completion", "OpenAIError", "APIError", "APIStatusError", "APIConnectionError",
+    "APITimeoutError", "APIResponseValidationError", "BadRequestError",
+    "AuthenticationError", "PermissionDeniedError", "NotFoundError", "ConflictError",
+    "UnprocessableEntityError", "RateLimitError", "InternalServerError",
+    "LengthFinishReasonError", "ContentFilterFinishReasonError",
+]  # fmt: skip
 
 # --- settings ---
 # Limits and defaults, with their units. A limit can be changed in the module before the
@@ -448,14 +449,16 @@ class BaseModel(_Json):
         apply to nested objects too; pydantic's other keywords change nothing. Raises
         TypeError for nested names, such as {"usage": {"total_tokens"}}.
         """
+        exclude = exclude or ()
         if isinstance(include, (str, dict)) or isinstance(exclude, (str, dict)):
             raise TypeError("include and exclude must be sets of names")
-        names = set(self._names() if include is None else include) - set(exclude or ())
+        names = [n for n in self._names() if include is None or n in include]
         if options.get("exclude_unset"):
-            names = {*filter(self._is_set, names)}
-        items = [(name, self.get(name)) for name in self._names() if name in names]
-        left_out = () if not options.get("exclude_none") else (None,)
-        return {n: _to_plain(v, options) for n, v in items if v not in left_out}
+            names = [*filter(self._is_set, names)]
+        plain = {n: _to_plain(self.get(n), options) for n in names if n not in exclude}
+        if options.get("exclude_none"):
+            return {n: value for n, value in plain.items() if value is not None}
+        return plain
 
     def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
@@ -483,16 +486,12 @@ class BaseModel(_Json):
 class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
-    @classmethod
-    def model_validate(cls, data: _Json) -> Self:
-        details = cls.__new__(cls)
-        details.update((name, _add_classes(data[name], cls)) for name in data)
-        return details
-
-    def __getattr__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> None:
         if name[:2] == "__":
-            raise AttributeError(name)
-        return self.get(name)
+            raise KeyError(name)
+
+
+Details._nested = dict.fromkeys(["content", "top_logprobs", "url_citation"], Details)
 
 
 class Function(BaseModel):
@@ -579,8 +578,8 @@ class CompletionUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    completion_tokens_details: Details | None
-    prompt_tokens_details: Details | None
+    completion_tokens_details: Any
+    prompt_tokens_details: Any
 
 
 class _Completion(BaseModel):
@@ -735,6 +734,7 @@ class LightLLMClient:
     """
 
     __slots__ = ("__dict__", "__weakref__", "chat", "completions", "models")
+    _base_url = ""
 
     def __init__(
         self,
@@ -759,7 +759,7 @@ class LightLLMClient:
         api_key = _hide_key(api_key)  # from here on no variable shows one
         default_headers = _hide_values(default_headers or {})
         for name in unknown:
-            raise TypeError(_unknown_option(name))
+            raise TypeError(_unknown_name("LightLLMClient", name, _option_names()))
         self.api_key = _checked_key(api_key)
         self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
         self.timeout = _checked_timeout(timeout, DEFAULT_TIMEOUT)
@@ -821,13 +821,14 @@ class LightLLMClient:
         `default_query` are merged with this client's, the `set_` forms replace them."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         changes["api_key"] = _hide_key(changes.get("api_key", self.api_key))
-        options = {**self._options(), **changes}
-        for name, replacement in (
-            ("default_headers", set_default_headers),
-            ("default_query", set_default_query),
-        ):
-            kept = getattr(self, name) if replacement is None else replacement
-            options[name] = {**kept, **(changes.get(name) or {})}
+        options = self._options()
+        if set_default_headers is not None:
+            options["default_headers"] = set_default_headers
+        if set_default_query is not None:
+            options["default_query"] = set_default_query
+        for name in ("default_headers", "default_query"):
+            options[name] = {**options[name], **(changes.pop(name, None) or {})}
+        options.update(changes)
         twin = type(self)(**options)
         if twin.ssl_context is self.ssl_context:
             twin._transport, twin._opener = self._transport, self._opener
@@ -1101,9 +1102,9 @@ class ChatCompletions(_Resource):
         tools = _tool_list(body.pop("tools", None))
         mode = body.pop("tool_mode", client.tool_mode)
         body["messages"] = _sendable_messages(body.get("messages"), client)
-        limit = body.get("max_completion_tokens")
-        if limit and getattr(body.get("max_tokens"), "is_default", True):
-            body["max_tokens"] = limit
+        is_default = hasattr(body.get("max_tokens", DEFAULT_MAX_TOKENS), "is_default")
+        if is_default and "max_completion_tokens" in body:
+            body["max_tokens"] = body["max_completion_tokens"]
         assembly = _Assembly(True, {**body, **extra}, tools)
         url = client.base_url + "/chat/completions"
         if client.api == "generate" or client.base_url.endswith("/generate"):
@@ -1292,6 +1293,9 @@ class _Secret(str):
     def __repr__(self) -> str:
         return "'***'"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Secret, (str(self),)  # by name: importlib.reload() makes another class
+
 
 class _RawNamespaces:
     def __init__(self, client: LightLLMClient) -> None:
@@ -1343,20 +1347,19 @@ def _option_names() -> list[str]:
     return ["api_key", "base_url", "timeout", *keywords]
 
 
-def _unknown_option(name: str) -> str:
+def _unknown_name(callee: str, name: str, known: Iterable[str]) -> str:
+    import difflib
+
     if name == "http_client":
         return (
             "http_client is not supported: set HTTP_PROXY, SSL_CERT_FILE, ssl_context="
         )
-    return _unknown_name("LightLLMClient", name, _option_names())
-
-
-def _unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    import difflib
-
+    if callee == "create" and name in _option_names():
+        where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
+        return f"{name} is an option of the client: use {where}"
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
-    return f"{what}() got an unexpected keyword argument {name!r}: {hint}"
+    return f"{callee}() got an unexpected keyword argument {name!r}: {hint}"
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
@@ -1440,7 +1443,7 @@ def _split_options(given: _Json, defaults: _Json, kind: Any) -> tuple[_Json, _Js
     body, call = defaults.copy(), {}
     for name, value in given.items():
         if name not in known:
-            raise TypeError(_unknown_argument(name, known))
+            raise TypeError(_unknown_name("create", name, known))
         if name in calls:
             call[name] = value
         elif _is_given(value):
@@ -1448,13 +1451,6 @@ def _split_options(given: _Json, defaults: _Json, kind: Any) -> tuple[_Json, _Js
     if body.get("stream") is not None:
         body["stream"] = bool(body["stream"])
     return {name: value for name, value in body.items() if value is not None}, call
-
-
-def _unknown_argument(name: str, known: Iterable[str]) -> str:
-    if name in _option_names():
-        what = f"an option of the client: use client.with_options({name}=...)"
-        return f"{name} is {what}.chat... or LightLLMClient({name}=...)"
-    return _unknown_name("create", name, known)
 
 
 # --- messages and images ---
@@ -1488,8 +1484,9 @@ def _sendable_message(message: Any, client: LightLLMClient) -> _Json:
 
 
 def _as_dict(item: Any, what: str) -> _Json:
-    if not isinstance(item, dict) and hasattr(item, "model_dump"):
-        item = item.model_dump(exclude_unset=True)  # an object of openai's
+    if hasattr(item, "model_dump"):  # an object of ours or of openai's
+        sent = item.model_dump(exclude_unset=True).items()
+        item = {n: v for n, v in sent if n != "tool_calls" or v is not None}
     if not isinstance(item, dict):
         raise TypeError(f"{what} is a dict or an answer's object, not {item!r:.80}")
     found: _Json = item
@@ -3543,6 +3540,7 @@ class _Transport(urllib.request.BaseHandler):
             is_new = connection is None
             connection = connection or _Connection(self, route, clock)
             connection.clock, connection.is_sent = clock, False
+            connection.transport = self
             try:
                 return self._exchange(connection, request)
             except BaseException as error:
@@ -3591,6 +3589,7 @@ class _Transport(urllib.request.BaseHandler):
         """Keep a connection whose reply ended exactly."""
         route = connection.route
         connection.idle_since = time.monotonic()
+        del connection.transport  # a cycle: a dropped client would not close it
         route.idle.append(connection)
         if self.closed or len(route.idle) > MAX_IDLE_CONNECTIONS:
             surplus = route.pop_idle()
@@ -3895,7 +3894,7 @@ def _ask(client: LightLLMClient, options: Any) -> int:
     with client.chat.completions.create(**request, stream=True) as stream:
         for chunk in stream:
             for choice in chunk.choices:
-                _show_reasoning(choice.delta.reasoning)
+                _show_reasoning(getattr(choice.delta, "reasoning", None))
                 print(choice.delta.content or "", end="", flush=True)
     print()
     return 0
