@@ -891,7 +891,8 @@ class LightLLMClient:
         return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path.lstrip("/")
 
 
-OpenAI = Client = LightLLMClient
+OpenAI = LightLLMClient
+Client = LightLLMClient
 
 
 class AsyncOpenAI:
