@@ -358,8 +358,7 @@ class BaseModel(_Json):
             setattr(cls, name, property(methodcaller("get", name), doc=""))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
-        super().__init__(*args, **fields)
-        twin = self.model_validate(self)
+        twin = self.model_validate(dict(*args, **fields))
         self.update(twin)
         self._unset = twin._unset
 
@@ -491,7 +490,7 @@ class Details(BaseModel):
             raise KeyError(name)
 
 
-Details._nested = dict.fromkeys(["content", "top_logprobs", "url_citation"], Details)
+Details._nested = dict.fromkeys(["content", "top_logprobs"], Details)
 
 
 class Function(BaseModel):
@@ -532,12 +531,7 @@ class _Message(BaseModel):
 class ChatCompletionMessage(_Message):
     """`content` is the model's text with the tags of its calls."""
 
-    _nested = {
-        "annotations": Details,
-        "audio": Details,
-        "function_call": Function,
-        "tool_calls": ChatCompletionMessageToolCall,
-    }
+    _nested = {"function_call": Function, "tool_calls": ChatCompletionMessageToolCall}
     role: str
     tool_calls: list[ChatCompletionMessageToolCall] | None
     annotations: Any
@@ -749,7 +743,7 @@ class LightLLMClient:
         project: str | None = None,
         tool_mode: Literal["server", "prompt"] = "server",
         api: Literal["chat", "generate"] | None = None,
-        render: Callable[[list[Any], list[Any] | None], str] | None = None,
+        render: Callable[..., str] | None = None,
         image_tag: str = "<|vision_start|><|vision_end|>",
         image_root: str | os.PathLike[str] | Literal[False] | None = None,
         max_image_side: int | None = None,
@@ -780,8 +774,8 @@ class LightLLMClient:
         self._transport = _Transport(ssl_context)
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
-        # The namespaces hold what this client holds, and not this client: in a cycle,
-        # the sockets of a dropped client would wait for the garbage collector.
+        # The namespaces share what this client holds, but do not hold the client: in a
+        # cycle, the sockets of a dropped one would wait for the garbage collector.
         shared = object.__new__(type(self))
         shared.__dict__ = self.__dict__
         self.chat = Chat(shared)
@@ -821,8 +815,10 @@ class LightLLMClient:
         `default_query` are merged with this client's, the `set_` forms replace them."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         changes["api_key"] = _hide_key(changes.get("api_key", self.api_key))
+        _hide_headers(changes, "default_headers")
         options = self._options()
         if set_default_headers is not None:
+            set_default_headers = _hide_values(set_default_headers)
             options["default_headers"] = set_default_headers
         if set_default_query is not None:
             options["default_query"] = set_default_query
@@ -1109,8 +1105,7 @@ class ChatCompletions(_Resource):
         assembly = _Assembly(True, {**body, **extra}, tools)
         url = client.base_url + "/chat/completions"
         if client.api == "generate" or client.base_url.endswith("/generate"):
-            path = "generate_stream" if assembly.streams else "generate"
-            url = client._join_root(path)
+            url = client._join_root("generate" + "_stream" * assembly.streams)
             assembly.native = _NativeReplies(body.get("model"))
             body = _generate_body(body, tools, client)
         elif _check_choice("tool_mode", mode, ("server", "prompt")) == "prompt":
@@ -1151,8 +1146,8 @@ class Completions(_Resource):
         as in chat; do_sample is True, as builds of 2025 are greedy without it.
         """
         defaults = {**_DEFAULTS, "do_sample": True, "logprobs": None}
-        given = {"model": model, "prompt": prompt, **options}
-        body, call = _split_options(given, defaults, CompletionOptions)
+        options.update(model=model, prompt=prompt)
+        body, call = _split_options(options, defaults, CompletionOptions)
         body.update(call.pop("extra_body", None) or {})
         url = self._client.base_url + "/completions"
         return self._complete(url, body, _Assembly(False, body), call)
@@ -1332,10 +1327,10 @@ def _hide_values(headers: Mapping[str, Any]) -> _Json:
     }
 
 
-def _hide_headers(options: _Json) -> None:
-    """In place: from here on no variable shows a key in extra_headers."""
-    if options.get("extra_headers"):
-        options["extra_headers"] = _hide_values(options["extra_headers"])
+def _hide_headers(options: _Json, name: str = "extra_headers") -> None:
+    """In place: from here on no variable shows a key in these headers."""
+    if options.get(name):
+        options[name] = _hide_values(options[name])
 
 
 def _environment(name: str) -> str:
@@ -1353,7 +1348,7 @@ def _unknown_name(callee: str, name: str, known: Iterable[str]) -> str:
 
     if name == "http_client":
         return (
-            "http_client is not supported: set HTTP_PROXY, SSL_CERT_FILE, ssl_context="
+            "http_client is not supported: use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
         )
     if callee == "create" and name in _option_names():
         where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
@@ -1375,9 +1370,7 @@ def _checked_key(key: Any) -> Any:
         return key
     if not isinstance(key, str):
         kind = type(key).__name__
-        raise TypeError(
-            f"api_key must be a str or a callable that returns one, got {kind}"
-        )
+        raise TypeError(f"api_key must be a str or a callable, got {kind}")
     key = _Secret(key.strip())
     if re.match("https?://", key):
         raise ValueError("api_key is a URL: pass it as base_url=")
@@ -1409,24 +1402,19 @@ def _check_retries(retries: Any) -> int:
 def _check_base_url(url: str) -> str:
     """The URL without a slash at its end, with /v1 if it has no path."""
     if not re.fullmatch(r"[!-\[\]-~]+", url):
-        raise ValueError(
-            "base_url must not contain a space, a backslash or a non-ASCII character"
-        )
+        raise ValueError("base_url must not contain spaces, \\ or non-ASCII characters")
     try:
         parts = urllib.parse.urlsplit(url)
         port, host = parts.port, (parts.hostname or "").encode("idna")
     except ValueError:  # UnicodeError is one
         raise ValueError("base_url must have a valid host and port") from None
     if parts.username is not None:
-        message = (
-            "base_url must not contain credentials: use api_key or default_headers"
-        )
-        raise ValueError(message)
+        raise ValueError("base_url must not contain credentials: use api_key=")
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"base_url must start with http:// or https://, got {url!r}")
     if "?" in url or "#" in url:
         raise ValueError(
-            "base_url must not contain a query or fragment: use default_query"
+            "base_url must not contain a query (default_query=) or fragment"
         )
     if not host or port == 0:
         raise ValueError(f"base_url must have a host and a port, got {url!r}")
@@ -1441,17 +1429,14 @@ def _split_options(given: _Json, defaults: _Json, kind: Any) -> tuple[_Json, _Js
     _hide_headers(given)
     calls, common = _CallOptions.__annotations__, _CommonOptions.__annotations__
     known = {"stream", *calls, *common, *kind.__annotations__}
-    body, call = defaults.copy(), {}
-    for name, value in given.items():
-        if name not in known:
-            raise TypeError(_unknown_name("create", name, known))
-        if name in calls:
-            call[name] = value
-        elif _is_given(value):
-            body[name] = value
+    for name in given.keys() - known:
+        given.clear()  # or a variable would show an api_key
+        raise TypeError(_unknown_name("create", name, known))
+    call = {name: given[name] for name in given if name in calls}
+    body = {**defaults, **{n: v for n, v in given.items() if _is_given(v)}}
     if body.get("stream") is not None:
         body["stream"] = bool(body["stream"])
-    return {name: value for name, value in body.items() if value is not None}, call
+    return {n: v for n, v in body.items() if v is not None and n not in calls}, call
 
 
 # --- messages and images ---

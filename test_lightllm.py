@@ -567,10 +567,13 @@ class Clients(ServerTest):
                     raised(self, ValueError, lightllm.LightLLMClient)
         with self.assertRaisesRegex(TypeError, "api_key must be a str or .*, got int"):
             lightllm.LightLLMClient(5)
+        headers = {"Authorization": "Bearer " + KEY}
         for options in ({"time_out": 5}, {"timeout": 0}):
             for make in (lightllm.LightLLMClient, self.client.with_options):
-                call = functools.partial(make, api_key=KEY, **options)
+                options = {"api_key": KEY, "default_headers": headers, **options}
+                call = functools.partial(make, **options)
                 raised(self, (TypeError, ValueError), call)
+        raised(self, TypeError, lambda: self.ask(api_key=KEY))
         client = self.new_client(api_key=lambda: KEY + "\nX: y")
         raised(self, ValueError, lambda: self.ask(client))
         client.api_key = KEY + "\n"
