@@ -38,25 +38,19 @@ from operator import methodcaller
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
 if TYPE_CHECKING:
     import ssl
-    from typing import (
-        Any,
+    from collections.abc import (
         Callable,
         Generator,
-        Generic,
         Iterable,
         Iterator,
-        Literal,
         Mapping,
-        NoReturn,
         Sequence,
-        TypeVar,
-        overload,
     )
+    from typing import Any, Generic, Literal, Never, Required, Self, TypeVar, overload
 
-    from typing_extensions import Required, Self, TypeAlias, TypedDict, Unpack
+    from typing_extensions import TypedDict, Unpack
 
     _Answer = TypeVar("_Answer")
-    _Unset: TypeAlias = "NotGiven | None"
     _Steps = Generator[None, None, _Answer]
     _Json = dict[str, Any]
     _StrDict = dict[str, str]
@@ -78,16 +72,15 @@ else:
 __version__ = "1.1.0"
 
 __all__ = [
-    "LightLLMClient", "OpenAI", "Client", "Stream", "Timeout", "run_tool",
-    "AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI",
-    "DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT",
-    "NOT_GIVEN", "NotGiven", "Omit", "not_given", "omit",
-    "BaseModel", "ChatCompletion", "ChatCompletionChunk", "ChatCompletionMessage",
-    "Completion", "OpenAIError", "APIError", "APIStatusError", "APIConnectionError",
-    "APITimeoutError", "APIResponseValidationError", "BadRequestError",
-    "AuthenticationError", "PermissionDeniedError", "NotFoundError", "ConflictError",
-    "UnprocessableEntityError", "RateLimitError", "InternalServerError",
-    "LengthFinishReasonError", "ContentFilterFinishReasonError",
+    "DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "NOT_GIVEN", "APIConnectionError",
+    "APIError", "APIResponseValidationError", "APIStatusError", "APITimeoutError",
+    "AsyncAzureOpenAI", "AsyncOpenAI", "AuthenticationError", "AzureOpenAI",
+    "BadRequestError", "BaseModel", "ChatCompletion", "ChatCompletionChunk",
+    "ChatCompletionMessage", "Client", "Completion", "ConflictError",
+    "ContentFilterFinishReasonError", "InternalServerError", "LengthFinishReasonError",
+    "LightLLMClient", "NotFoundError", "NotGiven", "Omit", "OpenAI", "OpenAIError",
+    "PermissionDeniedError", "RateLimitError", "Stream", "Timeout",
+    "UnprocessableEntityError", "not_given", "omit", "run_tool",
 ]  # fmt: skip
 
 # --- settings ---
@@ -121,6 +114,8 @@ class Omit(NotGiven):
 
 NOT_GIVEN = not_given = NotGiven()
 omit = Omit()
+if TYPE_CHECKING:
+    _Unset = NotGiven | None
 
 
 class DefaultInt(int):
@@ -346,16 +341,18 @@ class BaseModel(_Json):
     """A JSON object with its fields as attributes."""
 
     _fields: tuple[str, ...] = ()
-    _nested: _Json = {}  # field -> the class of the object, or of the objects, in it
+    _nested: tuple[tuple[str, Any], ...] = ()
     _unset: frozenset[str] = frozenset()  # keys that are there without being sent
     _request_id: str | None = None
 
-    def __init_subclass__(cls) -> None:
-        """The names of the annotations are the declared fields."""
-        declared = cls.__dict__.get("__annotations__", {})
-        cls._fields += tuple(declared)
-        for name in declared:
-            setattr(cls, name, property(methodcaller("get", name), doc=""))
+    def __init_subclass__(cls, **nested: Any) -> None:
+        """The annotations name the declared fields, the keywords those with objects in
+        them, and the class of these: `class Choice(BaseModel, message=Message)`."""
+        cls._nested += tuple(nested.items())
+        for name in cls.__annotations__:
+            if name[0] != "_" and name not in cls._fields:
+                cls._fields += (name,)
+                setattr(cls, name, property(methodcaller("get", name), doc=""))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         twin = self.model_validate(dict(*args, **fields))
@@ -367,7 +364,7 @@ class BaseModel(_Json):
         """The object for plain data, nested objects included; nothing is checked."""
         model = cls.__new__(cls)
         model.update(data)
-        for name, kind in cls._nested.items():
+        for name, kind in cls._nested:
             value = data.get(name)
             if value is not None:
                 model[name] = _add_classes(value, kind)
@@ -478,8 +475,8 @@ class BaseModel(_Json):
 
 # --- answer objects ---
 # One short class an object, with openai's names. The annotations are the declared fields,
-# for people, checkers and the base; `_nested` says which hold objects. What only OpenAI's
-# cloud sends is Any.
+# for people, checkers and the base; a class's keywords say which of them hold objects, and
+# of which class. What LightLLM does not send is Any.
 
 
 class Details(BaseModel):
@@ -490,7 +487,7 @@ class Details(BaseModel):
             raise KeyError(name)
 
 
-Details._nested = dict.fromkeys(["content", "top_logprobs"], Details)
+Details._nested = ("content", Details), ("top_logprobs", Details)
 
 
 class Function(BaseModel):
@@ -500,16 +497,15 @@ class Function(BaseModel):
     arguments: str
 
 
-class ChatCompletionMessageToolCall(BaseModel):
+class ChatCompletionMessageToolCall(BaseModel, function=Function):
     """A call of a message."""
 
-    _nested = {"function": Function}
     id: str
     type: str
     function: Function
 
 
-class _Message(BaseModel):
+class _Message(BaseModel, function_call=Function):
     """A message or a delta. `reasoning` and `reasoning_content` both read what the server
     sent under either name; they are in dumps as it sent them."""
 
@@ -528,10 +524,9 @@ class _Message(BaseModel):
         return super().__getitem__(name)
 
 
-class ChatCompletionMessage(_Message):
+class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     """`content` is the model's text with the tags of its calls."""
 
-    _nested = {"function_call": Function, "tool_calls": ChatCompletionMessageToolCall}
     role: str
     tool_calls: list[ChatCompletionMessageToolCall] | None
     annotations: Any
@@ -550,7 +545,7 @@ class ChatCompletionMessage(_Message):
         return None if name in _TWINS else super().__missing__(name)
 
 
-class _Choice(BaseModel):
+class _Choice(BaseModel, logprobs=Details):
     index: int
     finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
     stop_reason: Any
@@ -558,17 +553,17 @@ class _Choice(BaseModel):
     token_ids: Any
 
 
-class Choice(_Choice):
+class Choice(_Choice, message=ChatCompletionMessage):
     """One of the `n` answers."""
 
-    _nested = {"message": ChatCompletionMessage, "logprobs": Details}
     message: ChatCompletionMessage
 
 
-class CompletionUsage(BaseModel):
+class CompletionUsage(
+    BaseModel, completion_tokens_details=Details, prompt_tokens_details=Details
+):
     """Counts of tokens."""
 
-    _nested = {"completion_tokens_details": Details, "prompt_tokens_details": Details}
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -576,7 +571,7 @@ class CompletionUsage(BaseModel):
     prompt_tokens_details: Any
 
 
-class _Completion(BaseModel):
+class _Completion(BaseModel, usage=CompletionUsage):
     id: str
     created: int
     model: str
@@ -588,10 +583,9 @@ class _Completion(BaseModel):
     prompt_token_ids: Any
 
 
-class ChatCompletion(_Completion):
+class ChatCompletion(_Completion, choices=Choice):
     """A whole answer: `choices[0].message`."""
 
-    _nested = {"choices": Choice, "usage": CompletionUsage}
     choices: list[Choice]
     metadata: Any
 
@@ -603,35 +597,31 @@ class ChoiceDeltaToolCallFunction(BaseModel):
     arguments: str | None
 
 
-class ChoiceDeltaToolCall(BaseModel):
+class ChoiceDeltaToolCall(BaseModel, function=ChoiceDeltaToolCallFunction):
     """A piece of the call number `index`."""
 
-    _nested = {"function": ChoiceDeltaToolCallFunction}
     index: int
     id: str | None
     type: str | None
     function: ChoiceDeltaToolCallFunction | None
 
 
-class ChoiceDelta(_Message):
+class ChoiceDelta(_Message, tool_calls=ChoiceDeltaToolCall):
     """A piece of a message. Without reasoning it has neither of its two names."""
 
-    _nested = {"function_call": Function, "tool_calls": ChoiceDeltaToolCall}
     role: str | None
     tool_calls: list[ChoiceDeltaToolCall] | None
 
 
-class ChunkChoice(_Choice):
+class ChunkChoice(_Choice, delta=ChoiceDelta):
     """A piece of one of the `n` answers; the last one has the `finish_reason`."""
 
-    _nested = {"delta": ChoiceDelta, "logprobs": Details}
     delta: ChoiceDelta
 
 
-class ChatCompletionChunk(_Completion):
+class ChatCompletionChunk(_Completion, choices=ChunkChoice):
     """A piece of an answer; the one that carries the usage has no choices."""
 
-    _nested = {"choices": ChunkChoice, "usage": CompletionUsage}
     choices: list[ChunkChoice]
     obfuscation: Any
 
@@ -639,14 +629,12 @@ class ChatCompletionChunk(_Completion):
 class CompletionChoice(_Choice):
     """A continuation of the prompt: `text`."""
 
-    _nested = {"logprobs": Details}
     text: str
 
 
-class Completion(_Completion):
+class Completion(_Completion, choices=CompletionChoice):
     """The continuation of a prompt, or a piece of it: `choices[0].text`."""
 
-    _nested = {"choices": CompletionChoice, "usage": CompletionUsage}
     choices: list[CompletionChoice]
 
 
@@ -748,7 +736,7 @@ class LightLLMClient:
         image_root: str | os.PathLike[str] | Literal[False] | None = None,
         max_image_side: int | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        **unknown: NoReturn,
+        **unknown: Never,
     ) -> None:
         api_key = _hide_key(api_key)  # from here on no variable shows one
         default_headers = _hide_values(default_headers or {})
@@ -1046,16 +1034,16 @@ class ChatCompletions(_Resource):
     ) -> Stream[ChatCompletionChunk]: ...
 
     @overload
-    def create(
+    def create(  # noqa: F811
         self, *, stream: Literal[False] | None = ..., **options: Unpack[ChatOptions]
     ) -> ChatCompletion: ...
 
     @overload
-    def create(
+    def create(  # noqa: F811
         self, *, stream: bool | NotGiven, **options: Unpack[ChatOptions]
     ) -> ChatCompletion | Stream[ChatCompletionChunk]: ...
 
-    def create(
+    def create(  # noqa: F811
         self,
         *,
         model: str | None,
@@ -1127,7 +1115,7 @@ class Completions(_Resource):
     ) -> Stream[Completion]: ...
 
     @overload
-    def create(
+    def create(  # noqa: F811
         self,
         *,
         stream: Literal[False] | None = ...,
@@ -1135,11 +1123,13 @@ class Completions(_Resource):
     ) -> Completion: ...
 
     @overload
-    def create(
+    def create(  # noqa: F811
         self, *, stream: bool | NotGiven, **options: Unpack[CompletionOptions]
     ) -> Completion | Stream[Completion]: ...
 
-    def create(self, *, model: str | None, prompt: Any, **options: Any) -> Any:
+    def create(  # noqa: F811
+        self, *, model: str | None, prompt: Any, **options: Any
+    ) -> Any:
         """A Completion, or with `stream=True` a Stream of Completions.
 
         `prompt`: str, list of str, or token ids. LightLLM wants a `model` here. Defaults
@@ -1421,22 +1411,27 @@ def _check_base_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
+_COMMON_NAMES = {
+    "stream",
+    *_CallOptions.__annotations__,
+    *_CommonOptions.__annotations__,
+}
 _DEFAULTS: _Json = vars(ChatCompletions)["create"].__kwdefaults__
 
 
 def _split_options(given: _Json, defaults: _Json, kind: Any) -> tuple[_Json, _Json]:
     """The body of a request, and the options of the call itself."""
     _hide_headers(given)
-    calls, common = _CallOptions.__annotations__, _CommonOptions.__annotations__
-    known = {"stream", *calls, *common, *kind.__annotations__}
-    for name in given.keys() - known:
+    for name in given.keys() - _COMMON_NAMES - kind.__annotations__.keys():
         given.clear()  # or a variable would show an api_key
+        known = _COMMON_NAMES | kind.__annotations__.keys()
         raise TypeError(_unknown_name("create", name, known))
-    call = {name: given[name] for name in given if name in calls}
+    calls = _CallOptions.__annotations__
+    call = {name: given.pop(name) for name in calls if name in given}
     body = {**defaults, **{n: v for n, v in given.items() if _is_given(v)}}
     if body.get("stream") is not None:
         body["stream"] = bool(body["stream"])
-    return {n: v for n, v in body.items() if v is not None and n not in calls}, call
+    return {n: v for n, v in body.items() if v is not None}, call
 
 
 # --- messages and images ---

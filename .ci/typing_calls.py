@@ -34,7 +34,11 @@ def search(query: str, limit: int = 3) -> str:
 def run_agent(client: Client, question: list[Any]) -> str | None:
     for _ in range(5):
         response = client.chat.completions.create(
-            model="m", messages=question, tools=[search], temperature=0.2, seed=NOT_GIVEN
+            model="m",
+            messages=question,
+            tools=[search],
+            temperature=0.2,
+            seed=NOT_GIVEN,
         )
         message: ChatCompletionMessage = response.choices[0].message
         question.append(message)
