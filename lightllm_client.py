@@ -762,13 +762,20 @@ class LightLLMClient:
         self._transport = _Transport(ssl_context)
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
-        # The namespaces share what this client holds, but do not hold the client: in a
-        # cycle, the sockets of a dropped one would wait for the garbage collector.
-        shared = object.__new__(type(self))
-        shared.__dict__ = self.__dict__
-        self.chat = Chat(shared)
-        self.completions = Completions(shared)
-        self.models = Models(shared)
+        self._add_namespaces(False)
+
+    def _add_namespaces(self, raw: bool) -> None:
+        """They share what this client holds, but do not hold the client: in a cycle, the
+        sockets of a dropped one would wait for the garbage collector."""
+        shared = self._share()
+        self.chat = Chat(shared, raw)
+        self.completions = Completions(shared, raw)
+        self.models = Models(shared, raw)
+
+    def _share(self) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__ = self.__dict__
+        return twin
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self.base_url!r})"
@@ -788,9 +795,11 @@ class LightLLMClient:
         return self
 
     @property
-    def with_raw_response(self) -> _RawNamespaces:
-        """The same namespaces, whose calls return the Response, with `.parse()`."""
-        return _RawNamespaces(self.models._client)
+    def with_raw_response(self) -> Self:
+        """This client, but its calls return the Response, with `.parse()`."""
+        raw = self._share()
+        raw._add_namespaces(True)
+        return raw
 
     def copy(
         self,
@@ -1281,13 +1290,6 @@ class _Secret(str):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Secret, (str(self),)  # by name: importlib.reload() makes another class
-
-
-class _RawNamespaces:
-    def __init__(self, client: LightLLMClient) -> None:
-        self.chat = Chat(client, True)
-        self.completions = Completions(client, True)
-        self.models = Models(client, True)
 
 
 def _new_client(kind: Any, options: _Json) -> Any:
