@@ -374,7 +374,7 @@ class BaseModel(_Json):
         if name not in self._fields:
             raise KeyError(name)
 
-    if not TYPE_CHECKING:  # checkers shall know a misspelt field
+    if not TYPE_CHECKING:  # so that checkers report a misspelt field
 
         def __getattr__(self, name):
             try:
@@ -654,8 +654,8 @@ class ModelList:
 
     object = "list"
 
-    def __init__(self, data: list[Model]) -> None:
-        self.data = data
+    def __init__(self, page: _Json) -> None:
+        self.data = [Model.model_validate(model) for model in page["data"]]
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self.data)
@@ -1157,12 +1157,8 @@ class Models(_Resource):
 
     def list(self, **options: Any) -> ModelList:
         """The served models. Raises NotFoundError where a build has no list."""
-
-        def build(data: Any) -> ModelList:
-            return ModelList([Model.model_validate(model) for model in data["data"]])
-
         url = self._client.base_url + "/models"
-        models: ModelList = self._request("GET", url, None, build, options)
+        models: ModelList = self._request("GET", url, None, ModelList, options)
         return models
 
     def retrieve(self, model: str, **options: Any) -> Model:
@@ -1173,10 +1169,10 @@ class Models(_Resource):
         response: Any = Models(self._client, True).list(**options)
         served = {found.id: found for found in response.parse()}
         if model not in served:
-            message = f"no model {model!r} at {response.url}, only {list(served)}"
+            message = f"no model {model!r} at {response.url}, only {[*served]}"
             raise NotFoundError(message, response=response)
         response._parsed = served[model]
-        found: Model = response if self._raw else served[model]
+        found: Model = response if self._raw else response._parsed
         return found
 
 

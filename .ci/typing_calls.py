@@ -61,7 +61,7 @@ thought: str | None = plain.choices[0].message.reasoning
 used: int = plain.usage.total_tokens if plain.usage else 0
 cached = plain.usage.prompt_tokens_details.cached_tokens if plain.usage else 0
 ended: bool = plain.choices[0].finish_reason == "length"
-plain.choices[0].logprobs.content[0].token
+print(plain.choices[0].logprobs.content[0].token)
 for chunk in stream:
     piece: str | None = chunk.choices[0].delta.content
     for part in chunk.choices[0].delta.tool_calls or []:
@@ -87,4 +87,4 @@ print(stream.text)  # wrong
 reason: Literal["stop", "stopped"] = plain.choices[0].finish_reason  # wrong
 create(model="m", messages=question, temperature="hot")  # wrong
 client.chat.completion.create(model="m", messages=question)  # wrong
-AsyncOpenAI().chat  # wrong
+print(AsyncOpenAI().chat)  # wrong
