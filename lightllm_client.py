@@ -141,7 +141,7 @@ class Timeout:
         self.write = phases.pop("write", timeout)
         self.pool = phases.pop("pool", timeout)
         if phases:
-            raise TypeError(f"Timeout takes connect, read, write, pool, not {phases}")
+            raise TypeError(f"Timeout() takes connect, read, write, pool, got {phases}")
 
     def __repr__(self) -> str:
         return f"Timeout(connect={self.connect}, read={self.read}, write={self.write})"

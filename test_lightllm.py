@@ -570,12 +570,10 @@ class Clients(ServerTest):
         with self.assertRaisesRegex(ValueError, "api_key is a URL: .* base_url="):
             lightllm.LightLLMClient(" http://localhost:8000")
         headers = {"Authorization": "Bearer " + KEY}
-        for options in ({"time_out": 5}, {"timeout": 0}):
-            for make in (lightllm.LightLLMClient, self.client.with_options):
-                given = {"api_key": KEY, "default_headers": headers, **options}
-                with self.subTest(list(options)):
-                    refused = (TypeError, ValueError)
-                    raised(self, refused, lambda make=make, o=given: make(**o))
+        given = {"api_key": KEY, "default_headers": headers}
+        for make in (lightllm.LightLLMClient, self.client.with_options):
+            raised(self, TypeError, lambda make=make: make(**given, time_out=5))
+            raised(self, ValueError, lambda make=make: make(**given, timeout=0))
         raised(self, TypeError, lambda: self.ask(api_key=KEY))
         client = self.new_client(api_key=lambda: KEY + "\nX: y")
         raised(self, ValueError, lambda: self.ask(client))
@@ -1325,7 +1323,6 @@ class Answers(ServerTest):
         call = {"id": "1", "function": function, "extra_content": {"a": {"b": 1}}}
         message = lightllm.ChatCompletionMessage(tool_calls=[call])
         self.assertEqual(message.tool_calls[0].extra_content, {"a": {"b": 1}})
-        self.assertIs(message.tool_calls[0].function.strict, True)
         self.assertEqual(message.to_dict(), {"tool_calls": [call]})
 
     def test_help_shows_the_fields_without_a_text_for_each(self):
@@ -1362,6 +1359,7 @@ class Answers(ServerTest):
         self.server.says(answer())
         namespaces = client.with_raw_response
         raw = namespaces.chat.completions.create(model="m", messages=[user("hi")])
+        self.assertIsNot(namespaces, client)
         self.assertEqual(raw.parse().id, "8")
         self.server.says(events(delta("a"), STOP, DONE))
         create = client.chat.with_raw_response.completions.create
@@ -3650,7 +3648,7 @@ class WrittenForOpenai(ServerTest):
         self.client.chat.completions.create = lambda **options: "patched"
         self.assertEqual(self.client.chat.completions.create(model="m"), "patched")
         mocked = unittest.mock.create_autospec(lightllm.OpenAI, instance=True)
-        self.assertTrue(mocked.chat and mocked.completions and mocked.models)
+        self.assertTrue(mocked.chat)
         with unittest.mock.patch.object(self.client, "chat") as chat:
             self.assertIs(self.client.chat, chat)
         self.assertEqual(self.client.chat.completions.create(), "patched")
