@@ -385,7 +385,7 @@ class BaseModel(_Json):
 
         @property
         def __dict__(self):
-            return {name: self.get(name) for name in self._names()}
+            return {name: self.get(name) for name in (*self._fields, *self)}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name[:1] == "_":
@@ -402,31 +402,27 @@ class BaseModel(_Json):
         return True  # as in openai, where an empty delta is true as well
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={self.get(name)!r}" for name in self._names())
+        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({shown})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        sent = {name: self.get(name) for name in self if self._is_set(name)}
-        return type(self), (sent,), self._request_id
+        return type(self), (self._sent(),), self._request_id
 
     def __setstate__(self, request_id: str) -> None:
         self._request_id = request_id
 
-    def _names(self) -> list[str]:
-        return [*self._fields, *self.model_extra]
-
-    def _is_set(self, name: str) -> bool:
-        return name in self and (name not in self._unset or self.get(name) is not None)
+    def _sent(self) -> _Json:
+        return {n: v for n, v in self.items() if v is not None or n not in self._unset}
 
     @property
     def model_extra(self) -> _Json:
         """The fields that only the server knows."""
-        return {name: self.get(name) for name in self if name not in self._fields}
+        return {n: value for n, value in self.items() if n not in self._fields}
 
     @property
     def model_fields_set(self) -> set[str]:
         """The names of the declared fields that the server sent."""
-        return {*filter(self._is_set, self._fields)}
+        return self._sent().keys() & self._fields
 
     def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
         """A copy, with the fields of `update` in it."""
@@ -437,7 +433,7 @@ class BaseModel(_Json):
         return twin
 
     def model_dump(
-        self, *, include: Any = None, exclude: Any = (), **options: Any
+        self, *, include: Any = None, exclude: Any = None, **options: Any
     ) -> _Json:
         """Plain dicts and lists; declared fields that the server left out are None.
 
@@ -445,16 +441,16 @@ class BaseModel(_Json):
         apply to nested objects too; pydantic's other keywords change nothing. Raises
         TypeError for nested names, such as {"usage": {"total_tokens"}}.
         """
-        exclude = exclude or ()
         if isinstance(include, (str, dict)) or isinstance(exclude, (str, dict)):
             raise TypeError("include and exclude must be sets of names")
-        names = [n for n in self._names() if include is None or n in include]
-        if options.get("exclude_unset"):
-            names = [*filter(self._is_set, names)]
-        plain = {n: _to_plain(self.get(n), options) for n in names if n not in exclude}
-        if options.get("exclude_none"):
-            return {n: value for n, value in plain.items() if value is not None}
-        return plain
+        fields = self._sent() if options.get("exclude_unset") else vars(self)
+        return {
+            name: _to_plain(value, options)
+            for name, value in fields.items()
+            if (include is None or name in include)
+            and (exclude is None or name not in exclude)
+            and (value is not None or not options.get("exclude_none"))
+        }
 
     def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
@@ -1086,9 +1082,9 @@ class ChatCompletions(_Resource):
         before anything is; then APIStatusError, APIConnectionError, APITimeoutError or
         APIResponseValidationError.
         """
-        options.update(model=model, messages=messages, stop=stop, tools=tools)
-        options.update(temperature=temperature, top_p=top_p, top_k=top_k)
-        options.update(max_tokens=max_tokens, logprobs=logprobs, stream=stream)
+        options.update(model=model, messages=messages, temperature=temperature)
+        options.update(top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop)
+        options.update(logprobs=logprobs, tools=tools, stream=stream)
         options.update(presence_penalty=presence_penalty)
         options.update(repetition_penalty=repetition_penalty)
         body, call = _split_options(options, _DEFAULTS, ChatOptions)
