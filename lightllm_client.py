@@ -530,11 +530,9 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
         message = super().model_validate(data)
-        message._unset = frozenset({"role", "content", "tool_calls"} - message.keys())
-        for name in sorted(
-            message._unset
-        ):  # keys of every message, for the usage guide
-            message[name] = None
+        always = dict.fromkeys(("role", "content", "tool_calls"))  # see the usage guide
+        message._unset = frozenset(always.keys() - message.keys())
+        message.update({**always, **message})
         return message
 
     def __missing__(self, name: str) -> Any:
