@@ -371,17 +371,19 @@ class BaseModel(_Json):
         return model
 
     def __missing__(self, name: str) -> Any:
-        if name not in self._fields:
+        if name not in self._fields and not self._reads(name):
             raise KeyError(name)
+
+    def _reads(self, name: str) -> bool:
+        """Whether this can be read though it is neither declared nor sent."""
+        return False
 
     if not TYPE_CHECKING:  # so that checkers report a misspelt field
 
         def __getattr__(self, name):
-            try:
-                return self[name]
-            except KeyError:
-                message = f"{type(self).__name__} has no field {name!r}"
-                raise AttributeError(message) from None
+            if name not in self and not self._reads(name):
+                raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+            return self[name]
 
         @property
         def __dict__(self):
@@ -478,9 +480,8 @@ class BaseModel(_Json):
 class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
-    def __missing__(self, name: str) -> None:
-        if name[:2] == "__":
-            raise KeyError(name)
+    def _reads(self, name: str) -> bool:
+        return name[:2] != "__"
 
 
 Details._nested = ("content", Details), ("top_logprobs", Details)
@@ -519,6 +520,9 @@ class _Message(BaseModel, function_call=Function):
             name = twin
         return super().__getitem__(name)
 
+    def _reads(self, name: str) -> bool:
+        return _TWINS.get(name) in self
+
 
 class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     """`content` is the model's text with the tags of its calls."""
@@ -535,8 +539,8 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
         message.update({**always, **message})
         return message
 
-    def __missing__(self, name: str) -> Any:
-        return None if name in _TWINS else super().__missing__(name)
+    def _reads(self, name: str) -> bool:
+        return name in _TWINS
 
 
 class _Choice(BaseModel, logprobs=Details):
@@ -2150,7 +2154,7 @@ def _add_classes(value: Any, kind: Any) -> Any:
     if type(value) is dict:
         return kind.model_validate(value)
     if type(value) is list:
-        return [_add_classes(item, kind) for item in value]
+        return [kind.model_validate(v) if type(v) is dict else v for v in value]
     return value
 
 
