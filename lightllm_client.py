@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     _Answer = TypeVar("_Answer")
     _Steps = Generator[None, None, _Answer]
     _Json = dict[str, Any]
+    _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
 else:
     _Answer, _Json, _StrDict = None, dict, dict
@@ -545,7 +546,6 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
 
 class _Choice(BaseModel, logprobs=Details):
     index: int
-    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
     stop_reason: Any
     logprobs: Any
     token_ids: Any
@@ -555,6 +555,7 @@ class Choice(_Choice, message=ChatCompletionMessage):
     """One of the `n` answers."""
 
     message: ChatCompletionMessage
+    finish_reason: _Reason
 
 
 class CompletionUsage(
@@ -615,6 +616,7 @@ class ChunkChoice(_Choice, delta=ChoiceDelta):
     """A piece of one of the `n` answers; the last one has the `finish_reason`."""
 
     delta: ChoiceDelta
+    finish_reason: _Reason | None
 
 
 class ChatCompletionChunk(_Completion, choices=ChunkChoice):
@@ -628,6 +630,7 @@ class CompletionChoice(_Choice):
     """A continuation of the prompt: `text`."""
 
     text: str
+    finish_reason: _Reason
 
 
 class Completion(_Completion, choices=CompletionChoice):
