@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Copyright (c) 2026 The lightllm_client authors
-"""A client for LightLLM servers that looks and answers like openai's, in one file.
+"""A synchronous, OpenAI-compatible client for LightLLM servers, in one file.
 
     from lightllm_client import LightLLMClient
 
@@ -9,10 +9,10 @@
     response = client.chat.completions.create(model="default", messages=messages)
     print(response.choices[0].message.content)
 
-Copy this file into your repository under any name. It needs Python 3.8 or newer and
-nothing else (Pillow only to make or resize images). It is synchronous, thread-safe and
-fork-safe. Everything above the line "the fold" is for you, below it is the machinery.
-`python lightllm_client.py --help` asks a server from the command line.
+Copy this file into your repository under any name. It needs Python 3.8 or newer, and
+Pillow only to make or resize images. A client may be shared by threads and survives a
+fork. What stands above the line "the fold" is for you; below it is the machinery.
+`python lightllm_client.py --help` tells how to ask a server from the command line.
 """
 
 from __future__ import annotations
@@ -32,30 +32,26 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from operator import itemgetter, methodcaller
+from operator import methodcaller
 
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
 if TYPE_CHECKING:
     import ssl
-    from typing import (
-        Any,
+    from collections.abc import (
         Callable,
-        Generic,
         Iterable,
         Iterator,
-        Literal,
         Mapping,
-        NoReturn,
         Sequence,
-        TypeVar,
-        overload,
     )
+    from typing import Any, Generic, Literal, Never, Required, Self, TypeVar, overload
 
-    from typing_extensions import Required, Self, TypedDict, Unpack
+    from typing_extensions import TypedDict, Unpack
 
     _Answer = TypeVar("_Answer")
     _Found = tuple[list["_Call"], int]
     _Json = dict[str, Any]
+    _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
 else:
     _Answer, _Json, _StrDict = None, dict, dict
@@ -72,43 +68,19 @@ else:
         return function
 
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 __all__ = [
-    "APIConnectionError",
-    "APIError",
-    "APIResponseValidationError",
-    "APIStatusError",
-    "APITimeoutError",
-    "AuthenticationError",
-    "BadRequestError",
-    "BaseModel",
-    "ChatCompletion",
-    "ChatCompletionChunk",
-    "ChatCompletionMessage",
-    "Completion",
-    "ConflictError",
-    "ContentFilterFinishReasonError",
-    "DEFAULT_MAX_RETRIES",
-    "DEFAULT_TIMEOUT",
-    "InternalServerError",
-    "LengthFinishReasonError",
-    "LightLLMClient",
-    "NOT_GIVEN",
-    "NotFoundError",
-    "NotGiven",
-    "Omit",
-    "OpenAI",
-    "OpenAIError",
-    "PermissionDeniedError",
-    "RateLimitError",
-    "Stream",
-    "Timeout",
-    "UnprocessableEntityError",
-    "not_given",
-    "omit",
-    "run_tool",
-]
+    "DEFAULT_MAX_RETRIES", "DEFAULT_TIMEOUT", "NOT_GIVEN", "APIConnectionError",
+    "APIError", "APIResponseValidationError", "APIStatusError", "APITimeoutError",
+    "AsyncAzureOpenAI", "AsyncOpenAI", "AuthenticationError", "AzureOpenAI",
+    "BadRequestError", "BaseModel", "ChatCompletion", "ChatCompletionChunk",
+    "ChatCompletionMessage", "Client", "Completion", "ConflictError",
+    "ContentFilterFinishReasonError", "InternalServerError", "LengthFinishReasonError",
+    "LightLLMClient", "NotFoundError", "NotGiven", "Omit", "OpenAI", "OpenAIError",
+    "PermissionDeniedError", "RateLimitError", "Stream", "Timeout",
+    "UnprocessableEntityError", "not_given", "omit", "run_tool",
+]  # fmt: skip
 
 # --- settings ---
 # Limits and defaults, with their units. A limit can be changed in the module before the
@@ -126,7 +98,7 @@ IDLE_SECONDS = 8.0  # for which one is kept usable: LightLLM closes it after 10
 
 
 class NotGiven:
-    """The type of NOT_GIVEN: "take the default", where None means "do not send it"."""
+    """The type of NOT_GIVEN: "use the default", where None means "do not send it"."""
 
     def __bool__(self) -> Literal[False]:
         return False
@@ -141,14 +113,25 @@ class Omit(NotGiven):
 
 NOT_GIVEN = not_given = NotGiven()
 omit = Omit()
+if TYPE_CHECKING:
+    _Unset = NotGiven | None
+
+
+class DefaultInt(int):
+    """A default that can be told from the same number given by a caller."""
+
+    is_default = True
+
+
+DEFAULT_MAX_TOKENS = DefaultInt(10000)
 
 
 class Timeout:
     """Limits in seconds for the phases of one attempt; None waits for ever.
 
-    `connect` is for TCP and TLS, `write` for the sending, `read` for a plain reply once
-    the request is sent, or for the wait for a stream's next bytes. `pool` is there for
-    openai's sake: nothing waits for a pool.
+    `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply once the
+    request is sent, or for the wait for a stream's next bytes. `pool` is accepted because
+    openai has it: nothing here waits for a pool.
     """
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
@@ -157,7 +140,7 @@ class Timeout:
         self.write = phases.pop("write", timeout)
         self.pool = phases.pop("pool", timeout)
         if phases:
-            raise TypeError(f"Timeout takes connect, read, write, pool, not {phases}")
+            raise TypeError(f"Timeout() takes connect, read, write, pool, got {phases}")
 
     def __repr__(self) -> str:
         return f"Timeout(connect={self.connect}, read={self.read}, write={self.write})"
@@ -358,21 +341,22 @@ class BaseModel(_Json):
 
     _fields: tuple[str, ...] = ()
     _nested: tuple[tuple[str, Any], ...] = ()
+    _unset: frozenset[str] = frozenset()  # keys that are there without being sent
     _request_id: str | None = None
 
-    def __init_subclass__(cls) -> None:
-        """The annotations say which fields there are, and which hold other objects."""
-        declared = cls.__dict__.get("__annotations__", {})
-        cls._fields = tuple(declared)
-        kinds = [re.sub(r"list\[|]| \| None", "", text) for text in declared.values()]
-        pairs = [(name, globals().get(kind)) for name, kind in zip(declared, kinds)]
-        cls._nested = tuple(pair for pair in pairs if hasattr(pair[1], "_nested"))
-        for name in declared:
-            setattr(cls, name, property(methodcaller("get", name)))
+    def __init_subclass__(cls, **nested: Any) -> None:
+        """The annotations name the declared fields, the keywords those with objects in
+        them, and the class of these: `class Choice(BaseModel, message=Message)`."""
+        cls._nested += tuple(nested.items())
+        for name in cls.__annotations__:
+            if name[0] != "_" and name not in cls._fields:
+                cls._fields += (name,)
+                setattr(cls, name, property(methodcaller("get", name), doc=""))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
-        super().__init__(*args, **fields)
-        self.update(self.model_validate(self))
+        twin = self.model_validate(dict(*args, **fields))
+        self.update(twin)
+        self._unset = twin._unset
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
@@ -382,17 +366,27 @@ class BaseModel(_Json):
         for name, kind in cls._nested:
             value = data.get(name)
             if value is not None:
-                model[name] = _nested_in(value, kind)
+                model[name] = _add_classes(value, kind)
         return model
 
     def __missing__(self, name: str) -> Any:
-        if name not in self._fields:
+        if name not in self._fields and not self._reads(name):
             raise KeyError(name)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in self:
+    def _reads(self, name: str) -> bool:
+        """Whether this can be read though it is neither declared nor sent."""
+        return False
+
+    if not TYPE_CHECKING:  # so that checkers report a misspelt field
+
+        def __getattr__(self, name):
+            if name not in self and not self._reads(name):
+                raise AttributeError(f"{type(self).__name__} has no field {name!r}")
             return self[name]
-        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+        @property
+        def __dict__(self):
+            return {name: self.get(name) for name in (*self._fields, *self)}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name[:1] == "_":
@@ -408,26 +402,31 @@ class BaseModel(_Json):
     def __bool__(self) -> bool:
         return True  # as in openai, where an empty delta is true as well
 
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *map(str, self)})
-
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={self[name]!r}" for name in self._names())
+        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({shown})"
 
-    def _names(self) -> list[str]:
-        return [*self._fields, *(name for name in self if name not in self._fields)]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._sent(),), self._request_id
+
+    def __setstate__(self, request_id: str) -> None:
+        self._request_id = request_id
+
+    def _sent(self) -> _Json:
+        return {n: v for n, v in self.items() if v is not None or n not in self._unset}
 
     @property
     def model_extra(self) -> _Json:
         """The fields that only the server knows."""
-        return {name: self[name] for name in self if name not in self._fields}
+        return {n: value for n, value in self.items() if n not in self._fields}
 
     @property
     def model_fields_set(self) -> set[str]:
-        return {name for name in self if name in self._fields}
+        """The names of the declared fields that the server sent."""
+        return self._sent().keys() & self._fields
 
     def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
+        """A copy, with the fields of `update` in it."""
         import copy
 
         twin = copy.deepcopy(self) if deep else copy.copy(self)
@@ -439,198 +438,214 @@ class BaseModel(_Json):
     ) -> _Json:
         """Plain dicts and lists; declared fields that the server left out are None.
 
-        `include` and `exclude`: a set of names, or a dict of name -> True or the same
-        for what is inside (list items by number or "__all__"). `exclude_none`,
-        `exclude_unset`, `exclude_defaults`; pydantic's other keywords change nothing.
+        `include` and `exclude` are sets of names. `exclude_none` and `exclude_unset`
+        apply to nested objects too; pydantic's other keywords change nothing. Raises
+        TypeError for nested names, such as {"usage": {"total_tokens"}}.
         """
-        wanted = True if include is None else include
-        plain: _Json = _plain(self, wanted, exclude or False, options)
-        return plain
+        if isinstance(include, (str, dict)) or isinstance(exclude, (str, dict)):
+            raise TypeError("include and exclude must be sets of names")
+        fields = self._sent() if options.get("exclude_unset") else vars(self)
+        return {
+            name: _to_plain(value, options)
+            for name, value in fields.items()
+            if (include is None or name in include)
+            and (exclude is None or name not in exclude)
+            and (value is not None or not options.get("exclude_none"))
+        }
 
     def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
-        marks = (",", ":") if indent is None else None
-        plain = self.model_dump(**options)
-        return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
+        return _to_json(self.model_dump(**options), indent)
 
     def to_dict(self, *, exclude_unset: bool = True, **options: Any) -> _Json:
         """`model_dump` of the fields that the server sent."""
         return self.model_dump(exclude_unset=exclude_unset, **options)
 
-    def to_json(
-        self, *, indent: int | None = 2, exclude_unset: bool = True, **options: Any
-    ) -> str:
+    def to_json(self, *, indent: int | None = 2, **options: Any) -> str:
         """`to_dict` as JSON text."""
-        options["exclude_unset"] = exclude_unset
-        return self.model_dump_json(indent=indent, **options)
+        return _to_json(self.to_dict(**options), indent)
 
     copy = model_copy
     dict = model_dump
     json = model_dump_json
 
-    def _shown(self, options: _Json) -> Iterator[tuple[str, Any]]:
-        for name in self._names():
-            if self[name] is not None or not (
-                options.get("exclude_none")
-                or (options.get("exclude_unset") and name not in self)
-                or (options.get("exclude_defaults") and name in self._fields)
-            ):
-                yield name, self[name]
-
 
 # --- answer objects ---
 # One short class an object, with openai's names. The annotations are the declared fields,
-# for people, checkers and the base; a class stands before those that hold its objects.
-
-
-class Function(BaseModel):
-    """What a call names; `arguments` is a JSON string."""
-
-    name: str
-    arguments: str
-
-
-class ChatCompletionMessageToolCall(BaseModel):
-    id: str
-    type: str
-    function: Function
-
-
-class _Reasoning(BaseModel):
-    """`reasoning` and `reasoning_content` both read whichever the server sent."""
-
-    reasoning = property(itemgetter("reasoning"))
-    reasoning_content = property(itemgetter("reasoning_content"))
-
-    def __getitem__(self, name: str) -> Any:
-        if name[:9] == "reasoning" and self.get(name) is None:
-            return self.get("reasoning" if name != "reasoning" else "reasoning_content")
-        return super().__getitem__(name)
+# for people, checkers and the base; a class's keywords say which of them hold objects, and
+# of which class. What LightLLM does not send is Any.
 
 
 class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
-    @classmethod
-    def model_validate(cls, data: _Json) -> Self:
-        details = cls.__new__(cls)
-        details.update((name, _nested_in(value, cls)) for name, value in data.items())
-        return details
-
-    def __getattr__(self, name: str) -> Any:
-        if name[:2] == "__":
-            raise AttributeError(name)
-        return self.get(name)
+    def _reads(self, name: str) -> bool:
+        return name[:2] != "__"
 
 
-class ChatCompletionMessage(_Reasoning):
+Details._nested = ("content", Details), ("top_logprobs", Details)
+
+
+class Function(BaseModel):
+    """The function that a call names, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ChatCompletionMessageToolCall(BaseModel, function=Function):
+    """A call of a message."""
+
+    id: str
+    type: str
+    function: Function
+
+
+class _Message(BaseModel, function_call=Function):
+    """A message or a delta. `reasoning` and `reasoning_content` both read what the server
+    sent under either name; they are in dumps as it sent them."""
+
+    content: str | None
+    refusal: Any
+    function_call: Any
+    audio: Any
+    if TYPE_CHECKING:
+        reasoning: str | None
+        reasoning_content: str | None
+
+    def __getitem__(self, name: str) -> Any:
+        twin = _TWINS.get(name, "")
+        if twin in self and self.get(name) is None:
+            name = twin
+        return super().__getitem__(name)
+
+    def _reads(self, name: str) -> bool:
+        return _TWINS.get(name) in self
+
+
+class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     """`content` is the model's text with the tags of its calls."""
 
     role: str
-    content: str | None
-    refusal: str | None
-    annotations: list[Details] | None
-    audio: Details | None
-    function_call: Function | None
     tool_calls: list[ChatCompletionMessageToolCall] | None
+    annotations: Any
+
+    @classmethod
+    def model_validate(cls, data: _Json) -> Self:
+        message = super().model_validate(data)
+        always = dict.fromkeys(("role", "content", "tool_calls"))  # see the usage guide
+        message._unset = frozenset(always.keys() - message.keys())
+        message.update({**always, **message})
+        return message
+
+    def _reads(self, name: str) -> bool:
+        return name in _TWINS
 
 
-class Choice(BaseModel):
+class _Choice(BaseModel, logprobs=Details):
     index: int
+    stop_reason: Any
+    logprobs: Any
+    token_ids: Any
+
+
+class Choice(_Choice, message=ChatCompletionMessage):
+    """One of the `n` answers."""
+
     message: ChatCompletionMessage
-    finish_reason: str
-    logprobs: Details | None
+    finish_reason: _Reason
 
 
-class CompletionUsage(BaseModel):
+class CompletionUsage(
+    BaseModel, completion_tokens_details=Details, prompt_tokens_details=Details
+):
+    """Counts of tokens."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    completion_tokens_details: Details | None
-    prompt_tokens_details: Details | None
+    completion_tokens_details: Any
+    prompt_tokens_details: Any
 
 
-class ChatCompletion(BaseModel):
+class _Completion(BaseModel, usage=CompletionUsage):
     id: str
-    choices: list[Choice]
     created: int
     model: str
     object: str
-    metadata: _StrDict | None
-    moderation: Details | None
-    service_tier: str | None
-    system_fingerprint: str | None
     usage: CompletionUsage | None
+    system_fingerprint: Any
+    service_tier: Any
+    moderation: Any
+    prompt_token_ids: Any
+
+
+class ChatCompletion(_Completion, choices=Choice):
+    """A whole answer: `choices[0].message`."""
+
+    choices: list[Choice]
+    metadata: Any
 
 
 class ChoiceDeltaToolCallFunction(BaseModel):
+    """The name comes first, then `arguments` piece by piece."""
+
     name: str | None
     arguments: str | None
 
 
-class ChoiceDeltaToolCall(BaseModel):
+class ChoiceDeltaToolCall(BaseModel, function=ChoiceDeltaToolCallFunction):
+    """A piece of the call number `index`."""
+
     index: int
     id: str | None
     type: str | None
     function: ChoiceDeltaToolCallFunction | None
 
 
-class ChoiceDelta(_Reasoning):
+class ChoiceDelta(_Message, tool_calls=ChoiceDeltaToolCall):
+    """A piece of a message. Without reasoning it has neither of its two names."""
+
     role: str | None
-    content: str | None
-    refusal: str | None
-    audio: Any
-    function_call: Function | None
     tool_calls: list[ChoiceDeltaToolCall] | None
 
 
-class ChunkChoice(BaseModel):
-    index: int
+class ChunkChoice(_Choice, delta=ChoiceDelta):
+    """A piece of one of the `n` answers; the last one has the `finish_reason`."""
+
     delta: ChoiceDelta
-    finish_reason: str | None
-    logprobs: Details | None
+    finish_reason: _Reason | None
 
 
-class ChatCompletionChunk(BaseModel):
+class ChatCompletionChunk(_Completion, choices=ChunkChoice):
     """A piece of an answer; the one that carries the usage has no choices."""
 
-    id: str
     choices: list[ChunkChoice]
-    created: int
-    model: str
-    object: str
-    moderation: Details | None
-    obfuscation: str | None
-    service_tier: str | None
-    system_fingerprint: str | None
-    usage: CompletionUsage | None
+    obfuscation: Any
 
 
-class CompletionChoice(BaseModel):
-    index: int
+class CompletionChoice(_Choice):
+    """A continuation of the prompt: `text`."""
+
     text: str
-    finish_reason: str
-    logprobs: Details | None
+    finish_reason: _Reason
 
 
-class Completion(BaseModel):
-    id: str
+class Completion(_Completion, choices=CompletionChoice):
+    """The continuation of a prompt, or a piece of it: `choices[0].text`."""
+
     choices: list[CompletionChoice]
-    created: int
-    model: str
-    object: str
-    system_fingerprint: str | None
-    usage: CompletionUsage | None
 
 
 class Model(BaseModel):
-    """A served model; LightLLM adds `max_model_len`, its context in tokens."""
+    """A served model. `max_model_len` is its context in tokens."""
 
     id: str
     created: int
     object: str
     owned_by: str
-    shutdown_date: int | None
+    max_model_len: int
+    shutdown_date: Any
 
 
 class ModelList:
@@ -638,14 +653,23 @@ class ModelList:
 
     object = "list"
 
-    def __init__(self, data: list[Model]) -> None:
-        self.data = data
+    def __init__(self, page: _Json) -> None:
+        self.data = [Model.model_validate(model) for model in page["data"]]
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self.data)
 
     def has_next_page(self) -> bool:
+        """False: the list is one page."""
         return False
+
+    def model_dump(self, **options: Any) -> _Json:
+        """{"object": "list", "data": [...]}; options as in BaseModel."""
+        return {"object": "list", "data": _to_plain(self.data, options)}
+
+    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
+        """`model_dump(...)` as JSON text."""
+        return _to_json(self.model_dump(**options), indent)
 
 
 class Health:
@@ -690,6 +714,7 @@ class LightLLMClient:
     Raises ValueError or TypeError for what cannot work, before anything is sent.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "chat", "completions", "models")
     _base_url = ""
 
     def __init__(
@@ -705,31 +730,27 @@ class LightLLMClient:
         project: str | None = None,
         tool_mode: Literal["server", "prompt"] = "server",
         api: Literal["chat", "generate"] | None = None,
-        render: Callable[[list[Any], list[Any] | None], str] | None = None,
+        render: Callable[..., str] | None = None,
         image_tag: str = "<|vision_start|><|vision_end|>",
         image_root: str | os.PathLike[str] | Literal[False] | None = None,
         max_image_side: int | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        **unknown: NoReturn,
+        **unknown: Never,
     ) -> None:
+        api_key = _hide_key(api_key)  # from here on no variable shows one
+        default_headers = _hide_values(default_headers or {})
         for name in unknown:
-            raise TypeError(_unknown_option(name))
-        default_headers = _hidden(default_headers or {})
-        if not (api_key is None or isinstance(api_key, str) or callable(api_key)):
-            raise TypeError("api_key is a str or a callable that returns one")
-        if not callable(api_key):  # from here on, no variable shows it
-            api_key = _Secret(_environment("API_KEY") if api_key is None else api_key)
-            api_key = _checked_key(api_key)
-        self.api_key = api_key
+            raise TypeError(_unknown_name("LightLLMClient", name, _option_names()))
+        self.api_key = _checked_key(api_key)
         self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
         self.timeout = _checked_timeout(timeout, DEFAULT_TIMEOUT)
-        self.max_retries = _checked_retries(max_retries)
+        self.max_retries = _check_retries(max_retries)
         self.default_headers = default_headers
         self.default_query = dict(default_query or {})
         self.organization = organization
         self.project = project
-        self.tool_mode = _one_of("tool_mode", tool_mode, ("server", "prompt"))
-        self.api = _one_of("api", api, (None, "chat", "generate"))
+        self.tool_mode = _check_choice("tool_mode", tool_mode, ("server", "prompt"))
+        self.api = _check_choice("api", api, (None, "chat", "generate"))
         self.render = render
         self.image_tag = image_tag
         self.image_root = image_root
@@ -740,9 +761,20 @@ class LightLLMClient:
         self._transport = _Transport(ssl_context)
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
-        self.chat = Chat(self)
-        self.completions = Completions(self)
-        self.models = Models(self)
+        self._add_namespaces(False)
+
+    def _add_namespaces(self, raw: bool) -> None:
+        """They share what this client holds, but do not hold the client: in a cycle, the
+        sockets of a dropped one would wait for the garbage collector."""
+        shared = self._share()
+        self.chat = Chat(shared, raw)
+        self.completions = Completions(shared, raw)
+        self.models = Models(shared, raw)
+
+    def _share(self) -> Self:
+        twin = object.__new__(type(self))
+        twin.__dict__ = self.__dict__
+        return twin
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self.base_url!r})"
@@ -754,7 +786,7 @@ class LightLLMClient:
 
     @base_url.setter
     def base_url(self, url: str) -> None:
-        self._base_url = _checked_base_url(str(url))
+        self._base_url = _check_base_url(str(url))
 
     @property
     def beta(self) -> Self:
@@ -762,9 +794,11 @@ class LightLLMClient:
         return self
 
     @property
-    def with_raw_response(self) -> _RawNamespaces:
-        """The same namespaces, whose calls return the Response, with `.parse()`."""
-        return _RawNamespaces(self)
+    def with_raw_response(self) -> Self:
+        """This client, but its calls return the Response, with `.parse()`."""
+        raw = self._share()
+        raw._add_namespaces(True)
+        return raw
 
     def copy(
         self,
@@ -775,17 +809,18 @@ class LightLLMClient:
     ) -> Self:
         """A client with other options on the same connections. `default_headers` and
         `default_query` are merged with this client's, the `set_` forms replace them."""
-        options = self.__getstate__()
-        replaced = {
-            "default_headers": set_default_headers,
-            "default_query": set_default_query,
-        }
-        for name, value in replaced.items():
-            kept = options[name] if value is None else value
-            options[name] = {**kept, **(changes.pop(name, None) or {})}
-        for name, value in changes.items():
-            if not isinstance(value, NotGiven):
-                options[name] = value
+        changes = {name: v for name, v in changes.items() if _is_given(v)}
+        changes["api_key"] = _hide_key(changes.get("api_key", self.api_key))
+        _hide_headers(changes, "default_headers")
+        options = self._options()
+        if set_default_headers is not None:
+            set_default_headers = _hide_values(set_default_headers)
+            options["default_headers"] = set_default_headers
+        if set_default_query is not None:
+            options["default_query"] = set_default_query
+        for name in ("default_headers", "default_query"):
+            options[name] = {**options[name], **(changes.pop(name, None) or {})}
+        options.update(changes)
         twin = type(self)(**options)
         if twin.ssl_context is self.ssl_context:
             twin._transport, twin._opener = self._transport, self._opener
@@ -793,12 +828,24 @@ class LightLLMClient:
 
     with_options = copy
 
-    def __getstate__(self) -> _Json:
-        names = _client_options()
-        return {name: getattr(self, name) for name in names}
+    def _options(self) -> _Json:
+        return {name: getattr(self, name) for name in _option_names()}
 
-    def __setstate__(self, options: _Json) -> None:
-        LightLLMClient.__init__(self, **options)
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.ssl_context:
+            raise TypeError(
+                "a client with an ssl_context cannot be pickled: "
+                "make it where it is used, or set SSL_CERT_FILE instead"
+            )
+        # after importlib.reload() the module has another class of that name
+        is_own = type(self).__module__ == __name__
+        return _new_client, (LightLLMClient if is_own else type(self), self._options())
+
+    def __copy__(self, memo: Any = None) -> Self:
+        twin: Self = _new_client(type(self), self._options())
+        return twin
+
+    __deepcopy__ = __copy__
 
     def __enter__(self) -> Self:
         return self
@@ -811,16 +858,17 @@ class LightLLMClient:
         self._transport.close()
 
     def is_closed(self) -> bool:
+        """Whether close() was called, of this client or of one with its connections."""
         return self._transport.closed
 
     def get(self, path: str, **options: Any) -> Any:
         """The decoded JSON of a GET of any route, from the server's root:
         `client.get("/token_load")`. Options: extra_headers, extra_query, timeout."""
-        return self.models._request("GET", self._rooted(path), None, None, options)
+        return self.models._request("GET", self._join_root(path), None, None, options)
 
     def post(self, path: str, *, body: Any = None, **options: Any) -> Any:
         """The same for a POST: `client.post("/tokens", body={"text": "hello"})`."""
-        return self.models._request("POST", self._rooted(path), body, None, options)
+        return self.models._request("POST", self._join_root(path), body, None, options)
 
     def health(self, *, timeout: float = 5.0) -> Health:
         """Whether the server is ready, told within `timeout` seconds. A LightLLM of 2025
@@ -829,13 +877,32 @@ class LightLLMClient:
             self.copy(max_retries=0, timeout=timeout).get("/health")
         except APIError as error:
             return Health(False, error.message)
-        return Health(True, f"{self._rooted('health')} answers")
+        return Health(True, f"{self._join_root('health')} answers")
 
-    def _rooted(self, path: str) -> str:
+    def _join_root(self, path: str) -> str:
         return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path.lstrip("/")
 
 
 OpenAI = LightLLMClient
+Client = LightLLMClient
+
+
+class AsyncOpenAI:
+    """Only a name, for code that imports it: calling it raises TypeError."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        raise TypeError(
+            f"{type(self).__name__} is not supported: LightLLMClient is synchronous and "
+            "for LightLLM servers; use it in threads, or install openai"
+        )
+
+
+class AzureOpenAI(AsyncOpenAI):
+    """Only a name, too."""
+
+
+class AsyncAzureOpenAI(AsyncOpenAI):
+    """Only a name, too."""
 
 
 class Chat:
@@ -846,81 +913,75 @@ class Chat:
 
     @property
     def with_raw_response(self) -> Chat:
+        """The same calls, returning the Response, with `.parse()`."""
         return Chat(self.completions._client, True)
 
 
-class _RawNamespaces:
-    def __init__(self, client: LightLLMClient) -> None:
-        self.chat = Chat(client, True)
-        self.completions = Completions(client, True)
-        self.models = Models(client, True)
-
-
 # --- endpoints ---
-# What can be asked. Options are written once: the documented ones, with their defaults,
-# in the signatures, the others in the TypedDicts, which serve type checkers, completion
-# and the check for misspelt names. An option that is None is not sent: the server's own
-# default applies. NOT_GIVEN takes the default shown. `extra_body` wins over everything.
+# What can be asked. The defaults stand in the signatures; the TypedDicts serve checkers,
+# completion and the check for misspelt names. An option that is None is not sent: the
+# server's own default applies. NOT_GIVEN uses the default shown. `extra_body` wins.
 
 
 class _CallOptions(TypedDict, total=False):
     extra_headers: Mapping[str, Any] | None
     extra_query: Mapping[str, object] | None
     extra_body: Mapping[str, object] | None
-    timeout: float | Timeout | NotGiven | None
+    timeout: float | Timeout | _Unset
 
 
 class _CommonOptions(_CallOptions, total=False):
     model: Required[str | None]
-    temperature: float | NotGiven | None
-    top_p: float | NotGiven | None
-    top_k: int | NotGiven | None
-    max_tokens: int | NotGiven | None
-    stop: str | Sequence[str] | NotGiven | None
-    presence_penalty: float | NotGiven | None
-    frequency_penalty: float | NotGiven | None
-    repetition_penalty: float | NotGiven | None
-    do_sample: bool | NotGiven | None
-    ignore_eos: bool | NotGiven | None
-    logit_bias: Mapping[str, int] | NotGiven | None
-    n: int | NotGiven | None
+    temperature: float | _Unset
+    top_p: float | _Unset
+    top_k: int | _Unset
+    max_tokens: int | _Unset
+    stop: str | Sequence[str] | _Unset
+    presence_penalty: float | _Unset
+    frequency_penalty: float | _Unset
+    repetition_penalty: float | _Unset
+    do_sample: bool | _Unset
+    ignore_eos: bool | _Unset
+    logit_bias: Any
+    n: int | _Unset
     response_format: Any
-    seed: int | NotGiven | None
-    stream_options: Mapping[str, Any] | NotGiven | None
-    user: str | NotGiven | None
+    seed: int | _Unset
+    stream_options: Any
+    user: str | _Unset
 
 
 class ChatOptions(_CommonOptions, total=False):
     """The options of `chat.completions.create`: openai's, and LightLLM's own."""
 
     messages: Required[Iterable[Any]]
-    logprobs: bool | NotGiven | None
-    tools: Iterable[Any] | NotGiven | None
+    logprobs: bool | _Unset
+    tools: Iterable[Any] | _Unset
     tool_mode: Literal["server", "prompt"] | NotGiven
     tool_choice: Any
-    audio: Any
+    chat_template_kwargs: Mapping[str, Any] | _Unset
+    max_completion_tokens: int | _Unset
+    parallel_tool_calls: bool | _Unset
+    reasoning_effort: str | _Unset
+    separate_reasoning: bool | _Unset
+    stream_reasoning: bool | _Unset
+    top_logprobs: int | _Unset
     character_settings: Any
-    chat_template_kwargs: Mapping[str, Any] | NotGiven | None
+    role_settings: Any
+    # what LightLLM ignores
+    audio: Any
     function_call: Any
     functions: Any
-    max_completion_tokens: int | NotGiven | None
-    metadata: Mapping[str, str] | NotGiven | None
+    metadata: Any
     modalities: Any
     moderation: Any
-    parallel_tool_calls: bool | NotGiven | None
     prediction: Any
-    prompt_cache_key: str | NotGiven | None
+    prompt_cache_key: Any
     prompt_cache_options: Any
     prompt_cache_retention: Any
-    reasoning_effort: str | NotGiven | None
-    role_settings: Any
-    safety_identifier: str | NotGiven | None
-    separate_reasoning: bool | NotGiven | None
-    service_tier: str | NotGiven | None
-    store: bool | NotGiven | None
-    stream_reasoning: bool | NotGiven | None
-    top_logprobs: int | NotGiven | None
-    verbosity: str | NotGiven | None
+    safety_identifier: Any
+    service_tier: Any
+    store: Any
+    verbosity: Any
     web_search_options: Any
 
 
@@ -928,10 +989,10 @@ class CompletionOptions(_CommonOptions, total=False):
     """The options of `completions.create`."""
 
     prompt: Required[str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]]
-    best_of: int | NotGiven | None
-    echo: bool | NotGiven | None
-    logprobs: int | NotGiven | None
-    suffix: str | NotGiven | None
+    best_of: int | _Unset
+    echo: bool | _Unset
+    logprobs: int | _Unset
+    suffix: str | _Unset
 
 
 class _Resource:
@@ -951,19 +1012,19 @@ class _Resource:
     ) -> Any:
         """What `build` makes of the JSON reply."""
         _hide_headers(call)
-        response = _Exchange(self._client, method, url, body, **call).whole(build)
+        response = _Exchange(self._client, method, url, body, **call).fetch(build)
         if isinstance(response._parsed, BaseModel):
             response._parsed._request_id = response.request_id
         return response if self._raw else response._parsed
 
-    def _asked(
+    def _complete(
         self, url: str, body: _Json, builder: _AnswerBuilder, call: _Json
     ) -> Any:
         """The answer that the builder makes of the reply, or the Stream it feeds."""
         if not builder.is_stream:
             return self._request("POST", url, body, builder.build_reply, call)
         exchange = _Exchange(self._client, "POST", url, body, **call)
-        response, reply = exchange.opened()
+        response, reply = exchange.open_stream()
         stream: Any = Stream(_StreamSource(response, reply, builder, exchange))
         if not self._raw:
             return stream
@@ -983,71 +1044,76 @@ class ChatCompletions(_Resource):
     ) -> Stream[ChatCompletionChunk]: ...
 
     @overload
-    def create(
-        self,
-        *,
-        stream: Literal[False] | NotGiven | None = ...,
-        **options: Unpack[ChatOptions],
+    def create(  # noqa: F811
+        self, *, stream: Literal[False] | None = ..., **options: Unpack[ChatOptions]
     ) -> ChatCompletion: ...
 
     @overload
-    def create(
-        self, *, stream: bool, **options: Unpack[ChatOptions]
+    def create(  # noqa: F811
+        self, *, stream: bool | NotGiven, **options: Unpack[ChatOptions]
     ) -> ChatCompletion | Stream[ChatCompletionChunk]: ...
 
-    def create(
+    def create(  # noqa: F811
         self,
         *,
         model: str | None,
         messages: Iterable[Any],
-        temperature: float | NotGiven | None = 0.6,
-        top_p: float | NotGiven | None = 0.95,
-        max_tokens: int | NotGiven | None = 10000,
-        stop: str | Sequence[str] | NotGiven | None = None,
-        presence_penalty: float | NotGiven | None = 1.1,
-        logprobs: bool | NotGiven | None = False,
-        tools: Iterable[Any] | NotGiven | None = None,
-        top_k: int | NotGiven | None = 50,
-        repetition_penalty: float | NotGiven | None = 1.0,
-        stream: bool | NotGiven | None = NOT_GIVEN,
+        temperature: float | _Unset = 0.6,
+        top_p: float | _Unset = 0.95,
+        max_tokens: int | _Unset = DEFAULT_MAX_TOKENS,
+        stop: str | Sequence[str] | _Unset = None,
+        presence_penalty: float | _Unset = 1.1,
+        logprobs: bool | _Unset = False,
+        tools: Iterable[Any] | _Unset = None,
+        top_k: int | _Unset = 50,
+        repetition_penalty: float | _Unset = 1.0,
+        stream: bool | _Unset = None,
         **options: Any,
     ) -> Any:
         """A ChatCompletion, or with `stream=True` a Stream of ChatCompletionChunks.
 
+        Defaults: temperature 0.6, top_p 0.95, top_k 50, max_tokens 10000,
+        presence_penalty 1.1, repetition_penalty 1.0, logprobs False, no stop, no tools.
+        Without max_tokens (None) the server's limit applies: 16 on builds of 2025.
+
         `messages`: {"role": str, "content": str | list of parts}, or the messages of
         earlier answers. Parts: {"type": "text", "text": str}; {"type": "image_url",
         "image_url": URL | {"url": URL}} with a file://, data: or http(s):// URL or a PIL
-        image. `tools`: openai's schemas, or Python functions. `max_tokens=None` leaves
-        the limit to the server, which on builds of 2025 is 16; `max_completion_tokens`
-        alone sets it too. `stop` strings are cut off the answer. See ChatOptions for
-        the rest.
+        image. `tools`: openai's schemas, or Python functions. `max_completion_tokens`
+        without max_tokens sets both. The answer ends before a `stop` string.
+        ChatOptions has the rest.
 
         Raises TypeError for an unknown option and ValueError for what cannot be sent,
         before anything is; then APIStatusError, APIConnectionError, APITimeoutError or
         APIResponseValidationError.
         """
-        body, call = _split(locals(), ChatCompletions.create, ChatOptions)
-        client = self._client
+        options.update(model=model, messages=messages, temperature=temperature)
+        options.update(top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop)
+        options.update(logprobs=logprobs, tools=tools, stream=stream)
+        options.update(presence_penalty=presence_penalty)
+        options.update(repetition_penalty=repetition_penalty)
+        body, call = _split_options(options, _DEFAULTS, ChatOptions)
+        client, extra = self._client, call.pop("extra_body", None) or {}
         tools = _tool_list(body.pop("tools", None))
         mode = body.pop("tool_mode", client.tool_mode)
-        body["messages"] = _sendable_messages(body["messages"], client)
-        if "max_completion_tokens" in body and body.get("max_tokens", 10000) == 10000:
+        body["messages"] = _sendable_messages(body.get("messages"), client)
+        is_default = hasattr(body.get("max_tokens", DEFAULT_MAX_TOKENS), "is_default")
+        if is_default and "max_completion_tokens" in body:
             body["max_tokens"] = body["max_completion_tokens"]
-        extra = call.pop("extra_body", None) or {}
         builder = _AnswerBuilder(True, {**body, **extra}, tools)
         url = client.base_url + "/chat/completions"
         if client.api == "generate" or client.base_url.endswith("/generate"):
-            url = client._rooted("generate_stream" if builder.is_stream else "generate")
+            url = client._join_root("generate" + "_stream" * builder.is_stream)
             builder.native = _NativeReplies(body.get("model"))
             body, extra = _generate_body(body, tools, extra, client), {}
-        elif _one_of("tool_mode", mode, ("server", "prompt")) == "prompt":
+        elif _check_choice("tool_mode", mode, ("server", "prompt")) == "prompt":
             choice = body.get("tool_choice")
             body["messages"] = _flatten_messages(body["messages"], tools, choice)
             body["tool_choice"] = "none"  # or builds of 2025 answer 400 to calls
         elif tools:
             body["tools"] = tools
             builder.sends_tools = True
-        return self._asked(url, {**body, **extra}, builder, call)
+        return self._complete(url, {**body, **extra}, builder, call)
 
 
 class Completions(_Resource):
@@ -1059,43 +1125,32 @@ class Completions(_Resource):
     ) -> Stream[Completion]: ...
 
     @overload
-    def create(
+    def create(  # noqa: F811
         self,
         *,
-        stream: Literal[False] | NotGiven | None = ...,
+        stream: Literal[False] | None = ...,
         **options: Unpack[CompletionOptions],
     ) -> Completion: ...
 
     @overload
-    def create(
-        self, *, stream: bool, **options: Unpack[CompletionOptions]
+    def create(  # noqa: F811
+        self, *, stream: bool | NotGiven, **options: Unpack[CompletionOptions]
     ) -> Completion | Stream[Completion]: ...
 
-    def create(
-        self,
-        *,
-        model: str | None,
-        prompt: Any,
-        temperature: float | NotGiven | None = 0.6,
-        top_p: float | NotGiven | None = 0.95,
-        max_tokens: int | NotGiven | None = 10000,
-        stop: str | Sequence[str] | NotGiven | None = None,
-        presence_penalty: float | NotGiven | None = 1.1,
-        top_k: int | NotGiven | None = 50,
-        repetition_penalty: float | NotGiven | None = 1.0,
-        do_sample: bool | NotGiven | None = True,
-        stream: bool | NotGiven | None = NOT_GIVEN,
-        **options: Any,
+    def create(  # noqa: F811
+        self, *, model: str | None, prompt: Any, **options: Any
     ) -> Any:
         """A Completion, or with `stream=True` a Stream of Completions.
 
-        `prompt`: str, list of str, or token ids. LightLLM wants a `model` here.
-        `do_sample` is sent because builds of 2025 are greedy without it.
+        `prompt`: str, list of str, or token ids. LightLLM wants a `model` here. Defaults
+        as in chat; do_sample is True, as builds of 2025 are greedy without it.
         """
-        body, call = _split(locals(), Completions.create, CompletionOptions)
+        defaults = {**_DEFAULTS, "do_sample": True, "logprobs": None}
+        options.update(model=model, prompt=prompt)
+        body, call = _split_options(options, defaults, CompletionOptions)
         body.update(call.pop("extra_body", None) or {})
         url = self._client.base_url + "/completions"
-        return self._asked(url, body, _AnswerBuilder(False, body), call)
+        return self._complete(url, body, _AnswerBuilder(False, body), call)
 
 
 class Models(_Resource):
@@ -1103,12 +1158,8 @@ class Models(_Resource):
 
     def list(self, **options: Any) -> ModelList:
         """The served models. Raises NotFoundError where a build has no list."""
-
-        def build(data: Any) -> ModelList:
-            return ModelList([Model.model_validate(model) for model in data["data"]])
-
         url = self._client.base_url + "/models"
-        models: ModelList = self._request("GET", url, None, build, options)
+        models: ModelList = self._request("GET", url, None, ModelList, options)
         return models
 
     def retrieve(self, model: str, **options: Any) -> Model:
@@ -1119,10 +1170,10 @@ class Models(_Resource):
         response: Any = Models(self._client, True).list(**options)
         served = {found.id: found for found in response.parse()}
         if model not in served:
-            message = f"no model {model!r} at {response.url}, only {list(served)}"
+            message = f"no model {model!r} at {response.url}, only {[*served]}"
             raise NotFoundError(message, response=response)
         response._parsed = served[model]
-        found: Model = response if self._raw else served[model]
+        found: Model = response if self._raw else response._parsed
         return found
 
 
@@ -1221,6 +1272,16 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
 
 # ======================================================================================
 # the fold: below is the machinery, nothing that a user imports
+#
+# A request: `create` (endpoints) checks names (options), makes the messages sendable
+#   (messages and images), turns functions into tools (tool schemas), and for tool_mode
+#   "prompt" and the native API writes the prompt (prompts). Attempts, retries and errors
+#   (requests, request parts) go over a kept or a new socket (routes and idle
+#   connections, connections).
+# Its answer: framing (replies), then one JSON text (JSON) or events (server-sent events,
+#   stream source). Calls are found in the text (tool-call tags, calls in JSON), stop
+#   strings are cut off (stop strings), ids and reasons mended (putting answers right).
+#   Out come a ChatCompletion (answers) or a Stream of chunks (streams).
 # ======================================================================================
 
 # --- options ---
@@ -1233,115 +1294,152 @@ class _Secret(str):
     def __repr__(self) -> str:
         return "'***'"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Secret, (str(self),)  # by name: importlib.reload() makes another class
 
-def _hidden(headers: Mapping[str, Any]) -> _Json:
+
+def _new_client(kind: Any, options: _Json) -> Any:
+    """For pickle and copy: a subclass may have another constructor."""
+    client = object.__new__(kind)
+    LightLLMClient.__init__(client, **options)
+    return client
+
+
+def _is_given(value: Any) -> bool:
+    """By name: openai has such marks too, and importlib.reload() makes new ones."""
+    return type(value).__name__ not in ("NotGiven", "Omit")
+
+
+def _hide_key(key: Any) -> Any:
+    """A key whose repr shows nothing; the one of the environment for None."""
+    if key is None:
+        key = _environment("API_KEY")
+    return _Secret(key) if isinstance(key, str) else key
+
+
+def _hide_values(headers: Mapping[str, Any]) -> _Json:
     """Headers whose repr shows no value: one may be a key."""
-    shown = (NotGiven, type(None))
-    return {n: v if isinstance(v, shown) else _Secret(v) for n, v in headers.items()}
+    return {
+        name: _Secret(value) if value is not None and _is_given(value) else value
+        for name, value in headers.items()
+    }
+
+
+def _hide_headers(options: _Json, name: str = "extra_headers") -> None:
+    """In place: from here on no variable shows a key in these headers."""
+    if options.get(name):
+        options[name] = _hide_values(options[name])
 
 
 def _environment(name: str) -> str:
     found = os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name)
-    return found or ""
+    return (found or "").strip()
 
 
-def _client_options() -> list[str]:
+def _option_names() -> list[str]:
     keywords = LightLLMClient.__init__.__kwdefaults__ or {}
     return ["api_key", "base_url", "timeout", *keywords]
 
 
-def _unknown_option(name: str) -> str:
-    if name == "http_client":
-        return "no http_client here: HTTP_PROXY, SSL_CERT_FILE and ssl_context= instead"
-    return f"LightLLMClient takes no {name!r}: {_suggestion(name, _client_options())}"
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
+def _unknown_name(callee: str, name: str, known: Iterable[str]) -> str:
     import difflib
 
+    if name == "http_client":
+        return (
+            "http_client is not supported: use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
+        )
+    if callee == "create" and name in _option_names():
+        where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
+        return f"{name} is an option of the client: use {where}"
     close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
+    return f"{callee}() got an unexpected keyword argument {name!r}: {hint}"
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
-        raise ValueError(f"{name} is one of {allowed}, not {value!r}")
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
     return value
 
 
-def _checked_key(key: _Secret) -> _Secret:
+def _checked_key(key: Any) -> Any:
+    """A _Secret without white space around it, or the callable that returns one."""
+    if callable(key):
+        return key
+    if not isinstance(key, str):
+        kind = type(key).__name__
+        raise TypeError(f"api_key must be a str or a callable, got {kind}")
     key = _Secret(key.strip())
+    if re.match("https?://", key):
+        raise ValueError("api_key is a URL: pass it as base_url=")
     if _UNSENDABLE.search(key):
-        raise ValueError("api_key holds a line break or what else no header takes")
+        raise ValueError("api_key must not contain characters that no header can hold")
     return key
 
 
 def _checked_timeout(timeout: Any, default: Any) -> Any:
-    if isinstance(timeout, NotGiven):
+    if not _is_given(timeout):
         return default
     if timeout is None or hasattr(timeout, "connect"):
         return timeout
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout is in seconds, None or a Timeout, not {timeout!r}")
+        raise TypeError(f"timeout must be seconds, None or a Timeout, got {timeout!r}")
     if not timeout > 0:
-        raise ValueError(f"timeout is more than 0 seconds, not {timeout!r}")
+        raise ValueError(f"timeout must be more than 0 seconds, got {timeout!r}")
     return timeout
 
 
-def _checked_retries(retries: Any) -> int:
+def _check_retries(retries: Any) -> int:
     if isinstance(retries, bool) or not isinstance(retries, int):
-        raise TypeError(f"max_retries is an int, not {retries!r}")
+        raise TypeError(f"max_retries must be an int, got {retries!r}")
     if retries < 0:
-        raise ValueError(f"max_retries is 0 or more, not {retries}")
+        raise ValueError(f"max_retries must be 0 or more, got {retries}")
     return retries
 
 
-def _checked_base_url(url: str) -> str:
+def _check_base_url(url: str) -> str:
+    """The URL without a slash at its end, with /v1 if it has no path."""
     if not re.fullmatch(r"[!-\[\]-~]+", url):
-        raise ValueError("base_url holds a space, a backslash or a non-ASCII character")
+        raise ValueError("base_url must not contain spaces, \\ or non-ASCII characters")
     try:
         parts = urllib.parse.urlsplit(url)
         port, host = parts.port, (parts.hostname or "").encode("idna")
     except ValueError:  # UnicodeError is one
-        raise ValueError("base_url has no usable host and port") from None
+        raise ValueError("base_url must have a valid host and port") from None
     if parts.username is not None:
-        raise ValueError("base_url holds credentials: use api_key or default_headers")
+        raise ValueError("base_url must not contain credentials: use api_key=")
     if parts.scheme not in ("http", "https"):
-        raise ValueError(f"base_url begins with http:// or https://, unlike {url!r}")
+        raise ValueError(f"base_url must start with http:// or https://, got {url!r}")
     if "?" in url or "#" in url:
-        raise ValueError("base_url holds a query or fragment: use default_query")
+        raise ValueError(
+            "base_url must not contain a query (default_query=) or fragment"
+        )
     if not host or port == 0:
-        raise ValueError(f"base_url names no host and port: {url!r}")
+        raise ValueError(f"base_url must have a host and a port, got {url!r}")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
-def _hide_headers(options: _Json) -> None:
-    """In place: from here on no variable shows a key in extra_headers."""
-    if options.get("extra_headers"):
-        options["extra_headers"] = _hidden(options["extra_headers"])
+_COMMON_NAMES = {
+    "stream",
+    *_CallOptions.__annotations__,
+    *_CommonOptions.__annotations__,
+}
+_DEFAULTS: _Json = vars(ChatCompletions)["create"].__kwdefaults__
 
 
-def _split(given: _Json, create: Any, kind: Any) -> tuple[_Json, _Json]:
-    """The body and the call's own options, of the local variables of `create`."""
-    options = given.pop("options")
-    _hide_headers(options)
-    del given["self"]
-    defaults = create.__kwdefaults__
-    if options:
-        known = {*defaults, *kind.__annotations__, *_CommonOptions.__annotations__}
-        for name in options:
-            if name not in known and name not in _CallOptions.__annotations__:
-                raise TypeError(f"create() has no {name!r}: {_suggestion(name, known)}")
-        given.update(options)
-    call = {
-        name: given.pop(name) for name in _CallOptions.__annotations__ if name in given
-    }
-    body = {}
-    for name, value in given.items():
-        value = defaults.get(name) if isinstance(value, NotGiven) else value
-        if value is not None and not isinstance(value, NotGiven):
-            body[name] = value
-    return body, call
+def _split_options(given: _Json, defaults: _Json, kind: Any) -> tuple[_Json, _Json]:
+    """The body of a request, and the options of the call itself."""
+    _hide_headers(given)
+    for name in given.keys() - _COMMON_NAMES - kind.__annotations__.keys():
+        given.clear()  # or a variable would show an api_key
+        known = _COMMON_NAMES | kind.__annotations__.keys()
+        raise TypeError(_unknown_name("create", name, known))
+    calls = _CallOptions.__annotations__
+    call = {name: given.pop(name) for name in calls if name in given}
+    body = {**defaults, **{n: v for n, v in given.items() if _is_given(v)}}
+    if body.get("stream") is not None:
+        body["stream"] = bool(body["stream"])
+    return {n: v for n, v in body.items() if v is not None}, call
 
 
 # --- messages and images ---
@@ -1371,9 +1469,11 @@ def _make_list(value: Any, rule: str) -> list[Any]:
 
 
 def _as_dict(item: Any, what: str) -> _Json:
-    """A copy; of openai's objects too."""
-    if not isinstance(item, dict) and hasattr(item, "model_dump"):
+    """A copy of a dict, or of what was set of an object of ours or openai's."""
+    if hasattr(item, "model_dump"):
         item = item.model_dump(exclude_unset=True)
+        if item.get("tool_calls", 0) is None:
+            del item["tool_calls"]
     if not isinstance(item, dict):
         raise TypeError(
             f"{what} must be a dict or an answer's object, got {item!r:.80}"
@@ -1586,7 +1686,7 @@ def _select_tools(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
         if not tools:
             raise ValueError(f"tool_choice names {name!r}, which is not a tool")
         return tools, f"\n\nYou must call the function {name} now."
-    _one_of("tool_choice", choice or "auto", ("auto", "none", "required"))
+    _check_choice("tool_choice", choice or "auto", ("auto", "none", "required"))
     if choice == "required":
         return tools, "\n\nYou must call at least one of these functions now."
     return ([] if choice == "none" else tools), ""
@@ -1995,7 +2095,7 @@ def _find_damage(text: str, name: str) -> str:
     return ""
 
 
-class _Choice:
+class _ChoiceState:
     """One choice of an answer: its text, its calls, and why it ended."""
 
     def __init__(self, schemas: _Json, stop: Any, reader: Any, is_plain: bool) -> None:
@@ -2100,7 +2200,7 @@ class _AnswerBuilder:
     def __init__(
         self, is_chat: bool, request: _Json, tools: Iterable[Any] = ()
     ) -> None:
-        self.is_stream = request.get("stream") is True
+        self.is_stream = bool(request.get("stream"))
         self.native: _NativeReplies | None = None
         self.sends_tools = False  # to the server, which then reads the calls itself
         self.head: _Json = {}  # the fields that all chunks share
@@ -2113,7 +2213,7 @@ class _AnswerBuilder:
         self._stops = _stop_strings(request.get("stop"))
         self._schemas = _parameter_schemas(tools)
         self._has_tools = bool(self._schemas)
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[int, _ChoiceState] = {}
         self._usage: Any = None
         self._has_usage = self._has_null_role = False
 
@@ -2209,14 +2309,14 @@ class _AnswerBuilder:
             return ChatCompletion.model_validate({**data, "object": "chat.completion"})
         return Completion.model_validate({**data, "object": "text_completion"})
 
-    def _find_choice(self, index: int, reads_calls: bool) -> _Choice:
+    def _find_choice(self, index: int, reads_calls: bool) -> _ChoiceState:
         """A new choice. Its calls are read from its text, unless the caller wants none."""
         reads_calls = reads_calls and self._request.get("tool_choice") != "none"
         reader = _CallReader(self._schemas, self.is_stream) if reads_calls else None
         stop = (
             _StopFilter(self._stops, self._measure_echo(index)) if self._stops else None
         )
-        state = _Choice(self._schemas, stop, reader, not self.is_stream)
+        state = _ChoiceState(self._schemas, stop, reader, not self.is_stream)
         self._choices[index] = state
         return state
 
@@ -2237,11 +2337,13 @@ def _drop_none(fields: _Json) -> _Json:
 
 
 # --- dumps ---
-# Answer objects <-> plain data.
+# Plain data -> answer objects -> plain data.
+
+_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
 
 
-def _nested_in(value: Any, kind: Any) -> Any:
-    """A field's value with its objects of that kind."""
+def _add_classes(value: Any, kind: Any) -> Any:
+    """A field's value, its objects as objects of that class."""
     if type(value) is dict:
         return kind.model_validate(value)
     if type(value) is list:
@@ -2249,32 +2351,20 @@ def _nested_in(value: Any, kind: Any) -> Any:
     return value
 
 
-def _plain(value: Any, include: Any, exclude: Any, options: _Json) -> Any:
-    """A value without classes. `include`, `exclude`: all (True), nothing (False), or
-    names as model_dump takes them."""
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(value, BaseModel):
-        items = value._shown(options)
-    elif isinstance(value, (dict, list)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-    else:
-        return value
-    plain = {}
-    for name, item in items:
-        wanted, unwanted = _part(include, name), _part(exclude, name)
-        if wanted is not False and unwanted is not True:
-            plain[name] = _plain(item, wanted, unwanted, options)
-    return list(plain.values()) if isinstance(value, list) else plain
+def _to_plain(value: Any, options: _Json) -> Any:
+    """A value without classes. The options are model_dump's."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(**options)
+    if isinstance(value, list):
+        return [_to_plain(item, options) for item in value]
+    if isinstance(value, dict):
+        return {name: _to_plain(item, options) for name, item in value.items()}
+    return value
 
 
-def _part(names: Any, name: Any) -> Any:
-    """What an include or exclude says of the value of `name`, in the same terms."""
-    if isinstance(names, bool):
-        return names
-    if isinstance(names, dict):
-        inner = names.get(name, names.get("__all__", False))
-        return True if inner is ... else inner
-    return name in names
+def _to_json(plain: _Json, indent: int | None) -> str:
+    marks = (",", ":") if indent is None else None
+    return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
 
 
 # --- stream source ---
@@ -3006,7 +3096,7 @@ def _parse_finite(text: str) -> float:
     return number
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> Never:
     raise ValueError(f"{name} is not JSON")
 
 
@@ -3207,7 +3297,7 @@ class _Exchange:
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
 
-    def whole(self, build: Callable[[Any], Any] | None) -> Response:
+    def fetch(self, build: Callable[[Any], Any] | None) -> Response:
         """The reply with its body, and what `build` makes of it."""
         response, _ = self._answered(True)
         response._parsed, problem = _built(response, build)
@@ -3217,7 +3307,7 @@ class _Exchange:
             raise error
         return response
 
-    def opened(self) -> tuple[Response, _Reply]:
+    def open_stream(self) -> tuple[Response, _Reply]:
         """The reply of a stream with its head."""
         response, reply = self._answered(False)
         kind = response.headers.get("content-type", "").lower()
@@ -3501,7 +3591,7 @@ def _query_string(query: Mapping[str, object]) -> str:
     for name, value in query.items():
         listed = isinstance(value, (list, tuple))
         for item in value if isinstance(value, (list, tuple)) else [value]:
-            if item is not None and not isinstance(item, NotGiven):
+            if item is not None and _is_given(item):
                 text = str(item).lower() if isinstance(item, bool) else str(item)
                 pairs.append((name + "[]" * listed, text))
     return "?" + urllib.parse.urlencode(pairs) if pairs else ""
@@ -3536,7 +3626,7 @@ def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
         for name, value in layer.items():
             name = name.capitalize()  # as urllib does
             merged.pop(name, None)
-            if value is not None and not isinstance(value, NotGiven):
+            if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
                 if _UNSENDABLE.search(merged[name]) or re.search(r"[^!-9;-~]", name):
                     raise ValueError(f"the header {name!r} holds what no header takes")
@@ -3790,6 +3880,7 @@ class _Transport(urllib.request.BaseHandler):
             is_new = connection is None
             connection = connection or _Connection(self, route, clock)
             connection.clock, connection.is_sent = clock, False
+            connection.transport = self
             try:
                 return self._exchange(connection, request)
             except BaseException as error:
@@ -3838,6 +3929,7 @@ class _Transport(urllib.request.BaseHandler):
         """Keep a connection whose reply ended exactly."""
         route = connection.route
         connection.idle_since = time.monotonic()
+        del connection.transport  # a cycle: a dropped client would not close it
         route.idle.append(connection)
         if self.closed or len(route.idle) > MAX_IDLE_CONNECTIONS:
             surplus = route.pop_idle()
@@ -4142,7 +4234,7 @@ def _ask(client: LightLLMClient, options: Any) -> int:
     with client.chat.completions.create(**request, stream=True) as stream:
         for chunk in stream:
             for choice in chunk.choices:
-                _show_reasoning(choice.delta.reasoning)
+                _show_reasoning(getattr(choice.delta, "reasoning", None))
                 print(choice.delta.content or "", end="", flush=True)
     print()
     return 0

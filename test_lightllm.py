@@ -25,6 +25,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import pydoc
 import random
 import re
 import signal
@@ -39,6 +40,7 @@ import time
 import traceback
 import typing
 import unittest
+import unittest.mock
 import warnings
 import weakref
 
@@ -468,7 +470,7 @@ class UsageGuide(ServerTest):
 
         first, second = self.ask(), self.ask()
 
-        message = {"role": "assistant", "content": "Paris."}
+        message = {"role": "assistant", "content": "Paris.", "tool_calls": None}
         self.assertEqual(first["choices"][0]["message"], message)
         self.assertIsNone(first["choices"][0]["message"]["tool_calls"])
         call = second["choices"][0]["message"]["tool_calls"][0]
@@ -618,7 +620,7 @@ class Clients(ServerTest):
         with environment(
             LIGHTLLM_API_KEY=None,
             OPENAI_API_KEY=" from-env\n",
-            LIGHTLLM_BASE_URL="http://a:1",
+            LIGHTLLM_BASE_URL=" http://a:1\n",
             OPENAI_BASE_URL="http://b:2",
         ):
             client = lightllm.LightLLMClient()
@@ -633,8 +635,16 @@ class Clients(ServerTest):
                 raised(self, ValueError, lambda key=key: lightllm.LightLLMClient(key))
                 with environment(LIGHTLLM_API_KEY=key.replace("\x00", "\x01")):
                     raised(self, ValueError, lightllm.LightLLMClient)
-        with self.assertRaises(TypeError):
+        with self.assertRaisesRegex(TypeError, "api_key must be a str or .*, got int"):
             lightllm.LightLLMClient(5)
+        with self.assertRaisesRegex(ValueError, "api_key is a URL: .* base_url="):
+            lightllm.LightLLMClient(" http://localhost:8000")
+        headers = {"Authorization": "Bearer " + KEY}
+        given = {"api_key": KEY, "default_headers": headers}
+        for make in (lightllm.LightLLMClient, self.client.with_options):
+            raised(self, TypeError, lambda make=make: make(**given, time_out=5))
+            raised(self, ValueError, lambda make=make: make(**given, timeout=0))
+        raised(self, TypeError, lambda: self.ask(api_key=KEY))
         client = self.new_client(api_key=lambda: KEY + "\nX: y")
         raised(self, ValueError, lambda: self.ask(client))
         client.api_key = KEY + "\n"
@@ -742,6 +752,73 @@ class Clients(ServerTest):
         self.assertEqual(self.server.heard[0].headers["X-A"], "1")
         self.assertEqual(twin.timeout, client.timeout)
 
+    def test_a_client_with_an_ssl_context_copies_and_says_why_it_does_not_pickle(self):
+        context = ssl.create_default_context()
+        client = self.new_client(ssl_context=context)
+
+        with self.assertRaisesRegex(TypeError, "ssl_context.*SSL_CERT_FILE"):
+            pickle.dumps(client)
+        for twin in (copy.copy(client), copy.deepcopy(client)):
+            self.assertIs(twin.ssl_context, context)
+            twin.close()
+            self.assertFalse(client.is_closed())
+
+    def test_options_of_a_client_count_for_its_namespaces_at_once(self):
+        self.server.says(raw(0.4), answer())
+        self.client.timeout = 0.1
+        self.assertIn("0.1 s", str(self.error(lightllm.APITimeoutError)))
+        self.client.timeout, self.client.api_key = 5, "other"
+        self.ask()
+        authorization = self.server.heard[-1].headers["Authorization"]
+        self.assertEqual(authorization, "Bearer other")
+        self.assertIs(self.client.chat, self.client.chat)
+
+    @unittest.skipUnless(hasattr(sys, "getrefcount"), "references are not counted here")
+    def test_a_dropped_client_is_freed_at_once_and_its_create_works_on(self):
+        self.server.says(answer(), answer("still"))
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        client = lightllm.LightLLMClient(base_url=self.server.url, max_retries=0)
+        self.ask(client)
+        create, dead = client.chat.completions.create, weakref.ref(client)
+        transport = weakref.ref(client._transport)
+        del client
+        self.assertIsNone(dead())
+        response = create(model="m", messages=[user("hi")])
+        self.assertEqual(response.choices[0].message.content, "still")
+        del create
+        self.assertIsNone(transport())
+
+    def test_clients_live_through_a_reload_of_the_module(self):
+        stream = events(delta("a"), STOP, DONE)
+        self.server.answers(lambda h: stream if h.json.get("stream") else answer(CALL))
+        code = f"""
+import copy, importlib, pickle, sys
+sys.path.insert(0, {str(MODULE.parent)!r})
+import {MODULE.stem} as module
+client = module.LightLLMClient(base_url={self.server.url!r}, max_retries=0)
+say = dict(model="m", messages=[dict(role="user", content="hi")])
+message = client.chat.completions.create(**say).choices[0].message
+omit, not_given = module.omit, module.NOT_GIVEN
+importlib.reload(module)
+say["messages"] += [message, dict(role="user", content="more")]
+pickled = pickle.loads(pickle.dumps(client))
+for one in (client, client.with_options(timeout=9), copy.copy(client), pickled):
+    more = dict(temperature=not_given, timeout=not_given, extra_headers=dict(a=omit))
+    answer = one.chat.completions.create(**say, **more, max_completion_tokens=7)
+    assert isinstance(answer, module.ChatCompletion) and answer.choices[0].message.tool_calls
+    stream = one.chat.completions.create(**say, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in stream) == "a"
+message.to_dict()
+print("fine")
+"""
+        done = run_python("-c", code)
+        self.assertEqual(done.stdout.strip(), "fine", done.stderr)
+        sent = self.server.heard[1]
+        self.assertNotIn("A", sent.headers)
+        self.assertEqual((sent.json["temperature"], sent.json["max_tokens"]), (0.6, 7))
+
     def test_repr_shows_no_key(self):
         texts = [repr(self.client), repr(vars(self.client)), repr(self.client.chat)]
         self.assertNotIn(KEY, "".join(texts))
@@ -841,12 +918,38 @@ class Create(ServerTest):
         self.assertEqual(path, "a%5B%5D=1&a%5B%5D=true&b=false")
 
     def test_max_completion_tokens_alone_sets_max_tokens_too(self):
-        self.server.says(answer(), answer())
+        self.server.says(answer())
         self.ask(max_completion_tokens=50)
         self.assertEqual(self.sent["max_tokens"], 50)
         self.assertEqual(self.sent["max_completion_tokens"], 50)
-        self.ask(max_completion_tokens=50, max_tokens=20)
-        self.assertEqual(self.sent["max_tokens"], 20)
+        for limit in (20, 10000):
+            self.server.says(answer())
+            self.ask(max_completion_tokens=50, max_tokens=limit)
+            self.assertEqual(self.sent["max_tokens"], limit)
+            self.assertEqual(self.sent["max_completion_tokens"], 50)
+
+    def test_options_of_the_client_name_their_place(self):
+        for name in ("max_retries", "image_root", "base_url", "api", "ssl_context"):
+            text = rf"with_options\({name}=\.\.\.\) or LightLLMClient\({name}="
+            with self.assertRaisesRegex(TypeError, text):
+                self.ask(**{name: 3})
+        self.assertEqual(self.server.heard, [])
+
+    def test_any_true_stream_streams(self):
+        for value in (1, "yes", [0]):
+            self.server.says(events(delta("a"), STOP, DONE))
+            chunks = [*self.ask(stream=value)]
+            self.assertEqual(chunks[0].choices[0].delta.content, "a")
+            self.assertIs(self.sent["stream"], True)
+        self.server.says(answer())
+        self.ask(stream=0)
+        self.assertIs(self.sent["stream"], False)
+
+    def test_the_defaults_can_be_read_where_editors_show_dots(self):
+        create = self.client.chat.completions.create
+        text = " ".join(inspect.getdoc(create).split())
+        self.assertIn("temperature 0.6, top_p 0.95, top_k 50, max_tokens 10000, ", text)
+        self.assertIn("presence_penalty 1.1, repetition_penalty 1.0, logprobs", text)
 
     def test_text_goes_out_as_utf8(self):
         self.server.says(answer())
@@ -1261,12 +1364,11 @@ class Answers(ServerTest):
         self.assertIn("new", message.model_dump(exclude_unset=True))
         self.assertNotIn("new", message.model_dump(exclude_none=True))
         self.assertEqual(message.model_dump(include={"role"}), {"role": "assistant"})
-        nested = {"choices": {0: {"message": {"content"}}}}
-        picked = response.model_dump(include=nested)
-        self.assertEqual(picked, {"choices": [{"message": {"content": "x"}}]})
-        without = response.model_dump(exclude={"choices": {"__all__": {"message"}}})
-        self.assertNotIn("message", without["choices"][0])
-        self.assertIn("id", without)
+        self.assertNotIn("choices", response.model_dump(exclude=["choices"]))
+        for names in ({"choices": {0: {"message"}}}, "id"):
+            for option in ("include", "exclude"):
+                with self.assertRaisesRegex(TypeError, "must be sets of names"):
+                    response.model_dump(**{option: names})
         self.assertEqual(json.loads(response.model_dump_json(indent=1)), dump)
         self.assertEqual(response.dict(), dump)
         self.assertEqual(json.loads(response.json()), dump)
@@ -1274,22 +1376,6 @@ class Answers(ServerTest):
         self.assertTrue(response.to_json().startswith('{\n  "id"'))
         self.assertEqual(message.model_extra, {"reasoning": "", "new": None})
         self.assertEqual(message.model_fields_set, {"role", "content"})
-
-    def test_dumps_of_some_items_of_a_list(self):
-        texts = ("a", "b", "c")
-        choices = [{"index": n, "message": {"content": t}} for n, t in enumerate(texts)]
-        response = lightllm.ChatCompletion(id="1", choices=choices)
-        table = [
-            ({"include": {"choices": {1}}}, ["b"]),
-            ({"include": {"choices": {0: True, 2: {"message": ...}}}}, ["a", "c"]),
-            ({"exclude": {"choices": {0}}}, ["b", "c"]),
-            ({"exclude": {"choices": {0: True, 1: {"index"}}}}, ["b", "c"]),
-            ({"include": {"choices"}, "exclude": {"choices": {2: ...}}}, ["a", "b"]),
-        ]
-        for names, left in table:
-            with self.subTest(names):
-                dumped = response.model_dump(exclude_none=True, **names)["choices"]
-                self.assertEqual([c["message"]["content"] for c in dumped], left)
 
     def test_copies_pickles_and_assignment(self):
         self.server.says(plain_with(answer(CALL), x_request_id="req-1"))
@@ -1349,6 +1435,53 @@ class Answers(ServerTest):
                 self.assertEqual(message["reasoning"], expected)
                 kept = {k: v for k, v in message.items() if "reason" in k}
                 self.assertEqual(kept, fields)
+
+    def test_a_delta_has_reasoning_only_if_the_server_sent_it(self):
+        thought = [delta(reasoning="hm"), delta(reasoning_content="hm")]
+        self.server.says(events(*thought, delta("said"), delta("!"), STOP, DONE))
+        heard = []
+        for chunk in self.ask(stream=True):  # as in vLLM's examples
+            if hasattr(chunk.choices[0].delta, "reasoning_content"):
+                self.assertTrue(hasattr(chunk.choices[0].delta, "reasoning"))
+                heard.append(chunk.choices[0].delta.reasoning_content)
+            elif chunk.choices[0].delta.content:
+                heard.append(chunk.choices[0].delta.content)
+        self.assertEqual(heard, ["hm", "hm", "said", "!"])
+
+    def test_messages_are_dicts_with_the_keys_that_code_reads(self):
+        self.server.says(answer("x", new=1), answer(None), answer("done"))
+        response = self.ask()
+        message, empty = response.choices[0].message, self.ask().choices[0].message
+        keys = {"role": "assistant", "content": "x", "tool_calls": None, "new": 1}
+        for plain_dict in (dict(message), {**message}, json.loads(json.dumps(message))):
+            self.assertEqual(plain_dict, keys)
+        self.assertEqual(vars(message), {**message.model_dump(), **keys})
+        self.assertEqual(message.__dict__, vars(message))
+        self.assertEqual(vars(response.usage)["total_tokens"], 8)
+        self.assertIsNone(vars(response.usage)["prompt_tokens_details"])
+        pickled = pickle.loads(pickle.dumps(message))
+        for twin in (message, copy.deepcopy(message), pickled):
+            self.assertEqual(twin, message)
+            self.assertNotIn("tool_calls", twin.to_dict())
+            self.assertEqual(twin.model_fields_set, {"role", "content"})
+        self.ask(messages=[message, empty, dict(message)])
+        told = [{"role": "assistant", "content": "x", "new": 1}]
+        told += [{"role": "assistant", "content": ""}, keys]
+        self.assertEqual(self.sent["messages"], told)
+        message.tool_calls = []
+        self.assertEqual(message.to_dict()["tool_calls"], [])
+
+    def test_fields_of_calls_that_only_the_server_knows_are_kept(self):
+        function = {"name": "f", "arguments": "{}", "strict": True}
+        call = {"id": "1", "function": function, "extra_content": {"a": {"b": 1}}}
+        message = lightllm.ChatCompletionMessage(tool_calls=[call])
+        self.assertEqual(message.tool_calls[0].extra_content, {"a": {"b": 1}})
+        self.assertEqual(message.to_dict(), {"tool_calls": [call]})
+
+    def test_help_shows_the_fields_without_a_text_for_each(self):
+        text = pydoc.render_doc(lightllm.ChatCompletionMessage)
+        self.assertIn("refusal", text)
+        self.assertNotIn("methodcaller", text)
 
     def test_odd_types_are_not_rejected(self):
         odd = {"id": 5, "choices": [{"message": {"content": 7, "tool_calls": "x"}}, 3]}
@@ -2078,7 +2211,7 @@ class Streams(ServerTest):
         chunks = list(stream)
         self.assertEqual(chunks[0].choices[0].delta.reasoning_content, "th")
         self.assertEqual(chunks[1].choices[0].delta.reasoning, "ink")
-        self.assertIsNone(chunks[2].choices[0].delta.reasoning)
+        self.assertFalse(hasattr(chunks[2].choices[0].delta, "reasoning"))
         message = stream.get_final_completion().choices[0].message
         self.assertEqual((message.reasoning, message.content), ("think", "ok"))
 
@@ -3910,6 +4043,8 @@ class OtherRoutes(ServerTest):
         self.assertEqual([model.id for model in page], ["qwen25"])
         self.assertEqual(page.data[0].max_model_len, 16384)
         self.assertFalse(page.has_next_page())
+        self.assertEqual(json.loads(page.model_dump_json()), page.model_dump())
+        self.assertEqual(page.model_dump(exclude_unset=True), self.MODELS)
         self.assertEqual(self.client.models.retrieve("qwen25").id, "qwen25")
         raw = self.client.models.with_raw_response.retrieve("qwen25")
         self.assertEqual(raw.parse().id, "qwen25")
@@ -3965,10 +4100,19 @@ class WrittenForOpenai(ServerTest):
             RateLimitError Timeout Stream DEFAULT_MAX_RETRIES DEFAULT_TIMEOUT Omit omit
             LengthFinishReasonError ContentFilterFinishReasonError not_given""".split():
             self.assertTrue(hasattr(openai, name), name)
-        self.assertEqual(sorted(lightllm.__all__), lightllm.__all__)
+        self.assertEqual(len({*lightllm.__all__}), len(lightllm.__all__))
         for name in lightllm.__all__:
             self.assertTrue(hasattr(lightllm, name), name)
         self.assertFalse(openai.NOT_GIVEN or openai.omit)
+
+    def test_names_that_are_only_imported(self):
+        self.assertIs(lightllm.Client, lightllm.OpenAI)
+        for name in ("AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI"):
+            self.assertIn(name, lightllm.__all__)
+            kind = getattr(lightllm, name)
+            with self.assertRaisesRegex(TypeError, f"{name} .*LightLLMClient"):
+                kind(api_key="k", azure_endpoint="https://h")
+            self.assertNotIsInstance(self.client, kind)
 
     def test_a_tool_loop(self):
         self.server.says(answer(CALL), answer("done"))
@@ -4084,6 +4228,11 @@ class WrittenForOpenai(ServerTest):
     def test_client_methods_can_be_patched_in_tests_of_users(self):
         self.client.chat.completions.create = lambda **options: "patched"
         self.assertEqual(self.client.chat.completions.create(model="m"), "patched")
+        mocked = unittest.mock.create_autospec(lightllm.OpenAI, instance=True)
+        self.assertTrue(mocked.chat)
+        with unittest.mock.patch.object(self.client, "chat") as chat:
+            self.assertIs(self.client.chat, chat)
+        self.assertEqual(self.client.chat.completions.create(), "patched")
 
 
 class Colour(enum.Enum):
@@ -4323,7 +4472,7 @@ class CommandLine(ServerTest):
 
     def test_version_is_the_same_with_any_line_ends(self):
         first = self.run_module("--version").stdout
-        self.assertRegex(first, r"^1\.0\.0 sha256 [0-9a-f]{16}\n$")
+        self.assertRegex(first, r"^1\.1\.0 sha256 [0-9a-f]{16}\n$")
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "other_name.py")
             path.write_bytes(MODULE.read_bytes().replace(b"\n", b"\r\n"))
@@ -4404,7 +4553,7 @@ class Packaging(ServerTest):
         text = MODULE.read_text(encoding="utf-8")
         licence = pathlib.Path(__file__).read_text(encoding="utf-8").split('"""')[0]
         self.assertTrue(text.startswith(licence))
-        self.assertIn('\n__version__ = "1.0.0"\n', text)
+        self.assertIn('\n__version__ = "1.1.0"\n', text)
         self.assertIn("AUTHORS OR COPYRIGHT HOLDERS BE", text.replace("\n# ", " "))
         self.assertNotIn("async def", text)
         self.assertNotIn("# type: ignore", text)
