@@ -3700,55 +3700,76 @@ class _Reply:
 
 
 # --- command line ---
-# `python lightllm_client.py "question"`. The key comes from the environment only: all
-# users of a machine see its command lines. The answer goes to stdout, all else to stderr.
-# The exit status is 0, 1 for an error, 130 after Ctrl-C.
+# `python lightllm_client.py question`, or a chat without one. Of the environment only
+# LIGHTLLM_* counts, and the key comes from nowhere else: command lines can be seen by all
+# users of a machine. Answers go to stdout; reasoning, notes and errors go to stderr.
+
+_SOUND_PARSERS = "qwen qwen25 deepseekv3 deepseekv31 deepseekv32 mistral".split()
+_PARSER_LOSSES = {  # --tool_call_parser -> what tool_mode="server" was seen to lose
+    "llama3": "it reads calls of Llama models only",
+    "qwen3_coder": "it cuts arguments off at a tag inside them",
+    "glm47": "it merges calls, and cuts arguments off at a tag inside them",
+    "kimi_k2": "it reads no calls in plain replies",
+    None: "none is set or told, and then most calls stay text",
+}
+_EPILOG = """\
+examples:
+  python lightllm_client.py What is the capital of France?
+  git diff | python lightllm_client.py -s "You review code." "Is this correct?"
+
+exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
+1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its exit status."""
+    """Run the command line; returns its exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
-    options = _options(arguments)
+    options = _parse_arguments(arguments)
     try:
-        client = LightLLMClient(base_url=options.base_url, timeout=options.timeout)
-        with client:
-            return _check(client, options) if options.check else _ask(client, options)
+        key = os.environ.get("LIGHTLLM_API_KEY", "")
+        status = _run(LightLLMClient(key, options.base_url, options.timeout), options)
+        sys.stdout.flush()  # a closed pipe must show here, not at exit
+        return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # or the flush at exit would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OpenAIError, ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+        return _report(f"error: {error}")
 
 
-def _options(arguments: Sequence[str] | None) -> Any:
+def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     import argparse
 
-    about = "Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY."
-    parser = argparse.ArgumentParser(description=about)
+    parser = argparse.ArgumentParser(
+        description="Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=NOT_GIVEN,
+    )
     add = parser.add_argument
-    add("prompt", nargs="?", help="the question; none or - reads it from stdin")
-    add("--system", help="a system message")
+    model = os.environ.get("LIGHTLLM_MODEL")
+    url = os.environ.get("LIGHTLLM_BASE_URL") or "http://localhost:8000"
+    add("prompt", nargs="*", help="the question, before piped text; none: a chat")
+    add("-s", "--system", help="a system message")
+    add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
     add("--image", action="append", default=[], metavar="PATH", help="repeatable")
-    add("--model", help="default: the first that the server lists")
-    add("--base-url", help="default: LIGHTLLM_BASE_URL, or http://localhost:8000")
-    add("--temperature", type=float, default=NOT_GIVEN)
-    add("--max-tokens", type=int, default=NOT_GIVEN)
-    add("--timeout", type=float, default=DEFAULT_TIMEOUT, help="seconds")
+    add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
+    add("--timeout", type=float, help="seconds")
+    add("--temperature", type=float)
+    add("--top-p", type=float)
+    add("--top-k", type=int)
+    add("--max-tokens", type=int)
     add("--no-stream", action="store_true", help="print the answer when it is whole")
     add("--json", action="store_true", help="print the whole completion as JSON")
+    add("--models", action="store_true", help="list the served models")
     add("--check", action="store_true", help="tell what the server is, how to use it")
     add("--version", action="version", version=f"{__version__} sha256 {_digest()}")
-    options = parser.parse_args(arguments)
-    if options.prompt in (None, "-") and not options.check:
-        if options.prompt is None and sys.stdin.isatty():
-            parser.error("a prompt is needed")
-        options.prompt = sys.stdin.read()
-    return options
+    return parser.parse_intermixed_args(arguments)
 
 
 def _digest() -> str:
@@ -3759,48 +3780,105 @@ def _digest() -> str:
         return hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
-def _ask(client: LightLLMClient, options: Any) -> int:
-    content: Any = options.prompt
-    if options.image:
-        import pathlib
+def _report(text: str) -> int:
+    print(" ".join(text.split()), file=sys.stderr)
+    return 1
 
-        urls = [pathlib.Path(path).absolute().as_uri() for path in options.image]
-        content = [{"type": "image_url", "image_url": url} for url in urls]
-        content.append({"type": "text", "text": options.prompt})
-    messages = [{"role": "user", "content": content}]
-    if options.system:
-        messages.insert(0, {"role": "system", "content": options.system})
-    request: Any = {"model": options.model or _served(client), "messages": messages}
-    request["temperature"] = options.temperature
-    request["max_tokens"] = options.max_tokens
-    if options.json or options.no_stream:
-        answer = client.chat.completions.create(**request)
-        message = answer.choices[0].message
-        if not options.json:
-            _show_reasoning(message.reasoning)
-        print(answer.to_json() if options.json else message.content or "")
-        return 0
-    with client.chat.completions.create(**request, stream=True) as stream:
-        for chunk in stream:
-            for choice in chunk.choices:
-                _show_reasoning(choice.delta.reasoning)
-                print(choice.delta.content or "", end="", flush=True)
-    print()
+
+def _run(client: LightLLMClient, options: Any) -> int:
+    if options.check:
+        return _check(client, options)
+    text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
+    if options.models:
+        print(*[model["id"] for model in _list_models(client)], sep="\n")
+    elif is_terminal and sys.stdout.isatty() and not text:
+        _chat(client, options)
+    else:
+        text = "" if text == "-" else text
+        piped = "" if text and is_terminal else sys.stdin.read()
+        _answer(client, options, "\n\n".join(filter(None, (text, piped))), [])
     return 0
 
 
-def _served(client: LightLLMClient) -> str:
+def _chat(client: LightLLMClient, options: Any) -> None:
+    """Answer each line that is typed, with the history before it."""
     try:
-        return client.models.list().data[0].id
-    except (APIStatusError, APIResponseValidationError, IndexError):
-        return "default"
+        __import__("readline")  # to edit and recall lines
+    except ImportError:
+        pass
+    _report("/quit or Ctrl-D ends the chat, Ctrl-C stops an answer.")
+    history: list[Any] = []
+    while True:
+        try:
+            text = input("> ")
+            if text.strip() == "/quit":
+                return
+            if text.strip():
+                _answer(client, options, text, history)
+        except EOFError:
+            return print()
+        except KeyboardInterrupt:
+            print()
+        except (OpenAIError, ValueError, OSError) as error:
+            _report(f"error: {error}")
 
 
-def _show_reasoning(text: str | None) -> None:
-    if text:
-        dims = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        text = f"\033[2m{text}\033[0m" if dims else text
-        print(text, end="", file=sys.stderr, flush=True)
+def _answer(
+    client: LightLLMClient, options: Any, text: str, history: list[Any]
+) -> None:
+    """Print an answer as it comes; the history grows by it and its question."""
+    question = {"role": "user", "content": _content(text, options.image)}
+    system = [{"role": "system", "content": options.system}] if options.system else []
+    options.model = options.model or _list_models(client)[0]["id"]
+    is_plain = options.json or options.no_stream
+    answer: Any = client.chat.completions.create(
+        model=options.model,
+        messages=[*system, *history, question],
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        max_tokens=options.max_tokens,
+        stream=not is_plain,
+    )
+    if options.json:
+        return print(answer.to_json())
+    said, reason, is_thought = "", None, False
+    try:
+        for chunk in [answer] if is_plain else answer:
+            for choice in chunk.choices:
+                piece = choice.message if is_plain else choice.delta
+                reason = choice.finish_reason
+                thought = getattr(piece, "reasoning", None) or ""
+                print(thought, end="", file=sys.stderr, flush=True)
+                is_thought = is_thought or thought != ""
+                if piece.content:
+                    print(end="\n" * is_thought, file=sys.stderr, flush=True)
+                    print(piece.content, end="", flush=True)
+                    said, is_thought = said + piece.content, False
+    finally:
+        if said:
+            print(flush=True)
+            history += [question, {"role": "assistant", "content": said}]
+    if reason == "length" or not said:
+        _report(f"note: the answer is {'cut off' if said else 'empty'} ({reason})")
+
+
+def _content(text: str, paths: list[str]) -> Any:
+    if not paths:
+        return text
+    import pathlib
+
+    urls = [pathlib.Path(path).absolute().as_uri() for path in paths]
+    images = [{"type": "image_url", "image_url": url} for url in urls]
+    return [*images, {"type": "text", "text": text}]
+
+
+def _list_models(client: LightLLMClient) -> list[Any]:
+    """The served models; builds before April 2026 take any name."""
+    try:
+        return list(client.get("/v1/models")["data"])
+    except (NotFoundError, APIResponseValidationError, TypeError, KeyError):
+        return [{"id": "default"}]
 
 
 def _check(client: LightLLMClient, options: Any) -> int:
@@ -3809,24 +3887,26 @@ def _check(client: LightLLMClient, options: Any) -> int:
     print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
     if not health:
         return 1
-    model, parser = options.model, None
-    try:
-        served = client.models.list().data[0]
-        model = model or served.id
-        length = served.get("max_model_len") or "an unknown number of"
-        print(f"model: {served.id}, {length} tokens of context")
-    except (APIStatusError, APIResponseValidationError, IndexError):
-        print("model: not told (LightLLM before April 2026); pass --model if need be")
+    model, parser = _list_models(client)[0], None
+    length = model.get("max_model_len", "an unknown number of")
+    print(f"model: {model['id']}, {length} tokens of context")
     try:
         parser = client.get("/get_server_info").get("tool_call_parser")
     except (APIStatusError, APIResponseValidationError, AttributeError):
         pass  # builds of 2025 do not tell
-    mode = "server' or 'prompt" if parser else "prompt"
-    print(f"tools: parser {parser or 'unknown or none'}: use tool_mode='{mode}'")
+    advice = "'prompt'"
+    why = _PARSER_LOSSES.get(parser, "what it loses is not known here")
+    if client.base_url.endswith("/generate"):
+        why = "the native API always works so"
+    elif "max_model_len" not in model:
+        why = "LightLLM before April 2026 loses calls, or damages streams with tools"
+    elif parser in _SOUND_PARSERS:
+        advice, why = "'server' or 'prompt'", "it reads its model's calls well"
+    print(f"tools: use tool_mode={advice}: parser {parser or 'unknown'}: {why}")
     begun = time.monotonic()
     question: Any = [{"role": "user", "content": "Say yes."}]
-    model = model or "default"
-    client.chat.completions.create(model=model, messages=question, max_tokens=1)
+    name = options.model or model["id"]
+    client.chat.completions.create(model=name, messages=question, max_tokens=1)
     print(f"round trip: {time.monotonic() - begun:.3f} s for one token")
     return 0
 
