@@ -3724,7 +3724,7 @@ exit status: 0 for an answer, also for one that --max-tokens cut off (stderr say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
     options = _parse_arguments(arguments)
@@ -3795,8 +3795,13 @@ def _run(client: LightLLMClient, options: Any) -> int:
         _chat(client, options)
     else:
         text = "" if text == "-" else text
-        piped = "" if text and is_terminal else sys.stdin.read()
-        _answer(client, options, "\n\n".join(filter(None, (text, piped))), [])
+        if not text or not is_terminal:
+            text = "\n\n".join(filter(None, (text, sys.stdin.read())))
+        if "\ufffd" in text:
+            _report("note: stdin is not all UTF-8, what is not became U+FFFD")
+        if not text.strip():
+            raise ValueError("a prompt is needed, as arguments or on stdin")
+        _answer(client, options, text, [])
     return 0
 
 
@@ -3856,6 +3861,7 @@ def _answer(
                     print(piece.content, end="", flush=True)
                     said, is_thought = said + piece.content, False
     finally:
+        print(end="\n" * is_thought, file=sys.stderr, flush=True)
         if said:
             print(flush=True)
             history += [question, {"role": "assistant", "content": said}]

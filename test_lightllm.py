@@ -26,6 +26,7 @@ import pathlib
 import pickle
 import random
 import re
+import select
 import signal
 import socket
 import ssl
@@ -3617,6 +3618,8 @@ class CommandLine(ServerTest):
     def run_module(self, *arguments, url=None, **options):
         values = {"LIGHTLLM_BASE_URL": url or self.server.url, "LIGHTLLM_API_KEY": KEY}
         values.update(options.pop("env", {}))
+        if "input" not in options:
+            options.setdefault("stdin", subprocess.DEVNULL)
         done = run_python(str(MODULE), *arguments, env=values, **options)
         self.assertNotIn(KEY, done.stdout + done.stderr)
         return done
@@ -3626,23 +3629,44 @@ class CommandLine(ServerTest):
         chunks = [delta(reasoning="Hm. "), delta("Par"), delta("is\u00e9"), STOP, DONE]
         self.server.says(events(*chunks))
         utf8 = {"PYTHONIOENCODING": "utf-8"}
-        done = self.run_module(
-            "question", "--system", "S", "--max-tokens", "5", env=utf8
-        )
-        self.assertEqual((done.stdout, done.stderr), ("Paris\u00e9\n", "Hm. "))
+
+        done = self.run_module("a", "-s", "S", "--max-tokens", "5", "word", env=utf8)
+
+        self.assertEqual((done.stdout, done.stderr), ("Paris\u00e9\n", "Hm. \n"))
         self.assertEqual(done.returncode, 0)
         system = {"role": "system", "content": "S"}
-        self.assertEqual(self.sent["messages"], [system, user("question")])
+        self.assertEqual(self.sent["messages"], [system, user("a word")])
         self.assertEqual((self.sent["model"], self.sent["max_tokens"]), ("qwen25", 5))
         self.assertEqual(self.sent["temperature"], 0.6)
+        self.assertEqual(
+            self.server.heard[-1].headers["Authorization"], f"Bearer {KEY}"
+        )
+
+    def test_only_its_own_variables_are_read(self):
+        self.server.answers(lambda heard: answer())
+        others = {"OPENAI_API_KEY": "other", "OPENAI_BASE_URL": "http://127.0.0.1:9"}
+        mine = {"LIGHTLLM_MODEL": "mine", "LIGHTLLM_API_KEY": ""}
+
+        self.run_module("q", "--no-stream", "--top-k", "3", env={**others, **mine})
+
+        self.assertIsNone(self.server.heard[-1].headers["Authorization"])
+        self.assertEqual((self.sent["model"], self.sent["top_k"]), ("mine", 3))
+        without = run_python(str(MODULE), "--help", env={**others, "COLUMNS": "200"})
+        for part in ("localhost:8000", "examples:", "exit status", "--top-p", "130"):
+            self.assertIn(part, without.stdout)
 
     def test_prompts_from_stdin_images_and_json(self):
         self.server.answers(lambda heard: answer())
-        options = ["--model", "m", "--no-stream", "--temperature", "0.1"]
-        for arguments in (["-"], []):
-            done = self.run_module(*arguments, *options, input="from stdin")
+        options = ["-m", "m", "--no-stream", "--temperature", "0.1"]
+        piped = "from stdin"
+        for arguments, sent in (
+            (["-"], piped),
+            ([], piped),
+            (["sum", "up"], "sum up\n\n" + piped),
+        ):
+            done = self.run_module(*arguments, *options, input=piped)
             self.assertEqual(done.stdout, "Hello\n")
-            self.assertEqual(self.sent["messages"], [user("from stdin")])
+            self.assertEqual(self.sent["messages"], [user(sent)])
         self.server.answers(lambda heard: answer("caf\u00e9"))
         done = self.run_module("q", *options, env={"PYTHONIOENCODING": "ascii"})
         self.assertEqual(done.stdout, "caf?\n")
@@ -3654,6 +3678,28 @@ class CommandLine(ServerTest):
             self.assertEqual(json.loads(done.stdout)["id"], "8", done.stderr)
             parts = self.sent["messages"][0]["content"]
             self.assertEqual([part["type"] for part in parts], ["image_url", "text"])
+            path.write_bytes(b"caf\xe9")
+            with path.open() as file:
+                done = self.run_module("q", *options, stdin=file)
+        self.assertEqual(self.sent["messages"], [user("q\n\ncaf\ufffd")])
+        self.assertIn("not all UTF-8", done.stderr)
+
+    def test_what_is_not_a_whole_answer_is_said(self):
+        cut = [delta("Par"), HANGUP]
+        for reply, status, stdout, stderr in (
+            (events(*cut, end=None), 1, "Par\n", "the answer is incomplete"),
+            (events(delta("P", "length"), DONE), 0, "P\n", "cut off (length)"),
+            (
+                events(delta(reasoning="R"), STOP, DONE),
+                0,
+                "",
+                "R\nnote: the answer is e",
+            ),
+        ):
+            self.server.says(reply)
+            done = self.run_module("q", "-m", "m")
+            self.assertEqual((done.returncode, done.stdout), (status, stdout))
+            self.assertIn(stderr, done.stderr)
 
     def test_errors_are_one_line(self):
         self.server.says(plain({"message": "bad\nthing " + KEY}, 400))
@@ -3665,41 +3711,63 @@ class CommandLine(ServerTest):
                 "127.0.0.1:9",
             ),
             (["q", "--model", "m", "--image", "/no/such.png"], "No such file"),
+            ([], "a prompt is needed"),
         ):
             done = self.run_module(*arguments)
             self.assertEqual(done.returncode, 1)
             self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
             self.assertIn(named, done.stderr)
             self.assertEqual(done.stdout, "")
+        self.assertEqual(self.run_module("q", "--top-k", "many").returncode, 2)
 
     def test_check(self):
-        def rule(heard):
-            replies = {
-                "/health": plain({"message": "Ok"}),
-                "/v1/models": plain(OtherRoutes.MODELS),
-                "/get_server_info": plain({"tool_call_parser": "qwen25"}),
-            }
-            return replies.get(heard.path) or answer()
-
-        self.server.answers(rule)
-        done = self.run_module("--check")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        for part in ("ready", "qwen25", "16384 tokens", "'server'", "round trip"):
-            self.assertIn(part, done.stdout)
-        old = {"/health": plain({"message": "Ok"}), "/v1/chat/completions": answer()}
+        routes = {"/health": plain({"message": "Ok"})}
         self.server.answers(
-            lambda heard: old.get(heard.path) or plain({"detail": "Not Found"}, 404)
+            lambda heard: (
+                routes.get(heard.path)
+                or (answer() if heard.path == "/v1/chat/completions" else None)
+                or (generated("yes") if heard.path == "/generate" else None)
+                or plain({"detail": "Not Found"}, 404)
+            )
         )
-        done = self.run_module("--check")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("tool_mode='prompt'", done.stdout)
+        either, prompt = "tool_mode='server' or 'prompt'", "tool_mode='prompt'"
+        cases = [
+            ("", {}, "", prompt + ": parser unknown: LightLLM before April 2026"),
+            ("", {}, "/generate", prompt + ": parser unknown: the native API"),
+        ]
+        for parser, advice in (
+            ("qwen25", either),
+            ("deepseekv31", either),
+            ("glm47", prompt + ": parser glm47: it merges calls"),
+            ("kimi_k2", prompt + ": parser kimi_k2: it reads no calls in plain"),
+            ("qwen3_coder", prompt + ": parser qwen3_coder: it cuts arguments"),
+            ("llama3", prompt + ": parser llama3: it reads calls of Llama"),
+            ("new", prompt + ": parser new: what it loses is not known"),
+            (None, prompt + ": parser unknown: none is set"),
+        ):
+            cases.append((parser, OtherRoutes.MODELS, "", advice))
+        cases.append(("qwen25", OtherRoutes.MODELS, "/generate", "the native API"))
+        for parser, models, suffix, advice in cases:
+            with self.subTest(parser=parser, suffix=suffix):
+                if models:
+                    routes["/v1/models"] = plain(models)
+                    routes["/get_server_info"] = plain({"tool_call_parser": parser})
+                url, output = self.server.url + suffix, io.StringIO()
+                with contextlib.redirect_stdout(output):
+                    status = lightllm.main(["--check", "--base-url", url])
+                self.assertEqual(status, 0)
+                for part in ("ready", "tokens of context", "round trip", advice):
+                    self.assertIn(part, output.getvalue())
+        self.assertIn("qwen25, 16384 tokens", output.getvalue())
+        self.assertEqual(self.run_module("--models").stdout, "qwen25\n")
         done = self.run_module("--check", url="http://127.0.0.1:9")
         self.assertEqual(done.returncode, 1)
         self.assertIn("NOT ready", done.stdout)
 
     def test_version_is_the_same_with_any_line_ends(self):
         first = self.run_module("--version").stdout
-        self.assertRegex(first, r"^1\.0\.0 sha256 [0-9a-f]{16}\n$")
+        version = re.escape(lightllm.__version__)
+        self.assertRegex(first, rf"^{version} sha256 [0-9a-f]{{16}}\n$")
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "other_name.py")
             path.write_bytes(MODULE.read_bytes().replace(b"\n", b"\r\n"))
@@ -3711,6 +3779,7 @@ class CommandLine(ServerTest):
         values = {**os.environ, "LIGHTLLM_BASE_URL": self.server.url}
         command = [sys.executable, str(MODULE), "q", "--model", "m"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes["stdin"] = subprocess.DEVNULL
         for action in ("interrupt", "close"):
             self.server.aborted.clear()
             with subprocess.Popen(command, env=values, **pipes) as process:
@@ -3723,6 +3792,83 @@ class CommandLine(ServerTest):
                 self.assertEqual(code, 130 if action == "interrupt" else 0)
                 self.assertEqual(process.stderr.read(), b"")
             self.assertTrue(self.server.aborted.wait(2))
+
+    @unittest.skipUnless(os.name == "posix", "needs a pseudo-terminal")
+    def test_without_a_prompt_a_terminal_gets_a_chat(self):
+        def rule(heard):
+            text = heard.json["messages"][-1]["content"]
+            if text == "fail":
+                return plain({"message": "refused"}, 400)
+            if text == "slow":
+                return events(delta("begun"), *[delta("."), 0.02] * 200)
+            return events(delta(f"<{text}>"), STOP, DONE)
+
+        self.server.answers(rule)
+        with Terminal(str(MODULE), "-m", "m", "-s", "S", url=self.server.url) as chat:
+            chat.shows("> ")
+            for typed, seen in (
+                ("one\n", "<one>\n> "),
+                ("fail\n", "\n> "),
+                ("slow\n", "begun"),
+                ("\x03", "\n> "),  # stops the answer
+                ("half\x03", "\n> "),  # clears the line
+                ("two\n", "<two>\n> "),
+            ):
+                chat.types(typed)
+                chat.shows(seen)
+            self.assertTrue(self.server.aborted.wait(2))
+            chat.types("\x04")
+            self.assertEqual(chat.process.wait(5), 0)
+        texts = [message["content"] for message in self.sent["messages"]]
+        self.assertEqual(texts[:4], ["S", "one", "<one>", "slow"])
+        self.assertRegex(texts[4], r"^begun\.*$")
+        self.assertEqual(texts[5:], ["two"])
+        with Terminal(str(MODULE), url=self.server.url) as chat:
+            chat.shows("> ")
+            chat.types("/quit\n")
+            self.assertEqual(chat.process.wait(5), 0)
+
+
+class Terminal:
+    """A Python program on a terminal of its own, where Ctrl-C is a key."""
+
+    def __init__(self, *arguments, url):
+        import fcntl
+        import pty
+        import termios
+
+        self.ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, "LIGHTLLM_BASE_URL": url, "TERM": "dumb"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self.seen = ""
+
+    def types(self, text):
+        self.seen = ""
+        os.write(self.ours, text.encode())
+
+    def shows(self, text):
+        """Wait until the text has appeared since the last key."""
+        while text not in self.seen:
+            if not select.select([self.ours], [], [], 5)[0]:
+                raise AssertionError(f"no {text!r} in {self.seen!r}")
+            piece = os.read(self.ours, 1000).decode("utf-8", "replace")
+            self.seen += piece.replace("\r", "")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
 
 
 needs_project = unittest.skipUnless(
