@@ -42,7 +42,10 @@ import unittest
 import warnings
 import weakref
 
-import lightllm_client as lightllm  # the one line to change to test your copy
+try:
+    import lightllm_client as lightllm
+except ImportError:  # a copy, under the name that the usage guide gives it
+    from inference import openai_middleware as lightllm
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULE = pathlib.Path(lightllm.__file__).resolve()
@@ -3885,21 +3888,21 @@ def pickled_answer(client):
 
 class Packaging(ServerTest):
     @needs_project
-    def test_the_tests_run_on_a_copy_after_changing_one_line(self):
+    def test_tests_and_example_run_beside_a_copy_under_another_name(self):
         with tempfile.TemporaryDirectory() as folder:
             package = pathlib.Path(folder, "inference")
             package.mkdir()
             (package / "openai_middleware.py").write_bytes(MODULE.read_bytes())
-            text = pathlib.Path(__file__).read_text(encoding="utf-8")
-            line = "import lightllm_client as lightllm  # the one line"
-            copied = text.replace(
-                line, "from inference import openai_middleware as lightllm  # ", 1
-            )
-            path = pathlib.Path(folder, "test_copy.py")
-            path.write_text(copied, encoding="utf-8")
+            for name in (pathlib.Path(__file__).name, "example_lightllm_usage.py"):
+                pathlib.Path(folder, name).write_bytes((HERE / name).read_bytes())
+            path = pathlib.Path(folder, pathlib.Path(__file__).name)
             names = ["UsageGuide", "Packaging.test_the_examples_recipes"]
             done = run_python(str(path), *names, cwd=folder)
-        self.assertRegex(done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr)
+            self.assertRegex(
+                done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr
+            )
+            done = run_python("example_lightllm_usage.py", "chat", cwd=folder)
+        self.assertIn("Paris.", done.stdout, done.stderr)
 
     def test_importing_has_no_side_effects(self):
         code = (
@@ -3921,7 +3924,7 @@ class Packaging(ServerTest):
     def test_the_source(self):
         text = MODULE.read_text(encoding="utf-8")
         self.assertTrue(text.startswith("# SPDX-License-Identifier: MIT\n# Copyright"))
-        self.assertIn('\n__version__ = "1.0.0"\n', text)
+        self.assertIn(f'\n__version__ = "{lightllm.__version__}"\n', text)
         self.assertIn("AUTHORS OR COPYRIGHT HOLDERS BE", text.replace("\n# ", " "))
         self.assertNotIn("async def", text)
         self.assertNotIn("# type: ignore", text)
@@ -3983,35 +3986,76 @@ class Packaging(ServerTest):
             self.assertIn('"error": "Error code: 400', text)
 
     @needs_project
+    def test_a_row_tells_what_went_wrong(self):
+        example = importlib.import_module("example_lightllm_usage")
+        self.server.says(answer("yes"), answer("half", "length"))
+
+        rows = [example.ask(self.client, {"id": 1, "prompt": "p"}) for _ in range(2)]
+        rows += [example.ask(self.client, {"id": 1, "prompt": 5}) for _ in range(1)]
+        rows += [example.ask(self.client, {"id": 1})]
+
+        self.assertEqual([row["answer"] for row in rows], ["yes", "half", None, None])
+        self.assertEqual(
+            rows[0], {"id": 1, "prompt": "p", "answer": "yes", "error": None}
+        )
+        self.assertIn("max_tokens", rows[1]["error"])
+        self.assertTrue(rows[2]["error"] and rows[3]["error"])
+
+    @needs_project
     def test_every_code_block_of_the_readme_runs(self):
         text = (HERE / "README.md").read_text(encoding="utf-8")
-        self.assertLessEqual(len(text.split("\n")), 301)
+        self.assertLessEqual(len(text.split("\n")), 401)
         blocks = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M)
         example = importlib.import_module("example_lightllm_usage")
 
         def rule(heard):
             if heard.path == "/generate":
                 return generated("native")
-            return OtherRoutes.MODELS and example.played_answer(heard)
+            if heard.path == "/tokens":
+                return plain({"ntokens": 4})
+            if heard.path == "/v1/completions":
+                choice = {"index": 0, "text": " 3", "logprobs": {"tokens": [" 3"]}}
+                return plain({"choices": [choice]})
+            say = example.scripted_text(heard.json)
+            if "response_format" in heard.json:
+                say = '{"city": "Paris"}'
+            if heard.json.get("stream"):
+                return events(*map(delta, pieces_of(say)), STOP, DONE)
+            return answer(say, reasoning="It is well known.")
 
         self.server.answers(rule)
-        picture = pathlib.Path(tempfile.gettempdir(), "picture.png")
-        picture.write_bytes(PNG)
-        output = io.StringIO()
-        names = {"__name__": "readme"}
-        with environment(LIGHTLLM_BASE_URL=self.server.url):
-            with contextlib.redirect_stdout(output):
-                for kind, code in blocks:
-                    if kind == "python":
-                        exec(compile(code, "README.md", "exec"), names)
-                    elif kind == "python cluster":
-                        compile(code, "README.md", "exec")
-        names["client"].close()
-        names["native"].close()
-        texts = ("Paris.", "One, two, three", "It is 20 degrees", "get_weather")
-        for text in texts:
+        names, output = {"__name__": "readme"}, io.StringIO()
+        modules = {name: sys.modules[name] for name in sys.modules if "openai" in name}
+        with tempfile.TemporaryDirectory() as folder:
+            picture = pathlib.Path(folder, "picture.png")
+            picture.write_bytes(PNG)
+            for kind, code in blocks:
+                code = code.replace("http://localhost:8000", self.server.url)
+                code = code.replace("file:///tmp/picture.png", picture.as_uri())
+                if kind[:6] == "python":
+                    runs = compile(code, "README.md", "exec")
+                if kind == "python":
+                    with contextlib.redirect_stdout(output):
+                        exec(runs, names)
+        for name in [name for name in sys.modules if name.startswith("openai")]:
+            del sys.modules[name]
+        sys.modules.update(modules)
+        for name in ("client", "prompted", "native"):
+            names[name].close()
+        self.assertIs(names["ChatCompletion"], lightllm.ChatCompletion)
+        for text in (
+            "Paris.\n",
+            "One, two, three",
+            "It is 20 degrees",
+            'get_weather {"city": "Paris"}',
+            "It is well known.",
+            "\nParis\n",
+            "4 tokens",
+            "' 3'",
+        ):
             self.assertIn(text, output.getvalue())
-        self.assertEqual([kind for kind, _ in blocks].count("python cluster"), 2)
+        clusters = [code for kind, code in blocks if kind == "python cluster"]
+        self.assertEqual([code.count("\n") <= 25 for code in clusters], [True] * 2)
         for kind, code in blocks:
             for line in code.splitlines() if kind == "bash" else []:
                 self.assertTrue((HERE / line.split()[1]).exists(), line)
