@@ -3705,12 +3705,13 @@ class _Reply:
 # users of a machine. Answers go to stdout; reasoning, notes and errors go to stderr.
 
 _SOUND_PARSERS = "qwen qwen25 deepseekv3 deepseekv31 deepseekv32 mistral".split()
-_PARSER_LOSSES = {  # --tool_call_parser -> what tool_mode="server" was seen to lose
-    "llama3": "it reads calls of Llama models only",
-    "qwen3_coder": "it cuts arguments off at a tag inside them",
-    "glm47": "it merges calls, and cuts arguments off at a tag inside them",
-    "kimi_k2": "it reads no calls in plain replies",
-    None: "none is set or told, and then most calls stay text",
+_ADVICE = {  # --tool_call_parser -> the tool_mode to use, from recorded exchanges
+    **dict.fromkeys(_SOUND_PARSERS, "'server' or 'prompt': its model's calls are read"),
+    "llama3": "'prompt': only calls of Llama models are read",
+    "qwen3_coder": "'prompt': it cuts arguments off at a tag inside them",
+    "glm47": "'prompt': it merges calls, and cuts arguments off at a tag inside them",
+    "kimi_k2": "'prompt': it reads no calls in plain replies",
+    "": "'prompt': none is set or told, and then most calls stay text",
 }
 _EPILOG = """\
 examples:
@@ -3757,7 +3758,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add("prompt", nargs="*", help="the question, before piped text; none: a chat")
     add("-s", "--system", help="a system message")
     add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
-    add("--image", action="append", default=[], metavar="PATH", help="repeatable")
+    add("--image", action="append", default=[], type=_image_part, metavar="PATH")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
     add("--timeout", type=float, help="seconds")
     add("--temperature", type=float)
@@ -3780,6 +3781,12 @@ def _digest() -> str:
         return hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
+def _image_part(path: str) -> _Json:
+    import pathlib
+
+    return {"type": "image_url", "image_url": pathlib.Path(path).absolute().as_uri()}
+
+
 def _report(text: str) -> int:
     print(" ".join(text.split()), file=sys.stderr)
     return 1
@@ -3796,12 +3803,12 @@ def _run(client: LightLLMClient, options: Any) -> int:
     else:
         text = "" if text == "-" else text
         if not text or not is_terminal:
-            text = "\n\n".join(filter(None, (text, sys.stdin.read())))
+            text = f"{text}\n\n{sys.stdin.read()}".strip("\n")
         if "\ufffd" in text:
             _report("note: stdin is not all UTF-8, what is not became U+FFFD")
         if not text.strip():
             raise ValueError("a prompt is needed, as arguments or on stdin")
-        _answer(client, options, text, [])
+        _print_answer(client, options, text, [])
     return 0
 
 
@@ -3815,11 +3822,11 @@ def _chat(client: LightLLMClient, options: Any) -> None:
     history: list[Any] = []
     while True:
         try:
-            text = input("> ")
-            if text.strip() == "/quit":
+            text = input("> ").strip()
+            if text == "/quit":
                 return
-            if text.strip():
-                _answer(client, options, text, history)
+            if text:
+                _print_answer(client, options, text, history)
         except EOFError:
             return print()
         except KeyboardInterrupt:
@@ -3828,11 +3835,12 @@ def _chat(client: LightLLMClient, options: Any) -> None:
             _report(f"error: {error}")
 
 
-def _answer(
+def _print_answer(
     client: LightLLMClient, options: Any, text: str, history: list[Any]
 ) -> None:
     """Print an answer as it comes; the history grows by it and its question."""
-    question = {"role": "user", "content": _content(text, options.image)}
+    parts = [*options.image, {"type": "text", "text": text}]
+    question = {"role": "user", "content": parts if options.image else text}
     system = [{"role": "system", "content": options.system}] if options.system else []
     options.model = options.model or _list_models(client)[0]["id"]
     is_plain = options.json or options.no_stream
@@ -3847,7 +3855,7 @@ def _answer(
     )
     if options.json:
         return print(answer.to_json())
-    said, reason, is_thought = "", None, False
+    thoughts, said, reason = "", "", None
     try:
         for chunk in [answer] if is_plain else answer:
             for choice in chunk.choices:
@@ -3855,28 +3863,21 @@ def _answer(
                 reason = choice.finish_reason
                 thought = getattr(piece, "reasoning", None) or ""
                 print(thought, end="", file=sys.stderr, flush=True)
-                is_thought = is_thought or thought != ""
+                thoughts += thought
                 if piece.content:
-                    print(end="\n" * is_thought, file=sys.stderr, flush=True)
+                    if thoughts and not said:
+                        _report("")
+                    said += piece.content
                     print(piece.content, end="", flush=True)
-                    said, is_thought = said + piece.content, False
     finally:
-        print(end="\n" * is_thought, file=sys.stderr, flush=True)
+        if thoughts and not said:
+            _report("")
         if said:
             print(flush=True)
+            options.image = []  # it is in the history now
             history += [question, {"role": "assistant", "content": said}]
     if reason == "length" or not said:
         _report(f"note: the answer is {'cut off' if said else 'empty'} ({reason})")
-
-
-def _content(text: str, paths: list[str]) -> Any:
-    if not paths:
-        return text
-    import pathlib
-
-    urls = [pathlib.Path(path).absolute().as_uri() for path in paths]
-    images = [{"type": "image_url", "image_url": url} for url in urls]
-    return [*images, {"type": "text", "text": text}]
 
 
 def _list_models(client: LightLLMClient) -> list[Any]:
@@ -3893,26 +3894,24 @@ def _check(client: LightLLMClient, options: Any) -> int:
     print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
     if not health:
         return 1
-    model, parser = _list_models(client)[0], None
-    length = model.get("max_model_len", "an unknown number of")
-    print(f"model: {model['id']}, {length} tokens of context")
+    model, parser = _list_models(client)[0], ""
+    print(f"model: {model['id']}, {model.get('max_model_len', '?')} tokens of context")
     try:
-        parser = client.get("/get_server_info").get("tool_call_parser")
+        parser = client.get("/get_server_info").get("tool_call_parser") or ""
     except (APIStatusError, APIResponseValidationError, AttributeError):
         pass  # builds of 2025 do not tell
-    advice = "'prompt'"
-    why = _PARSER_LOSSES.get(parser, "what it loses is not known here")
+    advice = _ADVICE.get(parser, "'prompt': what it loses is not known here")
     if client.base_url.endswith("/generate"):
-        why = "the native API always works so"
+        advice = "'prompt', as the native API always does"
     elif "max_model_len" not in model:
-        why = "LightLLM before April 2026 loses calls, or damages streams with tools"
-    elif parser in _SOUND_PARSERS:
-        advice, why = "'server' or 'prompt'", "it reads its model's calls well"
-    print(f"tools: use tool_mode={advice}: parser {parser or 'unknown'}: {why}")
+        advice = "'prompt': LightLLM before April 2026 loses or damages calls"
+    print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
-    question: Any = [{"role": "user", "content": "Say yes."}]
-    name = options.model or model["id"]
-    client.chat.completions.create(model=name, messages=question, max_tokens=1)
+    client.chat.completions.create(
+        model=options.model or model["id"],
+        messages=[{"role": "user", "content": "Say yes."}],
+        max_tokens=1,
+    )
     print(f"round trip: {time.monotonic() - begun:.3f} s for one token")
     return 0
 

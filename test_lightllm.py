@@ -41,6 +41,7 @@ import typing
 import unittest
 import warnings
 import weakref
+from unittest import mock
 
 try:
     import lightllm_client as lightllm
@@ -3724,44 +3725,40 @@ class CommandLine(ServerTest):
         self.assertEqual(self.run_module("q", "--top-k", "many").returncode, 2)
 
     def test_check(self):
-        routes = {"/health": plain({"message": "Ok"})}
-        self.server.answers(
-            lambda heard: (
-                routes.get(heard.path)
-                or (answer() if heard.path == "/v1/chat/completions" else None)
-                or (generated("yes") if heard.path == "/generate" else None)
-                or plain({"detail": "Not Found"}, 404)
-            )
-        )
-        either, prompt = "tool_mode='server' or 'prompt'", "tool_mode='prompt'"
-        cases = [
-            ("", {}, "", prompt + ": parser unknown: LightLLM before April 2026"),
-            ("", {}, "/generate", prompt + ": parser unknown: the native API"),
-        ]
+        routes = {
+            "/health": plain({"message": "Ok"}),
+            "/v1/chat/completions": answer(),
+            "/generate": generated("yes"),
+        }
+        missing = plain({"detail": "Not Found"}, 404)
+        self.server.answers(lambda heard: routes.get(heard.path, missing))
+
+        def check(suffix=""):
+            output = io.StringIO()
+            url = self.server.url + suffix
+            with contextlib.redirect_stdout(output):
+                self.assertEqual(lightllm.main(["--check", "--base-url", url]), 0)
+            for part in ("server: ready", "tokens of context", "round trip"):
+                self.assertIn(part, output.getvalue())
+            return output.getvalue()
+
+        self.assertIn("'prompt': LightLLM before April 2026", check())
+        self.assertIn("'prompt', as the native API", check("/generate"))
+        routes["/v1/models"] = plain(OtherRoutes.MODELS)
         for parser, advice in (
-            ("qwen25", either),
-            ("deepseekv31", either),
-            ("glm47", prompt + ": parser glm47: it merges calls"),
-            ("kimi_k2", prompt + ": parser kimi_k2: it reads no calls in plain"),
-            ("qwen3_coder", prompt + ": parser qwen3_coder: it cuts arguments"),
-            ("llama3", prompt + ": parser llama3: it reads calls of Llama"),
-            ("new", prompt + ": parser new: what it loses is not known"),
-            (None, prompt + ": parser unknown: none is set"),
+            ("qwen25", "qwen25: use tool_mode='server' or 'prompt'"),
+            ("deepseekv31", "use tool_mode='server' or 'prompt'"),
+            ("glm47", "use tool_mode='prompt': it merges calls"),
+            ("kimi_k2", "use tool_mode='prompt': it reads no calls in plain"),
+            ("qwen3_coder", "use tool_mode='prompt': it cuts arguments"),
+            ("llama3", "use tool_mode='prompt': only calls of Llama"),
+            ("new", "parser new: use tool_mode='prompt': what it loses"),
+            (None, "parser unknown: use tool_mode='prompt': none is set"),
         ):
-            cases.append((parser, OtherRoutes.MODELS, "", advice))
-        cases.append(("qwen25", OtherRoutes.MODELS, "/generate", "the native API"))
-        for parser, models, suffix, advice in cases:
-            with self.subTest(parser=parser, suffix=suffix):
-                if models:
-                    routes["/v1/models"] = plain(models)
-                    routes["/get_server_info"] = plain({"tool_call_parser": parser})
-                url, output = self.server.url + suffix, io.StringIO()
-                with contextlib.redirect_stdout(output):
-                    status = lightllm.main(["--check", "--base-url", url])
-                self.assertEqual(status, 0)
-                for part in ("ready", "tokens of context", "round trip", advice):
-                    self.assertIn(part, output.getvalue())
-        self.assertIn("qwen25, 16384 tokens", output.getvalue())
+            routes["/get_server_info"] = plain({"tool_call_parser": parser})
+            with self.subTest(parser):
+                self.assertIn(advice, check())
+                self.assertIn("qwen25, 16384 tokens", check("/generate"))
         self.assertEqual(self.run_module("--models").stdout, "qwen25\n")
         done = self.run_module("--check", url="http://127.0.0.1:9")
         self.assertEqual(done.returncode, 1)
@@ -3807,33 +3804,33 @@ class CommandLine(ServerTest):
             return events(delta(f"<{text}>"), STOP, DONE)
 
         self.server.answers(rule)
-        with Terminal(str(MODULE), "-m", "m", "-s", "S", url=self.server.url) as chat:
-            chat.shows("> ")
-            for typed, seen in (
-                ("one\n", "<one>\n> "),
-                ("fail\n", "\n> "),
-                ("slow\n", "begun"),
-                ("\x03", "\n> "),  # stops the answer
-                ("half\x03", "\n> "),  # clears the line
-                ("two\n", "<two>\n> "),
-            ):
-                chat.types(typed)
-                chat.shows(seen)
-            self.assertTrue(self.server.aborted.wait(2))
-            chat.types("\x04")
-            self.assertEqual(chat.process.wait(5), 0)
+        chat = Terminal("-m", "m", "-s", "S", url=self.server.url)
+        self.addCleanup(chat.stop)
+        for keys, shown in (
+            ("", "> "),
+            ("one\n", "<one>\n> "),
+            ("fail\n", "\n> "),
+            ("slow\n", "begun"),
+            ("\x03", "\n> "),  # stops the answer
+            ("half\x03", "\n> "),  # clears the line
+            ("two\n", "<two>\n> "),
+        ):
+            chat.types(keys, until=shown)
+        self.assertTrue(self.server.aborted.wait(2))
+        self.assertEqual(chat.types("\x04"), 0)
         texts = [message["content"] for message in self.sent["messages"]]
         self.assertEqual(texts[:4], ["S", "one", "<one>", "slow"])
         self.assertRegex(texts[4], r"^begun\.*$")
         self.assertEqual(texts[5:], ["two"])
-        with Terminal(str(MODULE), url=self.server.url) as chat:
-            chat.shows("> ")
-            chat.types("/quit\n")
-            self.assertEqual(chat.process.wait(5), 0)
+
+        other = Terminal(url=self.server.url)
+        self.addCleanup(other.stop)
+        other.types("", until="> ")
+        self.assertEqual(other.types("/quit\n"), 0)
 
 
 class Terminal:
-    """A Python program on a terminal of its own, where Ctrl-C is a key."""
+    """The module on a terminal of its own, where Ctrl-C is a key."""
 
     def __init__(self, *arguments, url):
         import fcntl
@@ -3842,33 +3839,24 @@ class Terminal:
 
         self.ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**os.environ, "LIGHTLLM_BASE_URL": url, "TERM": "dumb"},
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
+            [sys.executable, str(MODULE), "--base-url", url, *arguments],
+            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(theirs)
-        self.seen = ""
 
-    def types(self, text):
-        self.seen = ""
+    def types(self, text, until=None):
+        """Press keys, and wait for what they bring: text, or the end."""
         os.write(self.ours, text.encode())
-
-    def shows(self, text):
-        """Wait until the text has appeared since the last key."""
-        while text not in self.seen:
+        seen = ""
+        while until and until not in seen:
             if not select.select([self.ours], [], [], 5)[0]:
-                raise AssertionError(f"no {text!r} in {self.seen!r}")
-            piece = os.read(self.ours, 1000).decode("utf-8", "replace")
-            self.seen += piece.replace("\r", "")
+                raise AssertionError(f"no {until!r} in {seen!r}")
+            seen += os.read(self.ours, 1000).decode().replace("\r", "")
+        return None if until else self.process.wait(5)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def stop(self):
         self.process.kill()
         self.process.wait()
         os.close(self.ours)
@@ -3990,9 +3978,8 @@ class Packaging(ServerTest):
         example = importlib.import_module("example_lightllm_usage")
         self.server.says(answer("yes"), answer("half", "length"))
 
-        rows = [example.ask(self.client, {"id": 1, "prompt": "p"}) for _ in range(2)]
-        rows += [example.ask(self.client, {"id": 1, "prompt": 5}) for _ in range(1)]
-        rows += [example.ask(self.client, {"id": 1})]
+        prompt, bad = {"id": 1, "prompt": "p"}, {"id": 1, "prompt": 5}
+        rows = [example.ask(self.client, item) for item in (prompt, prompt, bad, {})]
 
         self.assertEqual([row["answer"] for row in rows], ["yes", "half", None, None])
         self.assertEqual(
@@ -4025,7 +4012,6 @@ class Packaging(ServerTest):
 
         self.server.answers(rule)
         names, output = {"__name__": "readme"}, io.StringIO()
-        modules = {name: sys.modules[name] for name in sys.modules if "openai" in name}
         with tempfile.TemporaryDirectory() as folder:
             picture = pathlib.Path(folder, "picture.png")
             picture.write_bytes(PNG)
@@ -4035,11 +4021,10 @@ class Packaging(ServerTest):
                 if kind[:6] == "python":
                     runs = compile(code, "README.md", "exec")
                 if kind == "python":
-                    with contextlib.redirect_stdout(output):
+                    with contextlib.redirect_stdout(output), mock.patch.dict(
+                        sys.modules
+                    ):
                         exec(runs, names)
-        for name in [name for name in sys.modules if name.startswith("openai")]:
-            del sys.modules[name]
-        sys.modules.update(modules)
         for name in ("client", "prompted", "native"):
             names[name].close()
         self.assertIs(names["ChatCompletion"], lightllm.ChatCompletion)
