@@ -3841,6 +3841,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, str(MODULE), "--base-url", url, *arguments],
             **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+            env={**os.environ, "TERM": "dumb"},  # no colours, no cursor keys
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
