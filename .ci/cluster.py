@@ -66,7 +66,7 @@ def run(readme, engine):
     (recipe,) = (
         block
         for block in blocks
-        if f"import {engine}" in block or f"from {engine}" in block
+        if re.search(rf"^(import|from) {engine}\b", block, re.M)
     )
     assert recipe.count("\n") <= 25, "a recipe has at most 25 lines"
     pathlib.Path("recipe.py").write_text(recipe)
