@@ -3730,8 +3730,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     options = _parse_arguments(arguments)
     try:
-        key = os.environ.get("LIGHTLLM_API_KEY", "")
-        status = _run(LightLLMClient(key, options.base_url, options.timeout), options)
+        client = LightLLMClient(
+            os.environ.get("LIGHTLLM_API_KEY", ""), options.base_url, options.timeout
+        )
+        status = _run(client, options)
         sys.stdout.flush()  # a closed pipe must show here, not at exit
         return status
     except KeyboardInterrupt:
@@ -3755,10 +3757,10 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add = parser.add_argument
     model = os.environ.get("LIGHTLLM_MODEL")
     url = os.environ.get("LIGHTLLM_BASE_URL") or "http://localhost:8000"
-    add("prompt", nargs="*", help="the question, before piped text; none: a chat")
+    add("prompt", nargs="*", help="the question; text from a pipe follows it")
     add("-s", "--system", help="a system message")
     add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
-    add("--image", action="append", default=[], type=_image_part, metavar="PATH")
+    add("--image", action="append", default=[], type=_image_part, help="repeatable")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
     add("--timeout", type=float, help="seconds")
     add("--temperature", type=float)
@@ -3788,6 +3790,7 @@ def _image_part(path: str) -> _Json:
 
 
 def _report(text: str) -> int:
+    """Print a line on stderr; returns the exit status of an error."""
     print(" ".join(text.split()), file=sys.stderr)
     return 1
 
@@ -3797,7 +3800,7 @@ def _run(client: LightLLMClient, options: Any) -> int:
         return _check(client, options)
     text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
     if options.models:
-        print(*[model["id"] for model in _list_models(client)], sep="\n")
+        print(*[model.id for model in client.models.list()], sep="\n")
     elif is_terminal and sys.stdout.isatty() and not text:
         _chat(client, options)
     else:
@@ -3842,7 +3845,7 @@ def _print_answer(
     parts = [*options.image, {"type": "text", "text": text}]
     question = {"role": "user", "content": parts if options.image else text}
     system = [{"role": "system", "content": options.system}] if options.system else []
-    options.model = options.model or _list_models(client)[0]["id"]
+    options.model = options.model or _find_model(client)["id"]
     is_plain = options.json or options.no_stream
     answer: Any = client.chat.completions.create(
         model=options.model,
@@ -3860,7 +3863,7 @@ def _print_answer(
         for chunk in [answer] if is_plain else answer:
             for choice in chunk.choices:
                 piece = choice.message if is_plain else choice.delta
-                reason = choice.finish_reason
+                reason = choice.finish_reason or reason
                 thought = getattr(piece, "reasoning", None) or ""
                 print(thought, end="", file=sys.stderr, flush=True)
                 thoughts += thought
@@ -3880,12 +3883,12 @@ def _print_answer(
         _report(f"note: the answer is {'cut off' if said else 'empty'} ({reason})")
 
 
-def _list_models(client: LightLLMClient) -> list[Any]:
-    """The served models; builds before April 2026 take any name."""
+def _find_model(client: LightLLMClient) -> Any:
+    """The first served model; builds before April 2026 list none, and take any name."""
     try:
-        return list(client.get("/v1/models")["data"])
-    except (NotFoundError, APIResponseValidationError, TypeError, KeyError):
-        return [{"id": "default"}]
+        return client.get("/v1/models")["data"][0]
+    except (NotFoundError, APIResponseValidationError, TypeError, LookupError):
+        return {"id": "default"}
 
 
 def _check(client: LightLLMClient, options: Any) -> int:
@@ -3894,7 +3897,7 @@ def _check(client: LightLLMClient, options: Any) -> int:
     print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
     if not health:
         return 1
-    model, parser = _list_models(client)[0], ""
+    model, parser = _find_model(client), ""
     print(f"model: {model['id']}, {model.get('max_model_len', '?')} tokens of context")
     try:
         parser = client.get("/get_server_info").get("tool_call_parser") or ""

@@ -3760,6 +3760,8 @@ class CommandLine(ServerTest):
                 self.assertIn(advice, check())
                 self.assertIn("qwen25, 16384 tokens", check("/generate"))
         self.assertEqual(self.run_module("--models").stdout, "qwen25\n")
+        routes["/v1/models"] = plain({"object": "list", "data": []})
+        self.assertIn("'prompt': LightLLM before April 2026", check())
         done = self.run_module("--check", url="http://127.0.0.1:9")
         self.assertEqual(done.returncode, 1)
         self.assertIn("NOT ready", done.stdout)
