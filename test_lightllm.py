@@ -43,10 +43,7 @@ import warnings
 import weakref
 from unittest import mock
 
-try:
-    import lightllm_client as lightllm
-except ImportError:  # a copy, under the name that the usage guide gives it
-    from inference import openai_middleware as lightllm
+import lightllm_client as lightllm  # the one line to change to test your copy
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULE = pathlib.Path(lightllm.__file__).resolve()
@@ -3840,6 +3837,7 @@ class Terminal:
         import termios
 
         self.ours, theirs = pty.openpty()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
             [sys.executable, str(MODULE), "--base-url", url, *arguments],
             **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
@@ -3848,6 +3846,7 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(theirs)
+        signal.signal(signal.SIGINT, before)  # if ignored here, it was not there
 
     def types(self, text, until=None):
         """Press keys, and wait for what they bring: text, or the end."""
@@ -3879,21 +3878,21 @@ def pickled_answer(client):
 
 class Packaging(ServerTest):
     @needs_project
-    def test_tests_and_example_run_beside_a_copy_under_another_name(self):
+    def test_the_tests_run_on_a_copy_after_changing_one_line(self):
         with tempfile.TemporaryDirectory() as folder:
             package = pathlib.Path(folder, "inference")
             package.mkdir()
             (package / "openai_middleware.py").write_bytes(MODULE.read_bytes())
-            for name in (pathlib.Path(__file__).name, "example_lightllm_usage.py"):
-                pathlib.Path(folder, name).write_bytes((HERE / name).read_bytes())
-            path = pathlib.Path(folder, pathlib.Path(__file__).name)
+            text = pathlib.Path(__file__).read_text(encoding="utf-8")
+            line = "import lightllm_client as lightllm  # the one line"
+            copied = text.replace(
+                line, "from inference import openai_middleware as lightllm  # ", 1
+            )
+            path = pathlib.Path(folder, "test_copy.py")
+            path.write_text(copied, encoding="utf-8")
             names = ["UsageGuide", "Packaging.test_the_examples_recipes"]
             done = run_python(str(path), *names, cwd=folder)
-            self.assertRegex(
-                done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr
-            )
-            done = run_python("example_lightllm_usage.py", "chat", cwd=folder)
-        self.assertIn("Paris.", done.stdout, done.stderr)
+        self.assertRegex(done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr)
 
     def test_importing_has_no_side_effects(self):
         code = (
@@ -3952,6 +3951,18 @@ class Packaging(ServerTest):
             code = recipe.__code__
             numbers = [line for _, _, line in code_lines(code)]
             self.assertLessEqual(max(numbers) - code.co_firstlineno, 16, recipe)
+
+    @needs_project
+    def test_the_example_runs_beside_a_copy_under_another_name(self):
+        example = (HERE / "example_lightllm_usage.py").read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "inference").mkdir()
+            copied = pathlib.Path(folder, "inference", "openai_middleware.py")
+            copied.write_bytes(MODULE.read_bytes())
+            pathlib.Path(folder, "example.py").write_bytes(example)
+            with environment(LIGHTLLM_BASE_URL=None):
+                done = run_python("example.py", "chat", cwd=folder)
+        self.assertIn("Paris.", done.stdout, done.stderr)
 
     @needs_project
     def test_many_prompts_resume_and_keep_errors(self):
