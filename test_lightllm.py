@@ -3774,6 +3774,8 @@ class CommandLine(ServerTest):
 
     @unittest.skipUnless(os.name == "posix", "needs signals")
     def test_ctrl_c_and_closed_pipes(self):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)  # if ignored: not there
         self.server.answers(lambda heard: events(*[delta("x"), 0.02] * 200))
         values = {**os.environ, "LIGHTLLM_BASE_URL": self.server.url}
         command = [sys.executable, str(MODULE), "q", "--model", "m"]
