@@ -160,7 +160,7 @@ def ask(client, item):
     return {**item, "answer": answer, "error": error}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.lru_cache
 def worker_client(base_url):
     """The one client of a process of a cluster; the key is read there, not sent there."""
     return lightllm.LightLLMClient(base_url=base_url, max_retries=8, timeout=3600)

@@ -3704,9 +3704,9 @@ class _Reply:
 # LIGHTLLM_* counts, and the key comes from nowhere else: command lines can be seen by all
 # users of a machine. Answers go to stdout; reasoning, notes and errors go to stderr.
 
-_SOUND_PARSERS = "qwen qwen25 deepseekv3 deepseekv31 deepseekv32 mistral".split()
+_SOUND = ("qwen", "qwen25", "deepseekv3", "deepseekv31", "deepseekv32", "mistral")
 _ADVICE = {  # --tool_call_parser -> the tool_mode to use, from recorded exchanges
-    **dict.fromkeys(_SOUND_PARSERS, "'server' or 'prompt': its model's calls are read"),
+    **dict.fromkeys(_SOUND, "'server' or 'prompt': its model's calls are read"),
     "llama3": "'prompt': only calls of Llama models are read",
     "qwen3_coder": "'prompt': it cuts arguments off at a tag inside them",
     "glm47": "'prompt': it merges calls, and cuts arguments off at a tag inside them",

@@ -3833,19 +3833,32 @@ class CommandLine(ServerTest):
 class Terminal:
     """The module on a terminal of its own, where Ctrl-C is a key."""
 
+    START = (  # the session's first terminal, which Ctrl-C comes from
+        "import fcntl, runpy, sys, termios\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+    )
+
     def __init__(self, *arguments, url):
-        import fcntl
         import pty
-        import termios
 
         self.ours, theirs = pty.openpty()
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
-            [sys.executable, str(MODULE), "--base-url", url, *arguments],
-            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+            [
+                sys.executable,
+                "-c",
+                self.START,
+                str(MODULE),
+                "--base-url",
+                url,
+                *arguments,
+            ],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
             env={**os.environ, "TERM": "dumb"},  # no colours, no cursor keys
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(theirs)
         signal.signal(signal.SIGINT, before)  # if ignored here, it was not there
@@ -4008,7 +4021,7 @@ class Packaging(ServerTest):
     def test_every_code_block_of_the_readme_runs(self):
         text = (HERE / "README.md").read_text(encoding="utf-8")
         self.assertLessEqual(len(text.split("\n")), 401)
-        blocks = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M)
+        blocks = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.MULTILINE)
         example = importlib.import_module("example_lightllm_usage")
 
         def rule(heard):
@@ -4040,7 +4053,7 @@ class Packaging(ServerTest):
                     with contextlib.redirect_stdout(output), mock.patch.dict(
                         sys.modules
                     ):
-                        exec(runs, names)
+                        exec(runs, names)  # noqa: S102
         for name in ("client", "prompted", "native"):
             names[name].close()
         self.assertIs(names["ChatCompletion"], lightllm.ChatCompletion)

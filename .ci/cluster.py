@@ -1,6 +1,5 @@
 """Run by .ci/cluster: one recipe of README.md, twice, against a scripted server of 60 ms."""
 
-import glob
 import http.server
 import json
 import os
@@ -62,19 +61,21 @@ class Server(http.server.ThreadingHTTPServer):
 
 def run(readme, engine):
     """Run the recipe of an engine once; the seconds it took and the rows there are."""
-    blocks = re.findall(r"^```python cluster\n(.*?)^```$", readme, re.M | re.S)
+    blocks = re.findall(
+        r"^```python cluster\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL
+    )
     (recipe,) = (
         block
         for block in blocks
-        if re.search(rf"^(import|from) {engine}\b", block, re.M)
+        if re.search(rf"^(import|from) {engine}\b", block, re.MULTILINE)
     )
     assert recipe.count("\n") <= 25, "a recipe has at most 25 lines"
     pathlib.Path("recipe.py").write_text(recipe)
     del posts[:]
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", RUN], check=True)
-    paths = glob.glob("answers/*.json*")
-    lines = [line for path in paths for line in open(path) if line.strip()]
+    texts = [path.read_text() for path in pathlib.Path("answers").glob("*.json*")]
+    lines = "".join(texts).splitlines()
     return time.monotonic() - started, [json.loads(line) for line in lines]
 
 
@@ -84,8 +85,8 @@ def main(readme, engine):
     os.environ["LIGHTLLM_BASE_URL"] = f"http://127.0.0.1:{server.server_port}"
     os.environ["LIGHTLLM_API_KEY"] = "key-of-the-worker"
     with open("prompts.jsonl", "w") as file:
-        for n in range(PROMPTS):
-            file.write(json.dumps({"id": n, "prompt": f"prompt {n}"}) + "\n")
+        rows = [{"id": n, "prompt": f"prompt {n}"} for n in range(PROMPTS)]
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
     seconds, rows = run(readme, engine)
     print(f"{engine}: {len(posts)} POSTs, {most} in flight, {seconds:.1f} s")
