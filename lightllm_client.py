@@ -3725,6 +3725,7 @@ exit status: 0 for an answer, also for one that --max-tokens cut off (stderr say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
+    sys.stdin = sys.stdin or io.StringIO()  # None where it is closed
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
@@ -3734,7 +3735,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ.get("LIGHTLLM_API_KEY", ""), options.base_url, options.timeout
         )
         status = _run(client, options)
-        sys.stdout.flush()  # a closed pipe must show here, not at exit
+        print(end="", flush=True)  # a closed pipe must show here, not at exit
         return status
     except KeyboardInterrupt:
         return 130

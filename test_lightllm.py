@@ -3625,6 +3625,17 @@ class CommandLine(ServerTest):
         self.assertNotIn(KEY, done.stdout + done.stderr)
         return done
 
+    def run_main(self, *arguments, suffix=""):
+        """The same in this process, without stdin, as daemons have it."""
+        command = ["--base-url", self.server.url + suffix, *arguments]
+        out, err = io.StringIO(), io.StringIO()
+        with mock.patch.object(sys, "stdin", None), contextlib.redirect_stdout(out):
+            with contextlib.redirect_stderr(err):
+                status = lightllm.main(command)
+        return subprocess.CompletedProcess(
+            command, status, out.getvalue(), err.getvalue()
+        )
+
     def test_a_question_streams_its_answer(self):
         self.server.says(plain(OtherRoutes.MODELS))
         chunks = [delta(reasoning="Hm. "), delta("Par"), delta("is\u00e9"), STOP, DONE]
@@ -3698,7 +3709,7 @@ class CommandLine(ServerTest):
             ),
         ):
             self.server.says(reply)
-            done = self.run_module("q", "-m", "m")
+            done = self.run_main("q", "-m", "m")
             self.assertEqual((done.returncode, done.stdout), (status, stdout))
             self.assertIn(stderr, done.stderr)
 
@@ -3731,13 +3742,11 @@ class CommandLine(ServerTest):
         self.server.answers(lambda heard: routes.get(heard.path, missing))
 
         def check(suffix=""):
-            output = io.StringIO()
-            url = self.server.url + suffix
-            with contextlib.redirect_stdout(output):
-                self.assertEqual(lightllm.main(["--check", "--base-url", url]), 0)
+            done = self.run_main("--check", suffix=suffix)
             for part in ("server: ready", "tokens of context", "round trip"):
-                self.assertIn(part, output.getvalue())
-            return output.getvalue()
+                self.assertIn(part, done.stdout)
+            self.assertEqual(done.returncode, 0)
+            return done.stdout
 
         self.assertIn("'prompt': LightLLM before April 2026", check())
         self.assertIn("'prompt', as the native API", check("/generate"))
@@ -3756,7 +3765,7 @@ class CommandLine(ServerTest):
             with self.subTest(parser):
                 self.assertIn(advice, check())
                 self.assertIn("qwen25, 16384 tokens", check("/generate"))
-        self.assertEqual(self.run_module("--models").stdout, "qwen25\n")
+        self.assertEqual(self.run_main("--models").stdout, "qwen25\n")
         routes["/v1/models"] = plain({"object": "list", "data": []})
         self.assertIn("'prompt': LightLLM before April 2026", check())
         done = self.run_module("--check", url="http://127.0.0.1:9")

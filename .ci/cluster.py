@@ -74,7 +74,7 @@ def run(readme, engine):
     del posts[:]
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", RUN], check=True)
-    texts = [path.read_text() for path in pathlib.Path("answers").glob("*.json*")]
+    texts = [path.read_text() for path in pathlib.Path("answers").glob("[!.]*.json*")]
     lines = "".join(texts).splitlines()
     return time.monotonic() - started, [json.loads(line) for line in lines]
 
