@@ -3763,11 +3763,10 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
     add("--image", action="append", default=[], type=_image_part, help="repeatable")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
-    add("--timeout", type=float, help="seconds")
-    add("--temperature", type=float)
-    add("--top-p", type=float)
-    add("--top-k", type=int)
-    add("--max-tokens", type=int)
+    for name in ("--timeout", "--temperature", "--top-p"):
+        add(name, type=float)
+    for name in ("--top-k", "--max-tokens"):
+        add(name, type=int)
     add("--no-stream", action="store_true", help="print the answer when it is whole")
     add("--json", action="store_true", help="print the whole completion as JSON")
     add("--models", action="store_true", help="list the served models")
