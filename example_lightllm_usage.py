@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: MIT
 # Copyright (c) 2026 The lightllm_client authors
-"""Recipes for lightllm_client, each a function: run them all, or those you name.
+"""Recipes for lightllm_client, each a function. Run them all, or those you name:
 
     python example_lightllm_usage.py
     python example_lightllm_usage.py chat tools
     LIGHTLLM_BASE_URL=http://host:8000 LIGHTLLM_MODEL=qwen python example_lightllm_usage.py
 
-Without LIGHTLLM_BASE_URL a scripted server in this process plays the model.
+Without LIGHTLLM_BASE_URL, a scripted server in this process takes the place of LightLLM.
 """
 
 import base64
 import concurrent.futures
+import functools
+import http.server
 import io
 import json
 import os
 import pathlib
 import sys
 import tempfile
+import threading
 import time
 
-import lightllm_client as lightllm
+try:
+    import lightllm_client as lightllm
+except ImportError:  # a copy, under the name that the usage guide gives it
+    from inference import openai_middleware as lightllm
 
 MODEL = os.environ.get("LIGHTLLM_MODEL", "default")
 
@@ -79,12 +85,12 @@ def tools(client):
 
 
 def stream_tools(client):
-    """Calls in a stream: taken out of the text, and whole when they come."""
+    """Calls in a stream: taken out of the text, each whole in one chunk."""
     answer = client.chat.completions.create(
         model=MODEL,
         messages=[user("What is the weather in Paris?")],
         tools=[get_weather],
-        tool_mode="prompt",  # loses nothing on any LightLLM build
+        tool_mode="prompt",  # reads the same on every LightLLM build
         stream=True,
     )
     for chunk in answer:
@@ -98,7 +104,7 @@ def image(client):
     """A question about a picture."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "picture.png")
-        path.write_bytes(a_picture())
+        path.write_bytes(draw_picture())
         parts = [
             {"type": "text", "text": "What is in this image?"},
             {"type": "image_url", "image_url": path.as_uri()},
@@ -108,7 +114,7 @@ def image(client):
     print(response.choices[0].message.content)
 
 
-def a_picture():
+def draw_picture():
     """A PNG: drawn with Pillow where that is installed, else two by two pixels."""
     try:
         from PIL import Image, ImageDraw
@@ -128,7 +134,7 @@ def errors(client):
         client.chat.completions.create(
             model=MODEL, messages=[user("hi")], temperature=-1, timeout=60
         )
-    except lightllm.APITimeoutError as error:
+    except lightllm.APITimeoutError as error:  # is an APIConnectionError as well
         print("too late:", error)
     except lightllm.APIConnectionError as error:
         print("no connection:", error)
@@ -139,18 +145,29 @@ def errors(client):
 
 
 def ask(client, item):
-    """One item {"id": ..., "prompt": ...} with its answer, or with its error."""
+    """A row for {"id": ..., "prompt": ...}, with an answer, or with what went wrong."""
+    answer = error = None
     try:
         response = client.chat.completions.create(
             model=MODEL, messages=[user(item["prompt"])]
         )
-        return {**item, "answer": response.choices[0].message.content}
-    except lightllm.APIError as error:
-        return {**item, "error": str(error)}
+        choice = response.choices[0]
+        answer = choice.message.content
+        if choice.finish_reason == "length":
+            error = "cut off: raise max_tokens"
+    except (lightllm.OpenAIError, KeyError, TypeError, ValueError) as cause:
+        error = str(cause)
+    return {**item, "answer": answer, "error": error}
+
+
+@functools.lru_cache
+def worker_client(base_url):
+    """The one client of a process of a cluster; the key is read there, not sent there."""
+    return lightllm.LightLLMClient(base_url=base_url, max_retries=8, timeout=3600)
 
 
 def answered(path):
-    """The ids of the rows of a JSON Lines file that have an answer."""
+    """The ids of the rows without an error in a JSON Lines file."""
     known = set()
     if os.path.exists(path):
         text = pathlib.Path(path).read_text(encoding="utf-8")
@@ -159,12 +176,12 @@ def answered(path):
                 row = json.loads(line)
             except ValueError:  # an empty line, or one that a crash cut off
                 continue
-            known |= {row["id"]} if "answer" in row else set()
+            known |= set() if row.get("error") else {row["id"]}
     return known
 
 
-def progress(done, total, started):
-    """`40% 20/50, 3.1/s, 10 s left` on stderr."""
+def print_progress(done, total, started):
+    """Print `40% 20/50, 3.1/s, 10 s left` on stderr."""
     rate = done / max(time.monotonic() - started, 1e-9)
     left = (total - done) / rate
     text = f"{done / total:4.0%} {done}/{total}, {rate:.1f}/s, {left:.0f} s left"
@@ -173,7 +190,7 @@ def progress(done, total, started):
 
 
 def ask_all(client, items, path, threads=32):
-    """Answer many items into a JSON Lines file; run again, it asks what is missing."""
+    """Append a row for each item to a JSON Lines file, but for those that have one."""
     known = answered(path)
     items = [item for item in items if item["id"] not in known]
     started = time.monotonic()
@@ -184,47 +201,79 @@ def ask_all(client, items, path, threads=32):
             finished = concurrent.futures.as_completed(rows)
             for done, row in enumerate(finished, 1):
                 file.write(json.dumps(row.result(), ensure_ascii=False) + "\n")
-                progress(done, len(items), started)
+                print_progress(done, len(items), started)
     return len(items)
 
 
 def many(client):
-    """Many prompts at once, on one client; a second run resumes."""
+    """Many prompts at once, on one client; a second run asks what is missing."""
+    # A busy node queues without a limit, a busy cluster answers 429 or 503: give it
+    # time and retries, and if rows still have errors, fewer threads, and run again.
+    patient = client.with_options(timeout=3600, max_retries=8)
     items = [{"id": n, "prompt": f"Is {n} a prime number?"} for n in range(20)]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "answers.jsonl")
-        print("asked", ask_all(client, items, path))
-        print("asked again", ask_all(client, items, path))
+        print("asked", ask_all(patient, items, path))
+        print("asked again", ask_all(patient, items, path))
 
 
 RECIPES = (chat, stream, tools, stream_tools, image, errors, many)
 
 
-# --- the model that is played where there is no server ---
+# --- a scripted server, for where there is none ---
 
 
-def played_answer(request):
-    """What the scripted server says to a request."""
-    import test_lightllm as scripted
-
-    asked = request.json
-    text = str(asked["messages"])
-    if asked["temperature"] < 0:
-        body = {"message": "temperature must be non-negative", "code": 400}
-        return scripted.plain({"error": body}, 400)
+def scripted_text(request):
+    """What the scripted model says to a request."""
+    text = str(request["messages"])
     if "weather" in text and "degrees" not in text:
         call = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
-        say = f"I will look it up.\n<tool_call>\n{call}\n</tool_call>"
-    elif "weather" in text:
-        say = "It is 20 degrees in Paris."
-    elif "Count" in text:
-        say = "One, two, three, four, five."
-    else:
-        say = "I see a picture." if "image_url" in text else "Paris."
-    if not asked.get("stream"):
-        return scripted.answer(say)
-    deltas = [scripted.delta(say[at : at + 5]) for at in range(0, len(say), 5)]
-    return scripted.events(*deltas, scripted.STOP, scripted.DONE)
+        return f"I will look it up.\n<tool_call>\n{call}\n</tool_call>"
+    if "weather" in text:
+        return "It is 20 degrees in Paris."
+    if "Count" in text:
+        return "One, two, three, four, five."
+    return "I see a picture." if "image_url" in text else "Paris."
+
+
+class ScriptedServer(http.server.BaseHTTPRequestHandler):
+    """Answers chat requests as LightLLM does, plain and streamed."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        say, end = scripted_text(request), {"finish_reason": "stop"}
+        if request["temperature"] < 0:
+            problem = {"message": "temperature must be non-negative", "code": 400}
+            self.reply(400, "application/json", json.dumps({"error": problem}))
+        elif request.get("stream"):
+            pieces = [
+                {"delta": {"content": say[n : n + 5]}} for n in range(0, len(say), 5)
+            ]
+            chunks = [{"choices": [piece]} for piece in [*pieces, {"delta": {}, **end}]]
+            events = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+            self.reply(200, "text/event-stream", "".join(events) + "data: [DONE]\n\n")
+        else:
+            choice = {"message": {"role": "assistant", "content": say}, **end}
+            data = {"choices": [choice], "usage": {"total_tokens": 8}}
+            self.reply(200, "application/json", json.dumps(data))
+
+    def reply(self, status, kind, text):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def start_server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ScriptedServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
 
 
 def main(names):
@@ -232,23 +281,21 @@ def main(names):
     if unknown:
         known = ", ".join(recipe.__name__ for recipe in RECIPES)
         return f"no recipe {', '.join(sorted(unknown))}; there are {known}"
-    server, url = None, os.environ.get("LIGHTLLM_BASE_URL")
+    url, server = os.environ.get("LIGHTLLM_BASE_URL"), None
     if url:
         print(f"asking {url}")
     else:
-        import test_lightllm as scripted
-
-        print("no LIGHTLLM_BASE_URL: a scripted server in this process plays the model")
-        server = scripted.Server()
-        server.answers(played_answer)
-        url = server.url
+        server = start_server()
+        url = f"http://127.0.0.1:{server.server_port}"
+        print("no LIGHTLLM_BASE_URL: a scripted server takes the place of LightLLM")
     with lightllm.LightLLMClient(base_url=url) as client:
         for recipe in RECIPES:
             if not names or recipe.__name__ in names:
                 print(f"\n--- {recipe.__name__}: {recipe.__doc__}")
                 recipe(client)
     if server:
-        server.stop()
+        server.shutdown()
+        server.server_close()
     return 0
 
 

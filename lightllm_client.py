@@ -4151,55 +4151,79 @@ class _Reply:
 
 
 # --- command line ---
-# `python lightllm_client.py "question"`. The key comes from the environment only: all
-# users of a machine see its command lines. The answer goes to stdout, all else to stderr.
-# The exit status is 0, 1 for an error, 130 after Ctrl-C.
+# `python lightllm_client.py question`, or a chat without one. Of the environment only
+# LIGHTLLM_* counts, and the key comes from nowhere else: command lines can be seen by all
+# users of a machine. Answers go to stdout; reasoning, notes and errors go to stderr.
+
+_SOUND = ("qwen", "qwen25", "deepseekv3", "deepseekv31", "deepseekv32", "mistral")
+_ADVICE = {  # --tool_call_parser -> the tool_mode to use, from recorded exchanges
+    **dict.fromkeys(_SOUND, "'server' or 'prompt': its model's calls are read"),
+    "llama3": "'prompt': only calls of Llama models are read",
+    "qwen3_coder": "'prompt': it cuts arguments off at a tag inside them",
+    "glm47": "'prompt': it merges calls, and cuts arguments off at a tag inside them",
+    "kimi_k2": "'prompt': it reads no calls in plain replies",
+    "": "'prompt': none is set or told, and then most calls stay text",
+}
+_EPILOG = """\
+examples:
+  python lightllm_client.py What is the capital of France?
+  git diff | python lightllm_client.py -s "You review code." "Is this correct?"
+
+exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
+1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its exit status."""
-    for stream in (sys.stdout, sys.stderr):
+    """Run the command line; returns its exit status."""
+    sys.stdin = sys.stdin or io.StringIO()  # None where it is closed
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
-    options = _options(arguments)
+    options = _parse_arguments(arguments)
     try:
-        client = LightLLMClient(base_url=options.base_url, timeout=options.timeout)
-        with client:
-            return _check(client, options) if options.check else _ask(client, options)
+        client = LightLLMClient(
+            os.environ.get("LIGHTLLM_API_KEY", ""), options.base_url, options.timeout
+        )
+        status = _run(client, options)
+        print(end="", flush=True)  # a closed pipe must show here, not at exit
+        return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # or the flush at exit would complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OpenAIError, ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+        return _report(f"error: {error}")
 
 
-def _options(arguments: Sequence[str] | None) -> Any:
+def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     import argparse
 
-    about = "Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY."
-    parser = argparse.ArgumentParser(description=about)
+    parser = argparse.ArgumentParser(
+        description="Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=NOT_GIVEN,
+    )
     add = parser.add_argument
-    add("prompt", nargs="?", help="the question; none or - reads it from stdin")
-    add("--system", help="a system message")
-    add("--image", action="append", default=[], metavar="PATH", help="repeatable")
-    add("--model", help="default: the first that the server lists")
-    add("--base-url", help="default: LIGHTLLM_BASE_URL, or http://localhost:8000")
-    add("--temperature", type=float, default=NOT_GIVEN)
-    add("--max-tokens", type=int, default=NOT_GIVEN)
-    add("--timeout", type=float, default=DEFAULT_TIMEOUT, help="seconds")
+    model = os.environ.get("LIGHTLLM_MODEL")
+    url = os.environ.get("LIGHTLLM_BASE_URL") or "http://localhost:8000"
+    add("prompt", nargs="*", help="the question; text from a pipe follows it")
+    add("-s", "--system", help="a system message")
+    add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
+    add("--image", action="append", default=[], type=_image_part, help="repeatable")
+    add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
+    for name in ("--timeout", "--temperature", "--top-p"):
+        add(name, type=float)
+    for name in ("--top-k", "--max-tokens"):
+        add(name, type=int)
     add("--no-stream", action="store_true", help="print the answer when it is whole")
     add("--json", action="store_true", help="print the whole completion as JSON")
+    add("--models", action="store_true", help="list the served models")
     add("--check", action="store_true", help="tell what the server is, how to use it")
     add("--version", action="version", version=f"{__version__} sha256 {_digest()}")
-    options = parser.parse_args(arguments)
-    if options.prompt in (None, "-") and not options.check:
-        if options.prompt is None and sys.stdin.isatty():
-            parser.error("a prompt is needed")
-        options.prompt = sys.stdin.read()
-    return options
+    return parser.parse_intermixed_args(arguments)
 
 
 def _digest() -> str:
@@ -4210,48 +4234,112 @@ def _digest() -> str:
         return hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
-def _ask(client: LightLLMClient, options: Any) -> int:
-    content: Any = options.prompt
-    if options.image:
-        import pathlib
+def _image_part(path: str) -> _Json:
+    import pathlib
 
-        urls = [pathlib.Path(path).absolute().as_uri() for path in options.image]
-        content = [{"type": "image_url", "image_url": url} for url in urls]
-        content.append({"type": "text", "text": options.prompt})
-    messages = [{"role": "user", "content": content}]
-    if options.system:
-        messages.insert(0, {"role": "system", "content": options.system})
-    request: Any = {"model": options.model or _served(client), "messages": messages}
-    request["temperature"] = options.temperature
-    request["max_tokens"] = options.max_tokens
-    if options.json or options.no_stream:
-        answer = client.chat.completions.create(**request)
-        message = answer.choices[0].message
-        if not options.json:
-            _show_reasoning(message.reasoning)
-        print(answer.to_json() if options.json else message.content or "")
-        return 0
-    with client.chat.completions.create(**request, stream=True) as stream:
-        for chunk in stream:
-            for choice in chunk.choices:
-                _show_reasoning(getattr(choice.delta, "reasoning", None))
-                print(choice.delta.content or "", end="", flush=True)
-    print()
+    return {"type": "image_url", "image_url": pathlib.Path(path).absolute().as_uri()}
+
+
+def _report(text: str) -> int:
+    """Print a line on stderr; returns the exit status of an error."""
+    print(" ".join(text.split()), file=sys.stderr)
+    return 1
+
+
+def _run(client: LightLLMClient, options: Any) -> int:
+    if options.check:
+        return _check(client, options)
+    text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
+    if options.models:
+        print(*[model.id for model in client.models.list()], sep="\n")
+    elif is_terminal and sys.stdout.isatty() and not text:
+        _chat(client, options)
+    else:
+        text = "" if text == "-" else text
+        if not text or not is_terminal:
+            text = f"{text}\n\n{sys.stdin.read()}".strip("\n")
+        if "\ufffd" in text:
+            _report("note: stdin is not all UTF-8, what is not became U+FFFD")
+        if not text.strip():
+            raise ValueError("a prompt is needed, as arguments or on stdin")
+        _print_answer(client, options, text, [])
     return 0
 
 
-def _served(client: LightLLMClient) -> str:
+def _chat(client: LightLLMClient, options: Any) -> None:
+    """Answer each line that is typed, with the history before it."""
     try:
-        return client.models.list().data[0].id
-    except (APIStatusError, APIResponseValidationError, IndexError):
-        return "default"
+        __import__("readline")  # to edit and recall lines
+    except ImportError:
+        pass
+    _report("/quit or Ctrl-D ends the chat, Ctrl-C stops an answer.")
+    history: list[Any] = []
+    while True:
+        try:
+            text = input("> ").strip()
+            if text == "/quit":
+                return
+            if text:
+                _print_answer(client, options, text, history)
+        except EOFError:
+            return print()
+        except KeyboardInterrupt:
+            print()
+        except (OpenAIError, ValueError, OSError) as error:
+            _report(f"error: {error}")
 
 
-def _show_reasoning(text: str | None) -> None:
-    if text:
-        dims = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        text = f"\033[2m{text}\033[0m" if dims else text
-        print(text, end="", file=sys.stderr, flush=True)
+def _print_answer(
+    client: LightLLMClient, options: Any, text: str, history: list[Any]
+) -> None:
+    """Print an answer as it comes; the history grows by it and its question."""
+    parts = [*options.image, {"type": "text", "text": text}]
+    question = {"role": "user", "content": parts if options.image else text}
+    system = [{"role": "system", "content": options.system}] if options.system else []
+    options.model = options.model or _find_model(client)["id"]
+    is_plain = options.json or options.no_stream
+    answer: Any = client.chat.completions.create(
+        model=options.model,
+        messages=[*system, *history, question],
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        max_tokens=options.max_tokens,
+        stream=not is_plain,
+    )
+    if options.json:
+        return print(answer.to_json())
+    thoughts, said, reason = "", "", None
+    try:
+        for chunk in [answer] if is_plain else answer:
+            for choice in chunk.choices:
+                piece = choice.message if is_plain else choice.delta
+                reason = choice.finish_reason or reason
+                thought = getattr(piece, "reasoning", None) or ""
+                print(thought, end="", file=sys.stderr, flush=True)
+                thoughts += thought
+                if piece.content:
+                    if thoughts and not said:
+                        _report("")
+                    said += piece.content
+                    print(piece.content, end="", flush=True)
+    finally:
+        if thoughts and not said:
+            _report("")
+        if said:
+            print(flush=True)
+            options.image = []  # it is in the history now
+            history += [question, {"role": "assistant", "content": said}]
+    if reason == "length" or not said:
+        _report(f"note: the answer is {'cut off' if said else 'empty'} ({reason})")
+
+
+def _find_model(client: LightLLMClient) -> Any:
+    """The first served model; builds before April 2026 list none, and take any name."""
+    try:
+        return client.get("/v1/models")["data"][0]
+    except (NotFoundError, APIResponseValidationError, TypeError, LookupError):
+        return {"id": "default"}
 
 
 def _check(client: LightLLMClient, options: Any) -> int:
@@ -4260,24 +4348,24 @@ def _check(client: LightLLMClient, options: Any) -> int:
     print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
     if not health:
         return 1
-    model, parser = options.model, None
+    model, parser = _find_model(client), ""
+    print(f"model: {model['id']}, {model.get('max_model_len', '?')} tokens of context")
     try:
-        served = client.models.list().data[0]
-        model = model or served.id
-        length = served.get("max_model_len") or "an unknown number of"
-        print(f"model: {served.id}, {length} tokens of context")
-    except (APIStatusError, APIResponseValidationError, IndexError):
-        print("model: not told (LightLLM before April 2026); pass --model if need be")
-    try:
-        parser = client.get("/get_server_info").get("tool_call_parser")
+        parser = client.get("/get_server_info").get("tool_call_parser") or ""
     except (APIStatusError, APIResponseValidationError, AttributeError):
         pass  # builds of 2025 do not tell
-    mode = "server' or 'prompt" if parser else "prompt"
-    print(f"tools: parser {parser or 'unknown or none'}: use tool_mode='{mode}'")
+    advice = _ADVICE.get(parser, "'prompt': what it loses is not known here")
+    if client.base_url.endswith("/generate"):
+        advice = "'prompt', as the native API always does"
+    elif "max_model_len" not in model:
+        advice = "'prompt': LightLLM before April 2026 loses or damages calls"
+    print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
-    question: Any = [{"role": "user", "content": "Say yes."}]
-    model = model or "default"
-    client.chat.completions.create(model=model, messages=question, max_tokens=1)
+    client.chat.completions.create(
+        model=options.model or model["id"],
+        messages=[{"role": "user", "content": "Say yes."}],
+        max_tokens=1,
+    )
     print(f"round trip: {time.monotonic() - begun:.3f} s for one token")
     return 0
 

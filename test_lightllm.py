@@ -28,6 +28,7 @@ import pickle
 import pydoc
 import random
 import re
+import select
 import signal
 import socket
 import ssl
@@ -43,6 +44,7 @@ import unittest
 import unittest.mock
 import warnings
 import weakref
+from unittest import mock
 
 try:
     from PIL import Image
@@ -4390,32 +4392,66 @@ class CommandLine(ServerTest):
     def run_module(self, *arguments, url=None, **options):
         values = {"LIGHTLLM_BASE_URL": url or self.server.url, "LIGHTLLM_API_KEY": KEY}
         values.update(options.pop("env", {}))
+        if "input" not in options:
+            options.setdefault("stdin", subprocess.DEVNULL)
         done = run_python(str(MODULE), *arguments, env=values, **options)
         self.assertNotIn(KEY, done.stdout + done.stderr)
         return done
+
+    def run_main(self, *arguments, suffix=""):
+        """The same in this process, without stdin, as daemons have it."""
+        command = ["--base-url", self.server.url + suffix, *arguments]
+        out, err = io.StringIO(), io.StringIO()
+        with mock.patch.object(sys, "stdin", None), contextlib.redirect_stdout(out):
+            with contextlib.redirect_stderr(err):
+                status = lightllm.main(command)
+        return subprocess.CompletedProcess(
+            command, status, out.getvalue(), err.getvalue()
+        )
 
     def test_a_question_streams_its_answer(self):
         self.server.says(plain(OtherRoutes.MODELS))
         chunks = [delta(reasoning="Hm. "), delta("Par"), delta("is\u00e9"), STOP, DONE]
         self.server.says(events(*chunks))
         utf8 = {"PYTHONIOENCODING": "utf-8"}
-        done = self.run_module(
-            "question", "--system", "S", "--max-tokens", "5", env=utf8
-        )
-        self.assertEqual((done.stdout, done.stderr), ("Paris\u00e9\n", "Hm. "))
+
+        done = self.run_module("a", "-s", "S", "--max-tokens", "5", "word", env=utf8)
+
+        self.assertEqual((done.stdout, done.stderr), ("Paris\u00e9\n", "Hm. \n"))
         self.assertEqual(done.returncode, 0)
         system = {"role": "system", "content": "S"}
-        self.assertEqual(self.sent["messages"], [system, user("question")])
+        self.assertEqual(self.sent["messages"], [system, user("a word")])
         self.assertEqual((self.sent["model"], self.sent["max_tokens"]), ("qwen25", 5))
         self.assertEqual(self.sent["temperature"], 0.6)
+        self.assertEqual(
+            self.server.heard[-1].headers["Authorization"], f"Bearer {KEY}"
+        )
+
+    def test_only_its_own_variables_are_read(self):
+        self.server.answers(lambda heard: answer())
+        others = {"OPENAI_API_KEY": "other", "OPENAI_BASE_URL": "http://127.0.0.1:9"}
+        mine = {"LIGHTLLM_MODEL": "mine", "LIGHTLLM_API_KEY": ""}
+
+        self.run_module("q", "--no-stream", "--top-k", "3", env={**others, **mine})
+
+        self.assertIsNone(self.server.heard[-1].headers["Authorization"])
+        self.assertEqual((self.sent["model"], self.sent["top_k"]), ("mine", 3))
+        without = run_python(str(MODULE), "--help", env={**others, "COLUMNS": "200"})
+        for part in ("localhost:8000", "examples:", "exit status", "--top-p", "130"):
+            self.assertIn(part, without.stdout)
 
     def test_prompts_from_stdin_images_and_json(self):
         self.server.answers(lambda heard: answer())
-        options = ["--model", "m", "--no-stream", "--temperature", "0.1"]
-        for arguments in (["-"], []):
-            done = self.run_module(*arguments, *options, input="from stdin")
+        options = ["-m", "m", "--no-stream", "--temperature", "0.1"]
+        piped = "from stdin"
+        for arguments, sent in (
+            (["-"], piped),
+            ([], piped),
+            (["sum", "up"], "sum up\n\n" + piped),
+        ):
+            done = self.run_module(*arguments, *options, input=piped)
             self.assertEqual(done.stdout, "Hello\n")
-            self.assertEqual(self.sent["messages"], [user("from stdin")])
+            self.assertEqual(self.sent["messages"], [user(sent)])
         self.server.answers(lambda heard: answer("caf\u00e9"))
         done = self.run_module("q", *options, env={"PYTHONIOENCODING": "ascii"})
         self.assertEqual(done.stdout, "caf?\n")
@@ -4427,6 +4463,28 @@ class CommandLine(ServerTest):
             self.assertEqual(json.loads(done.stdout)["id"], "8", done.stderr)
             parts = self.sent["messages"][0]["content"]
             self.assertEqual([part["type"] for part in parts], ["image_url", "text"])
+            path.write_bytes(b"caf\xe9")
+            with path.open() as file:
+                done = self.run_module("q", *options, stdin=file)
+        self.assertEqual(self.sent["messages"], [user("q\n\ncaf\ufffd")])
+        self.assertIn("not all UTF-8", done.stderr)
+
+    def test_what_is_not_a_whole_answer_is_said(self):
+        cut = [delta("Par"), HANGUP]
+        for reply, status, stdout, stderr in (
+            (events(*cut, end=None), 1, "Par\n", "the answer is incomplete"),
+            (events(delta("P", "length"), DONE), 0, "P\n", "cut off (length)"),
+            (
+                events(delta(reasoning="R"), STOP, DONE),
+                0,
+                "",
+                "R\nnote: the answer is e",
+            ),
+        ):
+            self.server.says(reply)
+            done = self.run_main("q", "-m", "m")
+            self.assertEqual((done.returncode, done.stdout), (status, stdout))
+            self.assertIn(stderr, done.stderr)
 
     def test_errors_are_one_line(self):
         self.server.says(plain({"message": "bad\nthing " + KEY}, 400))
@@ -4438,34 +4496,51 @@ class CommandLine(ServerTest):
                 "127.0.0.1:9",
             ),
             (["q", "--model", "m", "--image", "/no/such.png"], "No such file"),
+            ([], "a prompt is needed"),
         ):
             done = self.run_module(*arguments)
             self.assertEqual(done.returncode, 1)
             self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
             self.assertIn(named, done.stderr)
             self.assertEqual(done.stdout, "")
+        self.assertEqual(self.run_module("q", "--top-k", "many").returncode, 2)
 
     def test_check(self):
-        def rule(heard):
-            replies = {
-                "/health": plain({"message": "Ok"}),
-                "/v1/models": plain(OtherRoutes.MODELS),
-                "/get_server_info": plain({"tool_call_parser": "qwen25"}),
-            }
-            return replies.get(heard.path) or answer()
+        routes = {
+            "/health": plain({"message": "Ok"}),
+            "/v1/chat/completions": answer(),
+            "/generate": generated("yes"),
+        }
+        missing = plain({"detail": "Not Found"}, 404)
+        self.server.answers(lambda heard: routes.get(heard.path, missing))
 
-        self.server.answers(rule)
-        done = self.run_module("--check")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        for part in ("ready", "qwen25", "16384 tokens", "'server'", "round trip"):
-            self.assertIn(part, done.stdout)
-        old = {"/health": plain({"message": "Ok"}), "/v1/chat/completions": answer()}
-        self.server.answers(
-            lambda heard: old.get(heard.path) or plain({"detail": "Not Found"}, 404)
-        )
-        done = self.run_module("--check")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("tool_mode='prompt'", done.stdout)
+        def check(suffix=""):
+            done = self.run_main("--check", suffix=suffix)
+            for part in ("server: ready", "tokens of context", "round trip"):
+                self.assertIn(part, done.stdout)
+            self.assertEqual(done.returncode, 0)
+            return done.stdout
+
+        self.assertIn("'prompt': LightLLM before April 2026", check())
+        self.assertIn("'prompt', as the native API", check("/generate"))
+        routes["/v1/models"] = plain(OtherRoutes.MODELS)
+        for parser, advice in (
+            ("qwen25", "qwen25: use tool_mode='server' or 'prompt'"),
+            ("deepseekv31", "use tool_mode='server' or 'prompt'"),
+            ("glm47", "use tool_mode='prompt': it merges calls"),
+            ("kimi_k2", "use tool_mode='prompt': it reads no calls in plain"),
+            ("qwen3_coder", "use tool_mode='prompt': it cuts arguments"),
+            ("llama3", "use tool_mode='prompt': only calls of Llama"),
+            ("new", "parser new: use tool_mode='prompt': what it loses"),
+            (None, "parser unknown: use tool_mode='prompt': none is set"),
+        ):
+            routes["/get_server_info"] = plain({"tool_call_parser": parser})
+            with self.subTest(parser):
+                self.assertIn(advice, check())
+                self.assertIn("qwen25, 16384 tokens", check("/generate"))
+        self.assertEqual(self.run_main("--models").stdout, "qwen25\n")
+        routes["/v1/models"] = plain({"object": "list", "data": []})
+        self.assertIn("'prompt': LightLLM before April 2026", check())
         done = self.run_module("--check", url="http://127.0.0.1:9")
         self.assertEqual(done.returncode, 1)
         self.assertIn("NOT ready", done.stdout)
@@ -4486,6 +4561,7 @@ class CommandLine(ServerTest):
         values = {**os.environ, "LIGHTLLM_BASE_URL": self.server.url}
         command = [sys.executable, str(MODULE), "q", "--model", "m"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes["stdin"] = subprocess.DEVNULL
         for action in ("interrupt", "close"):
             self.server.aborted.clear()
             with subprocess.Popen(command, env=values, **pipes) as process:
@@ -4498,6 +4574,90 @@ class CommandLine(ServerTest):
                 self.assertEqual(code, 130 if action == "interrupt" else 0)
                 self.assertEqual(process.stderr.read(), b"")
             self.assertTrue(self.server.aborted.wait(2))
+
+    @unittest.skipUnless(os.name == "posix", "needs a pseudo-terminal")
+    def test_without_a_prompt_a_terminal_gets_a_chat(self):
+        def rule(heard):
+            text = heard.json["messages"][-1]["content"]
+            if text == "fail":
+                return plain({"message": "refused"}, 400)
+            if text == "slow":
+                return events(delta("begun"), *[delta("."), 0.02] * 200)
+            return events(delta(f"<{text}>"), STOP, DONE)
+
+        self.server.answers(rule)
+        chat = Terminal("-m", "m", "-s", "S", url=self.server.url)
+        self.addCleanup(chat.stop)
+        for keys, shown in (
+            ("", "> "),
+            ("one\n", "<one>\n> "),
+            ("fail\n", "\n> "),
+            ("slow\n", "begun"),
+            ("\x03", "\n> "),  # stops the answer
+            ("half\x03", "\n> "),  # clears the line
+            ("two\n", "<two>\n> "),
+        ):
+            chat.types(keys, until=shown)
+        self.assertTrue(self.server.aborted.wait(2))
+        self.assertEqual(chat.types("\x04"), 0)
+        texts = [message["content"] for message in self.sent["messages"]]
+        self.assertEqual(texts[:4], ["S", "one", "<one>", "slow"])
+        self.assertRegex(texts[4], r"^begun\.*$")
+        self.assertEqual(texts[5:], ["two"])
+
+        other = Terminal(url=self.server.url)
+        self.addCleanup(other.stop)
+        other.types("", until="> ")
+        self.assertEqual(other.types("/quit\n"), 0)
+
+
+class Terminal:
+    """The module on a terminal of its own, where Ctrl-C is a key."""
+
+    START = (  # the session's first terminal, which Ctrl-C comes from
+        "import fcntl, runpy, sys, termios\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+    )
+
+    def __init__(self, *arguments, url):
+        import pty
+
+        self.ours, theirs = pty.openpty()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                self.START,
+                str(MODULE),
+                "--base-url",
+                url,
+                *arguments,
+            ],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": "dumb"},  # no colours, no cursor keys
+            start_new_session=True,
+        )
+        os.close(theirs)
+        signal.signal(signal.SIGINT, before)  # if ignored here, it was not there
+
+    def types(self, text, until=None):
+        """Press keys, and wait for what they bring: text, or the end."""
+        os.write(self.ours, text.encode())
+        seen = ""
+        while until and until not in seen:
+            if not select.select([self.ours], [], [], 5)[0]:
+                raise AssertionError(f"no {until!r} in {seen!r}")
+            seen += os.read(self.ours, 1000).decode().replace("\r", "")
+        return None if until else self.process.wait(5)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
 
 
 needs_project = unittest.skipUnless(
@@ -4592,6 +4752,18 @@ class Packaging(ServerTest):
             self.assertLessEqual(max(numbers) - code.co_firstlineno, 16, recipe)
 
     @needs_project
+    def test_the_example_runs_beside_a_copy_under_another_name(self):
+        example = (HERE / "example_lightllm_usage.py").read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "inference").mkdir()
+            copied = pathlib.Path(folder, "inference", "openai_middleware.py")
+            copied.write_bytes(MODULE.read_bytes())
+            pathlib.Path(folder, "example.py").write_bytes(example)
+            with environment(LIGHTLLM_BASE_URL=None):
+                done = run_python("example.py", "chat", cwd=folder)
+        self.assertIn("Paris.", done.stdout, done.stderr)
+
+    @needs_project
     def test_many_prompts_resume_and_keep_errors(self):
         example = importlib.import_module("example_lightllm_usage")
         items = [{"id": n, "prompt": str(n)} for n in range(10)]
@@ -4615,38 +4787,74 @@ class Packaging(ServerTest):
             self.assertIn('"error": "Error code: 400', text)
 
     @needs_project
+    def test_a_row_tells_what_went_wrong(self):
+        example = importlib.import_module("example_lightllm_usage")
+        self.server.says(answer("yes"), answer("half", "length"))
+
+        prompt, bad = {"id": 1, "prompt": "p"}, {"id": 1, "prompt": 5}
+        rows = [example.ask(self.client, item) for item in (prompt, prompt, bad, {})]
+
+        self.assertEqual([row["answer"] for row in rows], ["yes", "half", None, None])
+        self.assertEqual(
+            rows[0], {"id": 1, "prompt": "p", "answer": "yes", "error": None}
+        )
+        self.assertIn("max_tokens", rows[1]["error"])
+        self.assertTrue(rows[2]["error"] and rows[3]["error"])
+
+    @needs_project
     def test_every_code_block_of_the_readme_runs(self):
         text = (HERE / "README.md").read_text(encoding="utf-8")
-        self.assertLessEqual(len(text.split("\n")), 301)
-        blocks = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M)
+        self.assertLessEqual(len(text.split("\n")), 401)
+        blocks = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.MULTILINE)
         example = importlib.import_module("example_lightllm_usage")
 
         def rule(heard):
             if heard.path == "/generate":
                 return generated("native")
-            return OtherRoutes.MODELS and example.played_answer(heard)
+            if heard.path == "/tokens":
+                return plain({"ntokens": 4})
+            if heard.path == "/v1/completions":
+                choice = {"index": 0, "text": " 3", "logprobs": {"tokens": [" 3"]}}
+                return plain({"choices": [choice]})
+            say = example.scripted_text(heard.json)
+            if "response_format" in heard.json:
+                say = '{"city": "Paris"}'
+            if heard.json.get("stream"):
+                return events(*map(delta, pieces_of(say)), STOP, DONE)
+            return answer(say, reasoning="It is well known.")
 
         self.server.answers(rule)
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        picture = pathlib.Path(folder.name, "picture.png")
-        picture.write_bytes(PNG)
-        output = io.StringIO()
-        names = {"__name__": "readme"}
-        with environment(LIGHTLLM_BASE_URL=self.server.url):
-            with contextlib.redirect_stdout(output):
-                for kind, code in blocks:
-                    code = code.replace("file:///tmp/picture.png", picture.as_uri())
-                    if kind == "python":
-                        exec(compile(code, "README.md", "exec"), names)
-                    elif kind == "python cluster":
-                        compile(code, "README.md", "exec")
-        names["client"].close()
-        names["native"].close()
-        texts = ("Paris.", "One, two, three", "It is 20 degrees", "get_weather")
-        for text in texts:
+        names, output = {"__name__": "readme"}, io.StringIO()
+        with tempfile.TemporaryDirectory() as folder:
+            picture = pathlib.Path(folder, "picture.png")
+            picture.write_bytes(PNG)
+            for kind, code in blocks:
+                code = code.replace("http://localhost:8000", self.server.url)
+                code = code.replace("file:///tmp/picture.png", picture.as_uri())
+                if kind[:6] == "python":
+                    runs = compile(code, "README.md", "exec")
+                if kind == "python":
+                    with (
+                        contextlib.redirect_stdout(output),
+                        mock.patch.dict(sys.modules),
+                    ):
+                        exec(runs, names)  # noqa: S102
+        for name in ("client", "prompted", "native"):
+            names[name].close()
+        self.assertIs(names["ChatCompletion"], lightllm.ChatCompletion)
+        for text in (
+            "Paris.\n",
+            "One, two, three",
+            "It is 20 degrees",
+            'get_weather {"city": "Paris"}',
+            "It is well known.",
+            "\nParis\n",
+            "4 tokens",
+            "' 3'",
+        ):
             self.assertIn(text, output.getvalue())
-        self.assertEqual([kind for kind, _ in blocks].count("python cluster"), 2)
+        clusters = [code for kind, code in blocks if kind == "python cluster"]
+        self.assertEqual([code.count("\n") <= 25 for code in clusters], [True] * 2)
         for kind, code in blocks:
             for line in code.splitlines() if kind == "bash" else []:
                 self.assertTrue((HERE / line.split()[1]).exists(), line)
