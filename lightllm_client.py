@@ -341,13 +341,16 @@ _STATUS_ERRORS: dict[int, tuple[type[APIStatusError], str]] = {
     403: (PermissionDeniedError, "check api_key"),
     404: (NotFoundError, "check base_url, or this LightLLM build lacks the route"),
     405: (APIStatusError, "check base_url: is that a LightLLM server?"),
+    407: (APIStatusError, "put the proxy's user and password into HTTP_PROXY"),
     409: (ConflictError, "try again"),
     413: (APIStatusError, "send less: smaller images (max_image_side=), fewer messages"),
-    417: (APIStatusError, "this node takes other requests: try base_url=.../generate"),
+    417: (APIStatusError, "check the parameters of the request"),
     422: (UnprocessableEntityError, "this LightLLM build takes another type there"),
     429: (RateLimitError, "the server is busy: wait, or raise max_retries"),
-    500: (InternalServerError, "LightLLM of 2025 says so of bad parameters and of too"
-          " long prompts as well: see the server's log"),
+    500: (InternalServerError, "LightLLM of 2025 also answers so to bad parameters and to"
+          " prompts too long for max_tokens (10000 unless given): see the server's log,"
+          " or lower max_tokens"),
+    502: (InternalServerError, "does the server behind this gateway run?"),
     503: (InternalServerError, "the server is busy or starting: wait, then try again"),
 }  # fmt: skip
 
@@ -2916,7 +2919,7 @@ class _Exchange:
                 raise self._status_error(response)
             coding = _CODINGS.search(reply.headers.get("content-encoding", ""))
             if coding:
-                raise self._validation_error(response, f"the body is {coding[0]} data")
+                raise self._validation_error(response, f"a coded body ({coding[0]})")
             if whole:
                 response.content = reply.read(MAX_REPLY_BYTES)
             else:
@@ -2960,7 +2963,9 @@ class _Exchange:
         response.content = reply.read_next()
         if not _STREAM_START.match(response.content):
             response.content += reply.read_error(_REFUSAL_SECONDS)
-            raise self._validation_error(response, "the body is not a stream of events")
+            raise self._validation_error(
+                response, "a body that is not a stream of events"
+            )
         reply.push_back(response.content)
         response.content = b""
 
@@ -3012,8 +3017,9 @@ class _Exchange:
             text, hint = _explain(cause, proxy)
         if not what:
             text += f" ({self._attempts} attempt{'s' * (self._attempts != 1)})"
-        where = f"through the proxy {proxy} (from the environment)" if proxy else ""
-        return self.error(kind, "; ".join(filter(None, [where, what, text, hint])))
+        if proxy:
+            text = f"through the proxy {proxy} (from the environment): {text}"
+        return self.error(kind, "; ".join(filter(None, [what, text, hint])))
 
     def event_error(self, response: Response, text: str, data: Any) -> APIError:
         """The error for an event that reports one, or that is not a JSON object. The
@@ -3029,7 +3035,7 @@ class _Exchange:
     def _validation_error(self, response: Response, what: str) -> APIError:
         """The error for a good status with something else than was asked for."""
         body, words = self._clean(response)
-        message = f"{self._asked}: status {response.status_code}, but {what}"
+        message = f"{self._asked}: status {response.status_code} with {what}"
         message += f": {words}" if words else ""
         message += "; is base_url that of a LightLLM server?"
         return APIResponseValidationError(response, body, message=message)
@@ -3108,8 +3114,10 @@ def _build_answer(
         return (build(data) if build else data), ""
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         is_empty = not response.content.strip()
-        what = "empty" if is_empty else "not the JSON that was asked for"
-        return None, f"the body is {what}"
+        return (
+            None,
+            "nothing in it" if is_empty else "a body that is not the JSON asked for",
+        )
 
 
 def _is_out_of_time(cause: BaseException) -> bool:
@@ -3127,7 +3135,8 @@ def _is_connection_error(cause: BaseException) -> bool:
 
 def _is_final(cause: Any) -> bool:
     """Whether the next attempt would end the same way."""
-    return hasattr(cause, "verify_message") or "proxy refuses" in str(cause)
+    is_refused = re.search("proxy refuses.* 4", str(cause))
+    return bool(is_refused) or hasattr(cause, "verify_message")
 
 
 def _explain(cause: Any, proxy: str) -> tuple[str, str]:
@@ -3221,8 +3230,9 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 
 def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
-    key: Any = client.api_key  # from here on, no variable shows what a callable returns
-    key = _checked_key(_Secret(key() if callable(key) else key))
+    key: Any = client.api_key
+    key = _Secret(key() if callable(key) else key)  # now no variable shows it
+    key = _checked_key(key)
     own = {
         "Accept": "application/json",
         "Accept-Encoding": "identity",

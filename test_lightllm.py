@@ -269,6 +269,16 @@ class ServerTest(unittest.TestCase):
     def _outcome_is_good(self):
         return not getattr(self, "failed", False)
 
+    def cases(self, table):
+        """Each case of a list, or each (key, value) of a dict, as a subtest. The case, or
+        the first part of a tuple, is its name: `for given, expected in self.cases(...)`.
+        The first case that fails ends the test."""
+        for case in table.items() if isinstance(table, dict) else table:
+            name = case[0] if isinstance(case, tuple) else case
+            self.case = ascii(name)[:100]
+            yield case
+        self.case = None
+
     def new_client(self, **options):
         options = {
             "base_url": self.server.url,
@@ -1613,28 +1623,27 @@ class Streams(ServerTest):
         table = [
             plain({"error": {"message": "no streaming here"}}),
             (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
+            (200, {"Content-Type": "text/plain"}, [b"<html>"]),
             answer(),
         ]
         for reply in table:
             self.server.says(reply)
             error = self.error(lightllm.APIResponseValidationError, stream=True)
-            self.assertIn("no stream", str(error))
-        self.server.says((200, {"Content-Type": "text/plain"}, [b"<html>"]))
-        self.stream_error(self.ask(stream=True))
+            self.assertIn("not a stream of events", str(error))
 
     def test_error_events_raise_the_servers_words(self):
         body = {"message": f"boom {KEY}", "type": "server_error", "code": 7}
         stream = self.stream(delta("a"), {"error": body}, delta("b"))
         self.assertEqual(next(stream).choices[0].delta.content, "a")
         error = self.stream_error(stream, lightllm.APIError)
-        self.assertEqual(str(error), "boom ***")
+        self.assertTrue(str(error).startswith("boom *** (in the stream of POST http"))
         self.assertEqual((error.code, error.type), ("7", "server_error"))
         self.assertEqual(error.body["code"], 7)
         self.assertEqual(error.partial.choices[0].message.content, "a")
         error = self.stream_error(
             self.stream({"error": "just text"}), lightllm.APIError
         )
-        self.assertEqual(str(error), "just text")
+        self.assertTrue(str(error).startswith("just text (in the stream of"))
 
     def test_events_that_are_no_json(self):
         for data in ("{oops", "[1]", "null", "5", "[" * 100_000, '{"a":' * 100_000):
@@ -2570,6 +2579,68 @@ class Retries(TransportTest):
         client = self.new_client(base_url="http://no-such-host.invalid:1")
         self.assertIn("host name", str(self.error(lightllm.APIConnectionError, client)))
 
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "no interval timers")
+    def test_what_a_signal_handler_raises_passes_through(self):
+        def alarm(*_):
+            raise raising
+
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, alarm)
+        client = self.new_client(max_retries=2)
+        kinds = (TimeoutError, RuntimeError)
+        for kind, stream in self.cases([(kind, s) for kind in kinds for s in (0, 1)]):
+            raising = kind("too late")
+            body = (200, {"Content-Length": "9"}, [0.3])
+            self.server.says(body if stream else raw(0.3))
+            del self.server.heard[:]
+
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            error = raised(self, kind, lambda: self.ask(client, stream=bool(stream)))
+
+            self.assertIs(error, raising)
+            self.assertEqual(len(self.server.heard), 1)
+
+    def test_a_proxy_that_refuses_a_tunnel_is_asked_again_only_where_that_helps(self):
+        def refuse(connection):
+            read_request(connection)
+            connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+
+        self.addCleanup(setattr, time, "sleep", time.sleep)
+        time.sleep = lambda seconds: None
+        proxy = self.listener(refuse)
+        with proxy_environment(https_proxy=f"http://127.0.0.1:{proxy.port}"):
+            client = self.new_client(base_url="https://model.example", max_retries=2)
+        for status, attempts in self.cases([(407, 1), (403, 1), (503, 3)]):
+            del proxy.accepted[:]
+            error = self.error(lightllm.APIConnectionError, client)
+            self.assertEqual(len(proxy.accepted), attempts)
+            words = f"through the proxy http://127.0.0.1:{proxy.port}", str(status)
+            for word in (*words, f"{attempts} attempt", "check HTTP_PROXY"):
+                self.assertIn(word, str(error))
+
+    def test_each_reply_is_one_line_at_debug_without_texts(self):
+        client = self.new_client(max_retries=1, default_query={"token": "hunter22"})
+        ms = {"Retry-After-Ms": "1"}
+        self.server.says((503, ms, [b"words"]), answer("words"), events(STOP, DONE))
+        self.server.says(plain({"ntokens": 5, "usage": KEY}))
+        with self.assertLogs(lightllm.__name__, logging.DEBUG) as logs:
+            self.ask(client)
+            list(self.ask(client, stream=True))
+            client.get("/" + KEY)
+        url = f"POST {self.server.url}/v1/chat/completions: status"
+        table = [
+            ("DEBUG", url + r" 503, 0\.\d+ s, unknown tokens, attempt 1"),
+            ("INFO", "attempt 1 failed, next in 0.0 s: .*words"),
+            ("DEBUG", url + r" 200, 0\.\d+ s, 8 tokens, attempt 2"),
+            ("DEBUG", url + r" 200, 0\.\d+ s, unknown tokens, attempt 1"),
+            ("DEBUG", r"GET .*/\*\*\*: status 200, .*"),
+        ]
+        self.assertEqual(len(logs.records), len(table))
+        for record, (level, line) in zip(logs.records, table):
+            self.assertEqual(record.levelname, level)
+            self.assertRegex(record.getMessage(), f"^{line}")
+        self.assertNotIn("hunter22", "".join(logs.output))
+
 
 class Redirects(TransportTest):
     def test_same_origin_307_and_308_are_followed(self):
@@ -2600,6 +2671,27 @@ class Redirects(TransportTest):
                 self.assertIn("check base_url", str(error))
                 self.assertNotIn("token", str(error))
         self.assertEqual(other.accepted, [])
+
+    def test_the_schemes_own_port_may_be_written_out(self):
+        with proxy_environment(http_proxy=self.server.url):
+            client = self.new_client(base_url="http://model.example")
+        self.server.says((307, {"Location": "http://model.example:80/x"}, []), answer())
+        self.ask(client)
+        self.assertEqual(self.server.heard[-1].path, "http://model.example:80/x")
+        self.server.says((307, {"Location": "http://model.example:443/x"}, []))
+        self.error(lightllm.APIStatusError, client)
+
+    def test_the_same_for_https(self):
+        head = b"HTTP/1.1 307 Go\r\nContent-Length: 0\r\nLocation: "
+        for port, requests in self.cases([(443, 6), (80, 1)]):
+            tunnels, target = [], b"https://model.example:%d/x\r\n\r\n" % port
+            listener, trusting = Tls.tls_server(self, None, head + target, tunnels)
+            trusting.check_hostname = False
+            with proxy_environment(https_proxy=f"http://127.0.0.1:{listener.port}"):
+                url = "https://model.example"
+                client = self.new_client(base_url=url, ssl_context=trusting)
+            self.error(lightllm.APIStatusError, client)
+            self.assertEqual(len(tunnels), requests)
 
     def test_at_most_five(self):
         self.server.answers(lambda heard: (307, {"Location": heard.path + "x"}, []))
@@ -2654,6 +2746,186 @@ class Errors(TransportTest):
                 copy.copy(error)
         self.assertEqual(error.code, None)
 
+    def test_words_of_every_shape(self):
+        inner = {"message": "m", "type": "t", "code": 429}
+        fields = [
+            {"loc": ["body", "n", 0], "msg": "too big", "input": {"message": "x"}}
+        ]
+        table = [
+            ({"error": inner}, "m"), ({"message": "m"}, "m"), ({"detail": ["x"]}, "x"),
+            ([{"error": inner}, {"error": {"message": "two"}}], "m; two"),
+            ({"detail": fields + ["b"]}, "body.n.0: too big; b"), ("m", "m"),
+            ({"error": "Bad Request", "message": ["a", "b"]}, "Bad Request; a; b"),
+            ({"message": ["a", "a", ""], "error": "Bad"}, "a; Bad"),
+            ({"error": "e", "error_description": "why"}, "e; why"),
+            ({"object": "error", **inner}, "m"), ({"type": "error", "error": inner}, "m"),
+            ({"errors": [{"title": "t", "detail": "d"}]}, "t; d"),
+            ({"error": {"code": 7}}, '{"error": {"code": 7}}'),
+            ({"error": {"message": "a\x1b[31m\n b"}}, "a?[31m b"),
+        ]  # fmt: skip
+        for body, words in self.cases(table):
+            self.server.says(plain(body, 418))
+            text = str(self.error(lightllm.APIStatusError))
+            self.assertTrue(text.endswith(f"/v1/chat/completions: {words}"), text)
+            self.assertEqual(text.count(self.server.url), 1)
+
+    def test_ugly_bodies_give_their_status_within_bounds(self):
+        deep = b'{"error":' * 249 + b'{"message":"deep %s"}' + b"}" * 249
+        key = json.dumps(KEY).replace("s", r"\u0073").encode()
+        table = [
+            b"", b" ", b"null", b"5", b"[]", b"[[[5], {}], null]", b'"\\ud83d"', b"\xff" * 9,
+            b"\0\x1b[2J", b"{" * 10**6, b"[" * 499 + b"]" * 499, b'{"a":' * 500,
+            deep.replace(b"%s", KEY.encode()), b"[[]," * 450 + key + b"]" * 450,
+            b'{"error":' + key + b"}", b'{"message": "x", %s: [%s]}' % (key, key),
+            b'{"detail":[' + b'{"loc":[[]],"msg":"m"},' * 50_000 + b"5]}", b"9" * 5000,
+            b'{"error":{"message":"' + b"x" * 4_000_000 + KEY.encode() + b'"}}',
+            b"<html>" + b" \n" * 10**6 + KEY.encode(), b'{"error":{"code":{"a":[]}}}',
+        ]  # fmt: skip
+        for body in self.cases(table):
+            self.server.says(plain(body, 404, X_Echo=KEY))
+            started = time.monotonic()
+            error = self.error(lightllm.NotFoundError)
+            self.assertLess(time.monotonic() - started, 2)
+            self.assertLess(len(str(error)), 500)
+            self.assertIn("404", str(error))
+            self.assertNotRegex(str(error), r"[\x00-\x1f]")
+            pickle.dumps(error.message)
+
+    def test_deep_errors_stay_errors_where_the_stack_is_nearly_used_up(self):
+        def fall(frames):
+            return fall(frames - 1) if frames else self.error()
+
+        frames = sys.getrecursionlimit() - len(inspect.stack()) - 200
+        for levels in self.cases([100, 450, 498, 600]):
+            body = b'{"error":' * levels + b"5" + b"}" * levels
+            self.server.says(plain(body, 400), plain(body))
+            self.assertIsInstance(fall(frames), lightllm.BadRequestError)
+            self.assertIsInstance(fall(frames), lightllm.APIResponseValidationError)
+
+    def test_advice_goes_by_what_the_server_says(self):
+        long = "the input prompt token len 7000 + max_new_tokens 10000 > 16384"
+        total = "the req total len (input len + output len) is too long"
+        node = "service in pd mode dont recv reqs from http interface"
+        lower = "lower max_tokens (10000 unless given)"
+        table = [
+            (400, long, lower), (417, total, lower), (500, long, lower),
+            (400, "bad n", "change what it names"), (417, node, "name the pd_master"),
+            (417, "'parameters'", "check the parameters"), (413, total, "send less"),
+            (500, "Internal Server Error", "or lower max_tokens"), (503, "x", "then try"),
+            (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
+            (405, "x", "check base_url"),
+        ]  # fmt: skip
+        for status, words, hint in self.cases(table):
+            self.server.says(plain({"message": words}, status))
+            error = self.error(lightllm.APIStatusError)
+            self.assertIn(f": {words}; ", str(error))
+            self.assertIn(hint, str(error).partition(words)[2])
+            self.assertNotIn("/generate", str(error))
+        self.server.says(events({"error": {"message": long}}))
+        with self.assertRaisesRegex(lightllm.APIError, re.escape(lower)):
+            list(self.ask(stream=True))
+
+    def test_errors_in_a_stream_say_the_servers_words_first(self):
+        inner = {"message": "boom", "type": "t", "code": 429}
+        table = [
+            ({"error": inner}, "boom"), ({"object": "error", **inner}, "boom"),
+            ({"type": "error", "error": inner}, "boom"), (inner, "boom"),
+            ({"error": {"code": 7}}, '{"error": {"code": 7}}'),
+            ("Internal failure", "Internal failure"), ("[1]", "[1]"),
+        ]  # fmt: skip
+        where = f" (in the stream of POST {self.server.url}/v1/chat/completions)"
+        for data, words in self.cases(table):
+            self.server.says(events(delta("a"), data, DONE))
+            stream = self.ask(stream=True)
+            next(stream)
+            error = raised(self, lightllm.APIError, lambda: next(stream))
+            self.assertTrue(str(error).startswith(words + where), str(error))
+            is_json = isinstance(data, dict)
+            self.assertEqual("not a JSON object" in str(error), not is_json)
+            self.assertIs(type(error) is lightllm.APIError, is_json)
+            self.assertEqual(error.partial.choices[0].message.content, "a")
+            if "boom" in words:
+                self.assertEqual((error.code, error.body["type"][:1]), ("429", "t"))
+
+    def test_a_streams_cause_is_kept_and_shows_nothing(self):
+        self.server.says(events(delta(KEY), RESET, end=b""))
+        stream = self.ask(stream=True)
+        error = raised(self, lightllm.APIConnectionError, lambda: list(stream))
+        self.assertIsInstance(error.__cause__, ConnectionResetError)
+        self.assertIn("the answer is incomplete; no whole reply: ", str(error))
+        for stream in (False, True):
+            self.server.says((200, {"Content-Length": "99"}, [KEY.encode(), HANGUP]))
+            self.error(stream=stream)
+
+    def test_a_stream_is_known_by_its_first_bytes(self):
+        raw_events = event(delta("a")) + event(STOP) + event(DONE)
+        for first in self.cases(
+            [b"", b": hi\n\n", b"event: x\n", b"\xef\xbb\xbf", b"\r\n"]
+        ):
+            for kind in ("application/json", "text/plain", ""):
+                parts = [chunked(raw) for raw in (first, raw_events) if raw]
+                headers = {"Content-Type": kind, "Transfer-Encoding": "chunked"}
+                self.server.says((200, headers, [*parts, b"0\r\n\r\n"]))
+                text = [c.choices[0].delta.content for c in self.ask(stream=True)]
+                self.assertEqual(text[0], "a")
+
+    def test_what_is_no_stream_is_refused_without_waiting_for_its_end(self):
+        headers = {"Content-Type": "application/json", "Content-Length": "5000"}
+        table = [
+            ([b'{"error": {"message": "no ', 0.02, b'streams"}}', 3.0], "no streams"),
+            ([b'{"id": "8", "choices": [', *[0.05, b" "] * 40], '{"id": "8", "choices"'),
+            ([b"<html>login", 3.0], "<html>login"), ([b"null", HANGUP], "null"),
+        ]  # fmt: skip
+        for parts, words in self.cases(table):
+            self.server.says((200, headers, parts))
+            started = time.monotonic()
+            error = self.error(lightllm.APIResponseValidationError, stream=True)
+            self.assertLess(time.monotonic() - started, 1)
+            self.assertIn("with a body that is not a stream of events: ", str(error))
+            self.assertIn(words, str(error))
+        self.server.says(plain({"error": {"message": "no", "code": 5}}), plain(b""))
+        error = self.error(stream=True)
+        self.assertIn("of events: no; is base_url", str(error))
+        self.assertEqual(error.code, "5")
+        self.assertIn("not a stream of events; is", str(self.error(stream=True)))
+
+    def test_only_real_codings_are_refused(self):
+        for coding in self.cases(["", "utf-8", "none", "identity, identity", "UTF8"]):
+            self.server.says(answer(Content_Encoding=coding))
+            self.assertEqual(self.ask().id, "8")
+        for coding in self.cases(["gzip", "X-GZIP", "identity, br", "zstd", "deflate"]):
+            reply = plain(b"\x1f\x8b", Content_Encoding=coding)
+            self.server.says(reply, reply)
+            self.assertIn("with a coded body (", str(self.error()))
+            self.assertIn("with a coded body (", str(self.error(stream=True)))
+
+    def test_a_json_reply_with_something_behind_it_is_refused(self):
+        body = answer()[2][0]
+        for rest in self.cases([b"x", b" {}", b"]", b"\0"]):
+            self.server.says(plain(body + rest))
+            error = self.error(lightllm.APIResponseValidationError)
+            self.assertIn("status 200 with a body that is not the JSON", str(error))
+        self.server.says(plain(body + b" \r\n"))
+        self.assertEqual(self.ask().id, "8")
+
+    def test_headers_that_cannot_be_sent(self):
+        self.server.says(answer(), answer())
+        self.ask(extra_headers={"X-Raw": "\xe9".encode("latin-1")})
+        self.assertEqual(self.server.heard[-1].headers["X-Raw"], "\xe9")
+        self.ask(self.new_client(default_headers={"authorization": b"Bearer x"}))
+        self.assertEqual(self.server.heard[-1].headers["Authorization"], "Bearer x")
+        table = [
+            ("", "x"), ("X Y", "x"), ("X:", "x"), ("X\n", "x"), ("X", KEY + "\r\nY: z"),
+            ("X", KEY + "\0"), ("X", KEY.encode() + b"\r"), ("X", KEY + "\u20ac"),
+        ]  # fmt: skip
+        for name, value in self.cases(table):
+            for call in (
+                lambda: self.ask(extra_headers={name: value}),
+                lambda: self.new_client(default_headers={name: value}),
+            ):
+                error = raised(self, ValueError, call)
+                self.assertIn(f"the header {name.capitalize()!r} cannot", str(error))
+
     def test_attributes(self):
         body = {"message": "m", "type": "t", "param": "p", "code": 5}
         self.server.says(plain({"error": body}, 400), plain({"message": "m"}, 400))
@@ -2698,6 +2970,8 @@ class Errors(TransportTest):
             issubclass(lightllm.APITimeoutError, lightllm.APIConnectionError)
         )
         self.assertTrue(issubclass(lightllm.APIError, lightllm.OpenAIError))
+        for name in ("LengthFinishReasonError", "ContentFilterFinishReasonError"):
+            self.assertTrue(issubclass(getattr(lightllm, name), lightllm.OpenAIError))
 
 
 class Proxies(TransportTest):
