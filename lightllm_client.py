@@ -181,7 +181,7 @@ class Headers(_StrDict):
         return super().__contains__(str(name).lower())
 
     def get(self, name: str, default: Any = None) -> Any:
-        return super().get(name.lower(), default)
+        return self[name] if name in self else default
 
 
 class Request:
@@ -2902,9 +2902,9 @@ class _Exchange:
                     raise
                 import logging
 
-                line = "attempt %d failed, next in %.1f s: %s"
+                text, tried = error.message, self._attempts
                 log = logging.getLogger(__name__)
-                log.info(line, self._attempts, delay, error.message)
+                log.info("attempt %d failed, next in %.1f s: %s", tried, delay, text)
             time.sleep(delay)
 
     def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
@@ -2917,9 +2917,8 @@ class _Exchange:
             if not 200 <= reply.status < 300:
                 response.content = reply.read_error()
                 raise self._status_error(response)
-            coding = _CODINGS.search(reply.headers.get("content-encoding", ""))
-            if coding:
-                raise self._validation_error(response, f"a coded body ({coding[0]})")
+            if _CODINGS.search(reply.headers.get("content-encoding", "")):
+                raise self._validation_error(response, "a coded body, not asked for")
             if whole:
                 response.content = reply.read(MAX_REPLY_BYTES)
             else:
@@ -2945,12 +2944,11 @@ class _Exchange:
                 url, self._data, self._headers, "", method=method
             )
             reply: _Reply = opener.open(wire, timeout=clock)
-            if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
-                return reply
             target = reply.headers.get("location", "")
-            if target[:1] == "/" and target[1:2] != "/":
+            if target[:1] == "/" != target[1:2]:
                 target = _origin(url) + target
-            if _origin(target) != _origin(url):
+            is_last = reply.status not in (307, 308) or hops == _MAX_REDIRECTS
+            if is_last or _origin(target) != _origin(url):
                 return reply
             reply.read_error()
             url, hops = target, hops + 1
@@ -2971,21 +2969,19 @@ class _Exchange:
 
     def _retry_delay(self, error: APIError) -> float | None:
         """Seconds until the next attempt; None for none."""
-        if self._attempts > self._client.max_retries:
+        seconds, response = 0.0, getattr(error, "response", None)
+        if self._attempts > self._client.max_retries or _is_final(error.__cause__):
             return None
-        response = getattr(error, "response", None)
         if response:
             status, wish = response.status_code, response.headers.get("x-should-retry")
             is_retried = status in (408, 409, 429) or status >= 500
             if wish == "false" or not (is_retried or wish == "true"):
                 return None
             seconds = _retry_after(response.headers)
-            if seconds:
-                return seconds if seconds <= _LONGEST_RETRY_AFTER else None
-        elif _is_final(error.__cause__):
+        if seconds > _LONGEST_RETRY_AFTER:
             return None
-        delay = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
-        return delay * (1 - 0.25 * random.random())
+        backoff = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
+        return seconds or backoff * (1 - 0.25 * random.random())
 
     def log(self, response: Response, answer: Any = None) -> None:
         """A line at DEBUG, unless nobody imported logging, which takes longer than a
@@ -2994,9 +2990,9 @@ class _Exchange:
         log = logging and logging.getLogger(__name__)
         if log and log.isEnabledFor(logging.DEBUG):
             tokens = getattr(getattr(answer, "usage", None), "total_tokens", "unknown")
-            line = f"{self._asked}: status {response.status_code}, "
-            line += (
-                f"{response._seconds:.3f} s, {tokens} tokens, attempt {self._attempts}"
+            line = (
+                f"{self._asked}: status {response.status_code}, {response._seconds:.3f} s,"
+                f" {tokens} tokens, attempt {self._attempts}"
             )
             log.debug("%s", self._redact(line))
 
@@ -3008,13 +3004,11 @@ class _Exchange:
     def connection_error(self, cause: BaseException, what: str = "") -> Any:
         """The error for a connection that could not be made, or that broke; then `what`
         says what is lost."""
-        kind, proxy = APIConnectionError, self._route().proxy
+        proxy = self._route().proxy
+        kind, (text, hint) = APIConnectionError, _explain(cause, proxy)
         if _is_out_of_time(cause):
-            kind = APITimeoutError
+            kind, hint = APITimeoutError, "raise timeout=, or stream long answers"
             text = f"no {'more' if what else 'answer'} within {self._timeout} s"
-            hint = "raise timeout=, or stream long answers"
-        else:
-            text, hint = _explain(cause, proxy)
         if not what:
             text += f" ({self._attempts} attempt{'s' * (self._attempts != 1)})"
         if proxy:
@@ -3025,7 +3019,7 @@ class _Exchange:
         """The error for an event that reports one, or that is not a JSON object. The
         server's words come first."""
         body, words = self._read_error(self._redact(text))
-        message = f"{words} (in the stream of {self._asked}{_advice(0, words)})"
+        message = f"{words} (in the stream of {self._asked}{_advice(words)})"
         if isinstance(data, dict):
             return APIError(message, self._request, body=body)
         self._clean(response)
@@ -3035,8 +3029,8 @@ class _Exchange:
     def _validation_error(self, response: Response, what: str) -> APIError:
         """The error for a good status with something else than was asked for."""
         body, words = self._clean(response)
-        message = f"{self._asked}: status {response.status_code} with {what}"
-        message += f": {words}" if words else ""
+        words = words and f": {words}"
+        message = f"{self._asked}: status {response.status_code} with {what}{words}"
         message += "; is base_url that of a LightLLM server?"
         return APIResponseValidationError(response, body, message=message)
 
@@ -3044,41 +3038,36 @@ class _Exchange:
         body, words = self._clean(response)
         status, location = response.status_code, response.headers.get("location")
         self.log(response)
-        hint = _advice(status, words)
+        other = InternalServerError if status >= 500 else APIStatusError
+        kind, hint = _STATUS_ERRORS.get(status, (other, ""))
         if location and 300 <= status < 400:
             words = f"a redirect to {_shown_url(location)}, which is not followed"
-            hint = (
-                "; check base_url: scheme, host, port, and whether it asks for a login"
-            )
-        words = words or "no reason given"
-        message = f"Error code: {status} from {self._asked}: {words}{hint}"
-        other = InternalServerError if status >= 500 else APIStatusError
-        kind, _ = _STATUS_ERRORS.get(status, (other, ""))
+            hint = "check base_url: scheme, host, port, and whether it asks for a login"
+        text = (words or "no reason given") + _advice(words, hint)
+        message = f"Error code: {status} from {self._asked}: {text}"
         return kind(message, response=response, body=body)
 
     def _route(self) -> _Route:
         return self._client._transport.route(urllib.request.Request(self._request.url))
 
     def _clean(self, response: Response) -> tuple[Any, str]:
-        """Take secrets out of a response that goes into an error; its decoded body, and
-        the server's words in it."""
-        headers = response.headers.items()
-        hide, text = self._redact, self._redact(response.text)
-        response.content = text.encode("utf-8")
-        response.headers = Headers({hide(name): hide(value) for name, value in headers})
-        return self._read_error(text)
+        """Take secrets out of a response that goes into an error. Its body, and the
+        server's words in it."""
+        hide, headers = self._redact, response.headers
+        response.content = hide(response.text).encode()
+        response.headers = Headers({hide(n): hide(headers[n]) for n in headers})
+        return self._read_error(response.text)
 
     def _read_error(self, text: str) -> tuple[Any, str]:
-        """The body of an error and the server's words in it, of a text without secrets,
-        which JSON can hold in an escaped form too."""
-        body: Any = text
+        """The body of an error and the server's words in it, of a text without secrets.
+        In its JSON they may stand in an escaped form, so they go out of that as well."""
         try:
             body = _parse_json(self._redact(_dump_json(_parse_json(text))))
         except (RecursionError, ValueError):
-            pass
+            body = text
         words = _error_words(body, text)
-        if isinstance(body, dict) and body.get("error"):
-            body = body["error"]
+        if isinstance(body, dict):
+            body = body.get("error") or body
         return body, words
 
     def _redact(self, text: str) -> str:
@@ -3101,7 +3090,7 @@ _WORD_FIELDS = re.compile(
 )
 _ORIGIN = re.compile(r"(http(s)?://[^/?#]*?)(?(2):443|:80)?(?=[/?#]|\Z)")
 _TOO_LONG = re.compile(
-    r"token len|total.len|too long|context.(len|window)|exceed.*(token|length)", re.I
+    r"token len|total.len|context.(len|window)|(prompt|input).*too long", re.I
 )
 
 
@@ -3113,11 +3102,8 @@ def _build_answer(
         data = response.json()
         return (build(data) if build else data), ""
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        is_empty = not response.content.strip()
-        return (
-            None,
-            "nothing in it" if is_empty else "a body that is not the JSON asked for",
-        )
+        what = "a body that is not the JSON asked for"
+        return None, what if response.content.strip() else "nothing in it"
 
 
 def _is_out_of_time(cause: BaseException) -> bool:
@@ -3134,9 +3120,10 @@ def _is_connection_error(cause: BaseException) -> bool:
 
 
 def _is_final(cause: Any) -> bool:
-    """Whether the next attempt would end the same way."""
-    is_refused = re.search("proxy refuses.* 4", str(cause))
-    return bool(is_refused) or hasattr(cause, "verify_message")
+    """Whether the next attempt would end the same way: a bad certificate, a proxy's 4xx."""
+    return hasattr(cause, "verify_message") or "refuses to connect: status 4" in str(
+        cause
+    )
 
 
 def _explain(cause: Any, proxy: str) -> tuple[str, str]:
@@ -3156,10 +3143,9 @@ def _explain(cause: Any, proxy: str) -> tuple[str, str]:
     return text, "does that port speak https?" if is_http else ""
 
 
-def _advice(status: int, words: str) -> str:
-    """What to try, by the status and by what LightLLM says beyond it."""
-    _, hint = _STATUS_ERRORS.get(status, (None, ""))
-    if status in (0, 400, 417, 500) and _TOO_LONG.search(words):
+def _advice(words: str, hint: str = "") -> str:
+    """What to try: what the server says tells more than the hint for its status."""
+    if _TOO_LONG.search(words):
         hint = "lower max_tokens (10000 unless given): it counts as part of the length"
     elif "pd mode" in words:
         hint = "this node only serves others: base_url must name the pd_master"
@@ -3176,7 +3162,7 @@ def _error_words(data: Any, text: str) -> str:
         if isinstance(value, str):
             words.append(value)
         elif isinstance(value, list):
-            rest += reversed(value)
+            rest += reversed(value[:9])
         elif isinstance(value, dict):
             said = [value[name] for name in value if _WORD_FIELDS.fullmatch(name)]
             steps = value.get("loc")  # FastAPI: the way to the field that is wrong
@@ -3219,7 +3205,7 @@ def _shown_url(url: str) -> str:
 
 
 def _query_string(query: Mapping[str, Any]) -> str:
-    pairs: list[tuple[str, Any]] = []
+    pairs = []
     for name, value in query.items():
         is_list = isinstance(value, (list, tuple))
         for item in value if is_list else [value]:

@@ -2777,7 +2777,7 @@ class Errors(TransportTest):
             b"\0\x1b[2J", b"{" * 10**6, b"[" * 499 + b"]" * 499, b'{"a":' * 500,
             deep.replace(b"%s", KEY.encode()), b"[[]," * 450 + key + b"]" * 450,
             b'{"error":' + key + b"}", b'{"message": "x", %s: [%s]}' % (key, key),
-            b'{"detail":[' + b'{"loc":[[]],"msg":"m"},' * 50_000 + b"5]}", b"9" * 5000,
+            b'{"detail":[' + b'{"loc":[[]],"msg":"m"},' * 20_000 + b"5]}", b"9" * 5000,
             b'{"error":{"message":"' + b"x" * 4_000_000 + KEY.encode() + b'"}}',
             b"<html>" + b" \n" * 10**6 + KEY.encode(), b'{"error":{"code":{"a":[]}}}',
         ]  # fmt: skip
@@ -2810,7 +2810,7 @@ class Errors(TransportTest):
         table = [
             (400, long, lower), (417, total, lower), (500, long, lower),
             (400, "bad n", "change what it names"), (417, node, "name the pd_master"),
-            (417, "'parameters'", "check the parameters"), (413, total, "send less"),
+            (417, "'parameters'", "check the parameters"), (413, "body too long", "send less"),
             (500, "Internal Server Error", "or lower max_tokens"), (503, "x", "then try"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
             (405, "x", "check base_url"),
@@ -2896,8 +2896,8 @@ class Errors(TransportTest):
         for coding in self.cases(["gzip", "X-GZIP", "identity, br", "zstd", "deflate"]):
             reply = plain(b"\x1f\x8b", Content_Encoding=coding)
             self.server.says(reply, reply)
-            self.assertIn("with a coded body (", str(self.error()))
-            self.assertIn("with a coded body (", str(self.error(stream=True)))
+            self.assertIn("with a coded body", str(self.error()))
+            self.assertIn("with a coded body", str(self.error(stream=True)))
 
     def test_a_json_reply_with_something_behind_it_is_refused(self):
         body = answer()[2][0]
