@@ -743,7 +743,9 @@ class LightLLMClient:
         self.image_root = image_root
         self.max_image_side = max_image_side
         self.ssl_context = ssl_context
-        _merge_headers(self.default_headers)  # refuses a bad one now, not at a request
+        _merge_headers(
+            {}, self.default_headers
+        )  # refuses a bad one now, not at a request
         self._transport = _Transport(ssl_context)
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
@@ -2868,7 +2870,6 @@ class _Exchange:
         self._timeout = _checked_timeout(timeout, client.timeout)
         query = _query_string({**client.default_query, **(extra_query or {})})
         self._request = Request(method, url + query)
-        self._asked = f"{method} {_shown_url(url)}"  # what errors and log lines name
         self._data = None if body is None else _dump_body(body)
         self._headers = _request_headers(client, self._data, extra_headers or {})
         self._attempts = 0
@@ -2991,14 +2992,14 @@ class _Exchange:
         if log and log.isEnabledFor(logging.DEBUG):
             tokens = getattr(getattr(answer, "usage", None), "total_tokens", "unknown")
             line = (
-                f"{self._asked}: status {response.status_code}, {response._seconds:.3f} s,"
+                f"{self._method_and_url()}: status {response.status_code}, {response._seconds:.3f} s,"
                 f" {tokens} tokens, attempt {self._attempts}"
             )
             log.debug("%s", self._redact(line))
 
     def error(self, kind: Any, what: str) -> Any:
         """An error without a response."""
-        message = self._redact(f"{self._asked}: {what}")
+        message = self._redact(f"{self._method_and_url()}: {what}")
         return kind(message=message, request=self._request)
 
     def connection_error(self, cause: BaseException, what: str = "") -> Any:
@@ -3019,7 +3020,7 @@ class _Exchange:
         """The error for an event that reports one, or that is not a JSON object. The
         server's words come first."""
         body, words = self._read_error(self._redact(text))
-        message = f"{words} (in the stream of {self._asked}{_advice(words)})"
+        message = f"{words} (in the stream of {self._method_and_url()}{_advice(words)})"
         if isinstance(data, dict):
             return APIError(message, self._request, body=body)
         self._clean(response)
@@ -3030,7 +3031,7 @@ class _Exchange:
         """The error for a good status with something else than was asked for."""
         body, words = self._clean(response)
         words = words and f": {words}"
-        message = f"{self._asked}: status {response.status_code} with {what}{words}"
+        message = f"{self._method_and_url()}: status {response.status_code} with {what}{words}"
         message += "; is base_url that of a LightLLM server?"
         return APIResponseValidationError(response, body, message=message)
 
@@ -3044,8 +3045,12 @@ class _Exchange:
             words = f"a redirect to {_shown_url(location)}, which is not followed"
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
         text = (words or "no reason given") + _advice(words, hint)
-        message = f"Error code: {status} from {self._asked}: {text}"
+        message = f"Error code: {status} from {self._method_and_url()}: {text}"
         return kind(message, response=response, body=body)
+
+    def _method_and_url(self) -> str:
+        """What errors and log lines name."""
+        return f"{self._request.method} {_shown_url(self._request.url)}"
 
     def _route(self) -> _Route:
         return self._client._transport.route(urllib.request.Request(self._request.url))
@@ -3084,6 +3089,7 @@ class _Exchange:
 # --- request parts ---
 # Texts, URLs and headers of requests and their errors, without state.
 
+_NAME = re.compile("[!-9;-~]+")  # of a header
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
 _WORD_FIELDS = re.compile(
     "(error_?|)(errors?|message|msg|details?|title|reason|description)"
@@ -3215,34 +3221,36 @@ def _query_string(query: Mapping[str, Any]) -> str:
     return "?" + urllib.parse.urlencode(pairs) if pairs else ""
 
 
-def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
+def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
     key: Any = client.api_key
     key = _Secret(key() if callable(key) else key)  # now no variable shows it
     key = _checked_key(key)
-    own = {
+    headers = {
         "Accept": "application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": "lightllm_client/" + __version__,
-        "Content-Type": omit if data is None else "application/json",
-        "Authorization": _Secret("Bearer " + key) if key else omit,
+        "Accept-encoding": "identity",
+        "User-agent": "lightllm_client/" + __version__,
+    }
+    if data is not None:
+        headers["Content-type"] = "application/json"
+    if key:
+        headers["Authorization"] = _Secret("Bearer " + key)
+    account = {
         "OpenAI-Organization": client.organization,
         "OpenAI-Project": client.project,
     }
-    return _merge_headers(own, client.default_headers, extra)
+    return _merge_headers(headers, account, client.default_headers, extra)
 
 
-def _merge_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
-    """The headers of all layers; the later ones win, in any case of their names."""
-    merged: dict[str, str] = {}
+def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
+    """`merged`, with the headers of all layers; the later ones win, in any case of their
+    names, which is urllib's here: `Content-type`."""
     for layer in layers:
         for name, value in layer.items():
-            name = name.capitalize()  # as urllib does
+            name = name.capitalize()
             merged.pop(name, None)
             if not isinstance(value, (NotGiven, type(None))):
                 merged[name] = _Secret(value)
-                if _UNSENDABLE.search(merged[name]) or not re.fullmatch(
-                    "[!-9;-~]+", name
-                ):
+                if _UNSENDABLE.search(merged[name]) or not _NAME.fullmatch(name):
                     what = (
                         "it must have a name, and no line breaks or control characters"
                     )
