@@ -167,8 +167,8 @@ class Timeout:
 
 # --- errors ---
 # openai's names and attributes. A message says what was asked of whom, what came back
-# and what to try; the same facts are attributes. Keys are taken out before an error is
-# made. All errors survive pickle.
+# and what to try; the same facts are attributes. No error shows a key, and all survive
+# pickle.
 
 
 class Headers(_StrDict):
@@ -263,21 +263,21 @@ class APIError(OpenAIError):
 
 
 class APIConnectionError(APIError):
-    """No whole answer: no connection, or it broke. `__cause__` says why."""
+    """No complete answer: the connection failed or broke. `__cause__` says why."""
 
     def __init__(self, *, message: str = "Connection error.", request: Any = None):
         super().__init__(message, request)
 
 
 class APITimeoutError(APIConnectionError):
-    """No whole answer within `timeout`."""
+    """No complete answer within `timeout`. Catch it before APIConnectionError."""
 
     def __init__(self, request: Any = None, *, message: str = "Request timed out."):
         super().__init__(message=message, request=request)
 
 
 class APIResponseValidationError(APIError, ValueError):
-    """A good status with something else than was asked for: HTML, cut JSON, ..."""
+    """A status of 2xx with a body that was not asked for: HTML, cut JSON, ..."""
 
     def __init__(self, response: Any, body: Any, *, message: str = "Invalid data."):
         super().__init__(message, response.request, body=body)
@@ -286,7 +286,7 @@ class APIResponseValidationError(APIError, ValueError):
 
 
 class APIStatusError(APIError):
-    """Another status than 2xx: `.status_code`, `.response`, `.request_id`."""
+    """A status other than 2xx: `.status_code`, `.response`, `.request_id`."""
 
     def __init__(self, message: str, *, response: Any, body: Any = None) -> None:
         super().__init__(message, response.request, body=body)
@@ -347,9 +347,9 @@ _STATUS_ERRORS: dict[int, tuple[type[APIStatusError], str]] = {
     417: (APIStatusError, "check the parameters of the request"),
     422: (UnprocessableEntityError, "this LightLLM build takes another type there"),
     429: (RateLimitError, "the server is busy: wait, or raise max_retries"),
-    500: (InternalServerError, "LightLLM of 2025 also answers so to bad parameters and to"
-          " prompts too long for max_tokens (10000 unless given): see the server's log,"
-          " or lower max_tokens"),
+    500: (InternalServerError, "LightLLM of 2025 says so of bad parameters, and where prompt"
+          " and max_tokens (10000 unless given) are too long together: lower max_tokens, or"
+          " see the server's log"),
     502: (InternalServerError, "does the server behind this gateway run?"),
     503: (InternalServerError, "the server is busy or starting: wait, then try again"),
 }  # fmt: skip
@@ -3065,7 +3065,7 @@ class _Exchange:
 
     def _read_error(self, text: str) -> tuple[Any, str]:
         """The body of an error and the server's words in it, of a text without secrets.
-        In its JSON they may stand in an escaped form, so they go out of that as well."""
+        In its JSON they may still stand in an escaped form."""
         try:
             body = _parse_json(self._redact(_dump_json(_parse_json(text))))
         except (RecursionError, ValueError):
@@ -3138,7 +3138,7 @@ def _explain(cause: Any, proxy: str) -> tuple[str, str]:
     if hasattr(cause, "verify_message"):
         return cause.verify_message, "see SSL_CERT_FILE and ssl_context="
     if isinstance(cause, (http.client.HTTPException, ConnectionResetError)):
-        return f"no whole reply: {text}", ""
+        return f"no valid reply: {text}", ""
     if proxy:
         return text, "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
     if isinstance(cause, ConnectionRefusedError):
@@ -3152,15 +3152,17 @@ def _explain(cause: Any, proxy: str) -> tuple[str, str]:
 def _advice(words: str, hint: str = "") -> str:
     """What to try: what the server says tells more than the hint for its status."""
     if _TOO_LONG.search(words):
-        hint = "lower max_tokens (10000 unless given): it counts as part of the length"
+        hint = (
+            "lower max_tokens (10000 unless given), which counts as well, or send less"
+        )
     elif "pd mode" in words:
         hint = "this node only serves others: base_url must name the pd_master"
     return f"; {hint}" if hint else ""
 
 
 def _error_words(data: Any, text: str) -> str:
-    """What a server says in the JSON of an error, whatever its shape, in its order; where
-    it says nothing, the text. One line, at most 300 characters, no control characters."""
+    """What a server says in the JSON of an error of any shape, in its order, or else the
+    text: one line of at most 300 characters, without control characters."""
     words: list[str] = []
     rest = [data]
     while rest:

@@ -2611,9 +2611,9 @@ class Retries(TransportTest):
         with proxy_environment(https_proxy=f"http://127.0.0.1:{proxy.port}"):
             client = self.new_client(base_url="https://model.example", max_retries=2)
         for status, attempts in self.cases([(407, 1), (403, 1), (503, 3)]):
-            del proxy.accepted[:]
+            before = len(proxy.accepted)
             error = self.error(lightllm.APIConnectionError, client)
-            self.assertEqual(len(proxy.accepted), attempts)
+            self.assertEqual(len(proxy.accepted) - before, attempts)
             words = f"through the proxy http://127.0.0.1:{proxy.port}", str(status)
             for word in (*words, f"{attempts} attempt", "check HTTP_PROXY"):
                 self.assertIn(word, str(error))
@@ -2702,30 +2702,20 @@ class Redirects(TransportTest):
 
 class Errors(TransportTest):
     def test_statuses_and_shapes(self):
-        detail = [
-            {"type": "x", "loc": ["body", "messages", 0], "msg": "Field required"}
-        ]
         table = [
-            (400, {"error": {"message": "bad n", "type": "BadRequestError", "param": None,
-                             "code": 400}}, lightllm.BadRequestError, "bad n"),
+            (400, {"error": {"message": "bad n"}}, lightllm.BadRequestError, "bad n"),
             (401, {"message": "who"}, lightllm.AuthenticationError, "who"),
             (403, {"error": "no"}, lightllm.PermissionDeniedError, "no"),
             (404, {"detail": "Not Found"}, lightllm.NotFoundError, "Not Found"),
             (409, {}, lightllm.ConflictError, "409"),
             (417, {"message": "mode"}, lightllm.APIStatusError, "mode"),
-            (422, {"detail": detail}, lightllm.UnprocessableEntityError,
-             "body.messages.0: Field required"),
-            (429, {"error": {"message": "busy", "code": 429}}, lightllm.RateLimitError,
-             "busy"),
-            (500, b"Internal Server Error", lightllm.InternalServerError,
-             "Internal Server Error"),
+            (422, {"detail": "type"}, lightllm.UnprocessableEntityError, "type"),
+            (429, {"message": "busy"}, lightllm.RateLimitError, "busy"),
+            (500, b"Internal", lightllm.InternalServerError, "Internal"),
             (503, b"<html>" + b"x" * 5000, lightllm.InternalServerError, "<html>"),
             (418, b"\xff\xfe", lightllm.APIStatusError, "418"),
             (302, {"message": "nowhere"}, lightllm.APIStatusError, "nowhere"),
             (400, b"[" * 100000, lightllm.BadRequestError, "[[["),
-            (400, {"error": {"message": {"odd": 1}}}, lightllm.BadRequestError, "odd"),
-            (400, {"detail": [5, None]}, lightllm.BadRequestError, "400"),
-            (400, {"detail": [{"msg": "bare"}]}, lightllm.BadRequestError, "bare"),
         ]  # fmt: skip
         for status, body, kind, text in table:
             with self.subTest(status=status, text=text):
@@ -2748,20 +2738,21 @@ class Errors(TransportTest):
 
     def test_words_of_every_shape(self):
         inner = {"message": "m", "type": "t", "code": 429}
-        fields = [
-            {"loc": ["body", "n", 0], "msg": "too big", "input": {"message": "x"}}
-        ]
+        field = {"loc": ["body", "n", 0], "msg": "too big", "input": {"error": "x"}}
         table = [
             ({"error": inner}, "m"), ({"message": "m"}, "m"), ({"detail": ["x"]}, "x"),
             ([{"error": inner}, {"error": {"message": "two"}}], "m; two"),
-            ({"detail": fields + ["b"]}, "body.n.0: too big; b"), ("m", "m"),
+            ({"detail": [field, "b"]}, "body.n.0: too big; b"), ("m", "m"),
             ({"error": "Bad Request", "message": ["a", "b"]}, "Bad Request; a; b"),
             ({"message": ["a", "a", ""], "error": "Bad"}, "a; Bad"),
             ({"error": "e", "error_description": "why"}, "e; why"),
             ({"object": "error", **inner}, "m"), ({"type": "error", "error": inner}, "m"),
             ({"errors": [{"title": "t", "detail": "d"}]}, "t; d"),
-            ({"error": {"code": 7}}, '{"error": {"code": 7}}'),
+            ({"error": {"code": 7}}, '{"error": {"code": 7}}'), ([{"msg": "a"}], "a"),
             ({"error": {"message": "a\x1b[31m\n b"}}, "a?[31m b"),
+            ({"error": {"message": {"odd": 1}}}, '{"error": {"message": {"odd": 1}}}'),
+            ({"detail": [5, None]}, '{"detail": [5, null]}'), ({}, "{}"),
+            ({"detail": list("abcdefghijklm")}, "a; b; c; d; e; f; g; h; i"),
         ]  # fmt: skip
         for body, words in self.cases(table):
             self.server.says(plain(body, 418))
@@ -2811,14 +2802,16 @@ class Errors(TransportTest):
             (400, long, lower), (417, total, lower), (500, long, lower),
             (400, "bad n", "change what it names"), (417, node, "name the pd_master"),
             (417, "'parameters'", "check the parameters"), (413, "body too long", "send less"),
-            (500, "Internal Server Error", "or lower max_tokens"), (503, "x", "then try"),
+            (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
             (405, "x", "check base_url"),
+            (404, "x", "check base_url"), (401, "x", "check api_key"),
         ]  # fmt: skip
         for status, words, hint in self.cases(table):
             self.server.says(plain({"message": words}, status))
             error = self.error(lightllm.APIStatusError)
-            self.assertIn(f": {words}; ", str(error))
+            url = f" from POST {self.server.url}/v1/chat/completions: {words}; "
+            self.assertIn(f"Error code: {status}{url}", str(error))
             self.assertIn(hint, str(error).partition(words)[2])
             self.assertNotIn("/generate", str(error))
         self.server.says(events({"error": {"message": long}}))
@@ -2852,16 +2845,15 @@ class Errors(TransportTest):
         stream = self.ask(stream=True)
         error = raised(self, lightllm.APIConnectionError, lambda: list(stream))
         self.assertIsInstance(error.__cause__, ConnectionResetError)
-        self.assertIn("the answer is incomplete; no whole reply: ", str(error))
+        self.assertIn("the answer is incomplete; no valid reply: ", str(error))
         for stream in (False, True):
             self.server.says((200, {"Content-Length": "99"}, [KEY.encode(), HANGUP]))
             self.error(stream=stream)
 
     def test_a_stream_is_known_by_its_first_bytes(self):
         raw_events = event(delta("a")) + event(STOP) + event(DONE)
-        for first in self.cases(
-            [b"", b": hi\n\n", b"event: x\n", b"\xef\xbb\xbf", b"\r\n"]
-        ):
+        starts = [b"", b": hi\n\n", b"event: x\n", b"\xef\xbb\xbf", b"\r\n"]
+        for first in self.cases(starts):
             for kind in ("application/json", "text/plain", ""):
                 parts = [chunked(raw) for raw in (first, raw_events) if raw]
                 headers = {"Content-Type": kind, "Transfer-Encoding": "chunked"}
@@ -2914,17 +2906,14 @@ class Errors(TransportTest):
         self.assertEqual(self.server.heard[-1].headers["X-Raw"], "\xe9")
         self.ask(self.new_client(default_headers={"authorization": b"Bearer x"}))
         self.assertEqual(self.server.heard[-1].headers["Authorization"], "Bearer x")
-        table = [
-            ("", "x"), ("X Y", "x"), ("X:", "x"), ("X\n", "x"), ("X", KEY + "\r\nY: z"),
-            ("X", KEY + "\0"), ("X", KEY.encode() + b"\r"), ("X", KEY + "\u20ac"),
-        ]  # fmt: skip
+        values = (KEY + "\r\nY: z", KEY + "\0", KEY.encode() + b"\r", KEY + "\u20ac")
+        table = [*zip(("", "X Y", "X:", "X\n"), "xxxx"), *zip("XXXX", values)]
         for name, value in self.cases(table):
-            for call in (
-                lambda: self.ask(extra_headers={name: value}),
-                lambda: self.new_client(default_headers={name: value}),
-            ):
-                error = raised(self, ValueError, call)
-                self.assertIn(f"the header {name.capitalize()!r} cannot", str(error))
+            headers, words = {name: value}, f"the header {name.capitalize()!r} cannot"
+            error = raised(self, ValueError, lambda: self.ask(extra_headers=headers))
+            self.assertIn(words, str(error))
+            with self.assertRaisesRegex(ValueError, re.escape(words)):
+                self.new_client(default_headers=headers)
 
     def test_attributes(self):
         body = {"message": "m", "type": "t", "param": "p", "code": 5}
@@ -2937,12 +2926,6 @@ class Errors(TransportTest):
         self.assertEqual(two.body, {"message": "m"})
         self.assertEqual(three.body, "text")
 
-    def test_a_404_says_which_url_was_tried_and_what_to_check(self):
-        self.server.says(plain({"detail": "Not Found"}, 404))
-        error = self.error(lightllm.NotFoundError)
-        self.assertIn(self.server.url + "/v1/chat/completions", str(error))
-        self.assertIn("base_url", str(error))
-
     def test_no_secret_is_shown_when_a_server_echoes_it(self):
         body = {"error": {"message": f"bad {KEY}", KEY: [KEY]}}
         self.server.says(plain(body, 401, X_Echo=KEY, x_request_id=KEY))
@@ -2954,9 +2937,9 @@ class Errors(TransportTest):
         self.server.says(plain({"message": "bad dXNlcjpodW50ZXIy"}, 407))
         error = self.error(client=self.new_client(default_headers=headers))
         self.assertIn("bad ***", str(error))
-        self.server.says(plain({"message": "the EMPTY prompt; EMPTYness"}, 400))
+        self.server.says(plain({"message": "the EMPTY prompt; EMPTYness\nEMPTY"}, 400))
         error = self.error(client=self.new_client(api_key="EMPTY"))
-        self.assertIn("the *** prompt; EMPTYness", str(error))
+        self.assertIn("the *** prompt; EMPTYness ***", str(error))
 
     def test_errors_made_as_openai_makes_them(self):
         request = lightllm.APIConnectionError(request="r").request
