@@ -2947,7 +2947,7 @@ class _Exchange:
             reply: _Reply = opener.open(wire, timeout=clock)
             target = reply.headers.get("location", "")
             if target[:1] == "/" != target[1:2]:
-                target = _origin(url) + target
+                target = urllib.parse.urljoin(url, target)
             is_last = reply.status not in (307, 308) or hops == _MAX_REDIRECTS
             if is_last or _origin(target) != _origin(url):
                 return reply
@@ -2962,9 +2962,8 @@ class _Exchange:
         response.content = reply.read_next()
         if not _STREAM_START.match(response.content):
             response.content += reply.read_error(_REFUSAL_SECONDS)
-            raise self._validation_error(
-                response, "a body that is not a stream of events"
-            )
+            what = "a body that is not a stream of events"
+            raise self._validation_error(response, what)
         reply.push_back(response.content)
         response.content = b""
 
@@ -2991,15 +2990,15 @@ class _Exchange:
         log = logging and logging.getLogger(__name__)
         if log and log.isEnabledFor(logging.DEBUG):
             tokens = getattr(getattr(answer, "usage", None), "total_tokens", "unknown")
-            line = (
-                f"{self._method_and_url()}: status {response.status_code}, {response._seconds:.3f} s,"
-                f" {tokens} tokens, attempt {self._attempts}"
+            line = f"{self._label()}: status {response.status_code}, "
+            line += (
+                f"{response._seconds:.3f} s, {tokens} tokens, attempt {self._attempts}"
             )
             log.debug("%s", self._redact(line))
 
     def error(self, kind: Any, what: str) -> Any:
         """An error without a response."""
-        message = self._redact(f"{self._method_and_url()}: {what}")
+        message = self._redact(f"{self._label()}: {what}")
         return kind(message=message, request=self._request)
 
     def connection_error(self, cause: BaseException, what: str = "") -> Any:
@@ -3020,7 +3019,7 @@ class _Exchange:
         """The error for an event that reports one, or that is not a JSON object. The
         server's words come first."""
         body, words = self._read_error(self._redact(text))
-        message = f"{words} (in the stream of {self._method_and_url()}{_advice(words)})"
+        message = f"{words} (in the stream of {self._label()}{_advice(words)})"
         if isinstance(data, dict):
             return APIError(message, self._request, body=body)
         self._clean(response)
@@ -3031,7 +3030,7 @@ class _Exchange:
         """The error for a good status with something else than was asked for."""
         body, words = self._clean(response)
         words = words and f": {words}"
-        message = f"{self._method_and_url()}: status {response.status_code} with {what}{words}"
+        message = f"{self._label()}: status {response.status_code} with {what}{words}"
         message += "; is base_url that of a LightLLM server?"
         return APIResponseValidationError(response, body, message=message)
 
@@ -3045,10 +3044,10 @@ class _Exchange:
             words = f"a redirect to {_shown_url(location)}, which is not followed"
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
         text = (words or "no reason given") + _advice(words, hint)
-        message = f"Error code: {status} from {self._method_and_url()}: {text}"
+        message = f"Error code: {status} from {self._label()}: {text}"
         return kind(message, response=response, body=body)
 
-    def _method_and_url(self) -> str:
+    def _label(self) -> str:
         """What errors and log lines name."""
         return f"{self._request.method} {_shown_url(self._request.url)}"
 
@@ -3089,12 +3088,13 @@ class _Exchange:
 # --- request parts ---
 # Texts, URLs and headers of requests and their errors, without state.
 
-_NAME = re.compile("[!-9;-~]+")  # of a header
+_HEADER_NAME = re.compile("[!-9;-~]+")
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
 _WORD_FIELDS = re.compile(
     "(error_?|)(errors?|message|msg|details?|title|reason|description)"
 )
-_ORIGIN = re.compile(r"(http(s)?://[^/?#]*?)(?(2):443|:80)?(?=[/?#]|\Z)")
+_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
+_PORTS = {"http": "80", "https": "443"}
 _TOO_LONG = re.compile(
     r"token len|total.len|context.(len|window)|(prompt|input).*too long", re.I
 )
@@ -3118,8 +3118,8 @@ def _is_out_of_time(cause: BaseException) -> bool:
 
 
 def _is_connection_error(cause: BaseException) -> bool:
-    """Whether the connection failed. A TimeoutError without a number that is not of the
-    clock comes from a signal handler."""
+    """Whether the connection failed. A TimeoutError that has no error number and is not
+    of the clock comes from a signal handler."""
     is_foreign = isinstance(cause, TimeoutError) and cause.errno is None
     is_ours = not is_foreign or _is_out_of_time(cause)
     return is_ours and isinstance(cause, (OSError, http.client.HTTPException))
@@ -3127,9 +3127,8 @@ def _is_connection_error(cause: BaseException) -> bool:
 
 def _is_final(cause: Any) -> bool:
     """Whether the next attempt would end the same way: a bad certificate, a proxy's 4xx."""
-    return hasattr(cause, "verify_message") or "refuses to connect: status 4" in str(
-        cause
-    )
+    is_refused = "refuses to connect: status 4" in str(cause)
+    return is_refused or hasattr(cause, "verify_message")
 
 
 def _explain(cause: Any, proxy: str) -> tuple[str, str]:
@@ -3152,9 +3151,7 @@ def _explain(cause: Any, proxy: str) -> tuple[str, str]:
 def _advice(words: str, hint: str = "") -> str:
     """What to try: what the server says tells more than the hint for its status."""
     if _TOO_LONG.search(words):
-        hint = (
-            "lower max_tokens (10000 unless given), which counts as well, or send less"
-        )
+        hint = "lower max_tokens (10000 unless given), which counts too, or send less"
     elif "pd mode" in words:
         hint = "this node only serves others: base_url must name the pd_master"
     return f"; {hint}" if hint else ""
@@ -3176,11 +3173,10 @@ def _error_words(data: Any, text: str) -> str:
             steps = value.get("loc")  # FastAPI: the way to the field that is wrong
             if isinstance(steps, list):
                 place = ".".join(str(s) for s in steps if isinstance(s, (str, int)))
-                said = [f"{place}: {text}" for text in said if isinstance(text, str)]
+                said = [f"{place}: {word}" for word in said if isinstance(word, str)]
             rest += reversed(said)
-    text = " ".join(
-        ("; ".join(dict.fromkeys(filter(str.strip, words))) or text).split()
-    )
+    text = "; ".join(dict.fromkeys(filter(str.strip, words))) or text
+    text = " ".join(text.split())
     text = text[:300] + "..." * (len(text) > 300)
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
@@ -3201,10 +3197,10 @@ def _retry_after(headers: Headers) -> float:
     return 0.0
 
 
-def _origin(url: str) -> str:
-    """The URL's scheme, host and port, if that is not the scheme's own; "" if not HTTP."""
+def _origin(url: str) -> Any:
+    """Scheme, host and port; None if it is not a plain HTTP URL."""
     found = _ORIGIN.match(url.lower())
-    return found[1] if found else ""
+    return found and (found[1], found[2], found[3] or _PORTS[found[1]])
 
 
 def _shown_url(url: str) -> str:
@@ -3252,10 +3248,8 @@ def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
             merged.pop(name, None)
             if not isinstance(value, (NotGiven, type(None))):
                 merged[name] = _Secret(value)
-                if _UNSENDABLE.search(merged[name]) or not _NAME.fullmatch(name):
-                    what = (
-                        "it must have a name, and no line breaks or control characters"
-                    )
+                if _UNSENDABLE.search(merged[name]) or not _HEADER_NAME.fullmatch(name):
+                    what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
 

@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import contextlib
 import copy
+import email.utils
 import enum
 import functools
 import gc
@@ -2546,6 +2547,10 @@ class Retries(TransportTest):
         self.server.says(answer())
         self.ask(client)
         self.assertEqual(naps[-1], 9)
+        date = email.utils.formatdate(time.time() + 60, usegmt=True)
+        self.server.says((503, {"Retry-After": date}, []), answer())
+        self.ask(client)
+        self.assertTrue(50 < naps[-1] <= 60, naps[-1])
 
     def test_broken_connections_are_tried_again(self):
         cut = (200, {"Content-Length": "50"}, [b"x", HANGUP])
@@ -2595,7 +2600,7 @@ class Retries(TransportTest):
             del self.server.heard[:]
 
             signal.setitimer(signal.ITIMER_REAL, 0.1)
-            error = raised(self, kind, lambda: self.ask(client, stream=bool(stream)))
+            error = self.error(kind, client, stream=bool(stream))
 
             self.assertIs(error, raising)
             self.assertEqual(len(self.server.heard), 1)
@@ -2661,6 +2666,10 @@ class Redirects(TransportTest):
             (307, self.server.url.replace("http", "https"), "https://"),
             (308, "http://evil.example/" + KEY, "evil.example"),
             (307, "ftp://127.0.0.1/", "ftp://"), (307, "http://[bad", "[bad"),
+            (307, self.server.url + ":80/x", ":80/x"), (308, "x", " x,"),
+            (307, "//evil.example/x", "evil.example"),
+            (307, self.server.url.replace("//", "//user@"), "127.0.0.1"),
+            (307, self.server.url + "\\@evil.example", "evil.example"),
         ]  # fmt: skip
         for status, location, named in table:
             with self.subTest(location):
@@ -2752,6 +2761,7 @@ class Errors(TransportTest):
             ({"error": {"message": "a\x1b[31m\n b"}}, "a?[31m b"),
             ({"error": {"message": {"odd": 1}}}, '{"error": {"message": {"odd": 1}}}'),
             ({"detail": [5, None]}, '{"detail": [5, null]}'), ({}, "{}"),
+            ("x" * 300, "x" * 300), ({"msg": "x" * 301}, "x" * 300 + "..."),
             ({"detail": list("abcdefghijklm")}, "a; b; c; d; e; f; g; h; i"),
         ]  # fmt: skip
         for body, words in self.cases(table):
@@ -2831,7 +2841,7 @@ class Errors(TransportTest):
             self.server.says(events(delta("a"), data, DONE))
             stream = self.ask(stream=True)
             next(stream)
-            error = raised(self, lightllm.APIError, lambda: next(stream))
+            error = raised(self, lightllm.APIError, stream.__next__)
             self.assertTrue(str(error).startswith(words + where), str(error))
             is_json = isinstance(data, dict)
             self.assertEqual("not a JSON object" in str(error), not is_json)
@@ -2910,7 +2920,7 @@ class Errors(TransportTest):
         table = [*zip(("", "X Y", "X:", "X\n"), "xxxx"), *zip("XXXX", values)]
         for name, value in self.cases(table):
             headers, words = {name: value}, f"the header {name.capitalize()!r} cannot"
-            error = raised(self, ValueError, lambda: self.ask(extra_headers=headers))
+            error = self.error(ValueError, extra_headers=headers)
             self.assertIn(words, str(error))
             with self.assertRaisesRegex(ValueError, re.escape(words)):
                 self.new_client(default_headers=headers)
