@@ -2973,11 +2973,11 @@ class _Exchange:
         if self._attempts > self._client.max_retries or _is_final(error.__cause__):
             return None
         if response:
-            status, wish = response.status_code, response.headers.get("x-should-retry")
+            status, headers = response.status_code, response.headers
             is_retried = status in (408, 409, 429) or status >= 500
-            if wish == "false" or not (is_retried or wish == "true"):
+            if headers.get("x-should-retry", str(is_retried)).lower() != "true":
                 return None
-            seconds = _retry_after(response.headers)
+            seconds = _retry_after(headers)
         if seconds > _LONGEST_RETRY_AFTER:
             return None
         backoff = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
@@ -3018,24 +3018,23 @@ class _Exchange:
     def event_error(self, response: Response, text: str, data: Any) -> APIError:
         """The error for an event that reports one, or that is not a JSON object. The
         server's words come first."""
-        body, words = self._read_error(self._redact(text))
+        body, words = self._clean(response, text)
         message = f"{words} (in the stream of {self._label()}{_advice(words)})"
         if isinstance(data, dict):
             return APIError(message, self._request, body=body)
-        self._clean(response)
         message += ": an event that is not a JSON object; the answer is incomplete"
         return APIResponseValidationError(response, None, message=message)
 
     def _validation_error(self, response: Response, what: str) -> APIError:
         """The error for a good status with something else than was asked for."""
-        body, words = self._clean(response)
+        body, words = self._clean(response, response.text)
         words = words and f": {words}"
         message = f"{self._label()}: status {response.status_code} with {what}{words}"
         message += "; is base_url that of a LightLLM server?"
         return APIResponseValidationError(response, body, message=message)
 
     def _status_error(self, response: Response) -> APIStatusError:
-        body, words = self._clean(response)
+        body, words = self._clean(response, response.text)
         status, location = response.status_code, response.headers.get("location")
         self.log(response)
         other = InternalServerError if status >= 500 else APIStatusError
@@ -3054,24 +3053,19 @@ class _Exchange:
     def _route(self) -> _Route:
         return self._client._transport.route(urllib.request.Request(self._request.url))
 
-    def _clean(self, response: Response) -> tuple[Any, str]:
-        """Take secrets out of a response that goes into an error. Its body, and the
-        server's words in it."""
+    def _clean(self, response: Response, text: str) -> tuple[Any, str]:
+        """Take secrets out of a response that goes into an error. What `text` has for
+        `.body`, and the server's words in it."""
         hide, headers = self._redact, response.headers
         response.content = hide(response.text).encode()
         response.headers = Headers({hide(n): hide(headers[n]) for n in headers})
-        return self._read_error(response.text)
-
-    def _read_error(self, text: str) -> tuple[Any, str]:
-        """The body of an error and the server's words in it, of a text without secrets.
-        In its JSON they may still stand in an escaped form."""
-        try:
-            body = _parse_json(self._redact(_dump_json(_parse_json(text))))
+        text = hide(text)
+        try:  # in JSON they may still stand in an escaped form
+            body = _parse_json(hide(_dump_json(_parse_json(text))))
         except (RecursionError, ValueError):
             body = text
         words = _error_words(body, text)
-        if isinstance(body, dict):
-            body = body.get("error") or body
+        body = body.get("error") or body if isinstance(body, dict) else body
         return body, words
 
     def _redact(self, text: str) -> str:
@@ -3088,7 +3082,6 @@ class _Exchange:
 # --- request parts ---
 # Texts, URLs and headers of requests and their errors, without state.
 
-_HEADER_NAME = re.compile("[!-9;-~]+")
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
 _WORD_FIELDS = re.compile(
     "(error_?|)(errors?|message|msg|details?|title|reason|description)"
@@ -3248,7 +3241,8 @@ def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
             merged.pop(name, None)
             if not isinstance(value, (NotGiven, type(None))):
                 merged[name] = _Secret(value)
-                if _UNSENDABLE.search(merged[name]) or not _HEADER_NAME.fullmatch(name):
+                is_named = re.fullmatch("[!-9;-~]+", name)
+                if _UNSENDABLE.search(merged[name]) or not is_named:
                     what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
