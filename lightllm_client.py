@@ -2898,6 +2898,8 @@ class _Exchange:
             try:
                 return self._attempt(whole)
             except APIError as error:
+                if hasattr(error, "response"):
+                    self.log(error.response)
                 delay = self._retry_delay(error)
                 if delay is None:
                     raise
@@ -3036,7 +3038,6 @@ class _Exchange:
     def _status_error(self, response: Response) -> APIStatusError:
         body, words = self._clean(response, response.text)
         status, location = response.status_code, response.headers.get("location")
-        self.log(response)
         other = InternalServerError if status >= 500 else APIStatusError
         kind, hint = _STATUS_ERRORS.get(status, (other, ""))
         if location and 300 <= status < 400:

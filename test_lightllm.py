@@ -2627,11 +2627,12 @@ class Retries(TransportTest):
         client = self.new_client(max_retries=1, default_query={"token": "hunter22"})
         ms = {"Retry-After-Ms": "1"}
         self.server.says((503, ms, [b"words"]), answer("words"), events(STOP, DONE))
-        self.server.says(plain({"ntokens": 5, "usage": KEY}))
+        self.server.says(plain({"ntokens": 5, "usage": KEY}), plain(b"{}", X=KEY))
         with self.assertLogs(lightllm.__name__, logging.DEBUG) as logs:
             self.ask(client)
             list(self.ask(client, stream=True))
             client.get("/" + KEY)
+            self.error(client=client, stream=True)
         url = f"POST {self.server.url}/v1/chat/completions: status"
         table = [
             ("DEBUG", url + r" 503, 0\.\d+ s, unknown tokens, attempt 1"),
@@ -2639,6 +2640,7 @@ class Retries(TransportTest):
             ("DEBUG", url + r" 200, 0\.\d+ s, 8 tokens, attempt 2"),
             ("DEBUG", url + r" 200, 0\.\d+ s, unknown tokens, attempt 1"),
             ("DEBUG", r"GET .*/\*\*\*: status 200, .*"),
+            ("DEBUG", url + " 200"),
         ]
         self.assertEqual(len(logs.records), len(table))
         for record, (level, line) in zip(logs.records, table):
