@@ -2595,11 +2595,11 @@ class Retries(TransportTest):
         kinds = (TimeoutError, RuntimeError)
         for kind, stream in self.cases([(kind, s) for kind in kinds for s in (0, 1)]):
             raising = kind("too late")
-            body = (200, {"Content-Length": "9"}, [0.3])
-            self.server.says(body if stream else raw(0.3))
+            head = (200, {"Content-Length": "9"}, [2.0])
+            self.server.says(head if stream else raw(2.0))
             del self.server.heard[:]
 
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
             error = self.error(kind, client, stream=bool(stream))
 
             self.assertIs(error, raising)
@@ -2788,7 +2788,7 @@ class Errors(TransportTest):
             self.server.says(plain(body, 404, X_Echo=KEY))
             started = time.monotonic()
             error = self.error(lightllm.NotFoundError)
-            self.assertLess(time.monotonic() - started, 2)
+            self.assertLess(time.monotonic() - started, 5)
             self.assertLess(len(str(error)), 500)
             self.assertIn("404", str(error))
             self.assertNotRegex(str(error), r"[\x00-\x1f]")
@@ -2884,7 +2884,7 @@ class Errors(TransportTest):
             self.server.says((200, headers, parts))
             started = time.monotonic()
             error = self.error(lightllm.APIResponseValidationError, stream=True)
-            self.assertLess(time.monotonic() - started, 1)
+            self.assertLess(time.monotonic() - started, 2)
             self.assertIn("with a body that is not a stream of events: ", str(error))
             self.assertIn(words, str(error))
         self.server.says(plain({"error": {"message": "no", "code": 5}}), plain(b""))
