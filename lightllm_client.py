@@ -3074,9 +3074,10 @@ class _Exchange:
         headers = {**self._headers, **self._route().login}
         for name in _SECRET_HEADERS:
             secret = headers.get(name, "").rpartition(" ")[2]
-            if secret:  # a short one, such as "EMPTY", is one only as a whole word
+            for form in {secret, _dump_json(secret)[1:-1]} - {""}:
+                # a short one, such as "EMPTY", is one only as a whole word
                 edges = _WORD_EDGES if len(secret) < 8 else "{}"
-                text = re.sub(edges.format(re.escape(secret)), "***", text)
+                text = re.sub(edges.format(re.escape(form)), "***", text)
         return text
 
 

@@ -2952,6 +2952,10 @@ class Errors(TransportTest):
         self.server.says(plain({"message": "the EMPTY prompt; EMPTYness\nEMPTY"}, 400))
         error = self.error(client=self.new_client(api_key="EMPTY"))
         self.assertIn("the *** prompt; EMPTYness ***", str(error))
+        quoted = 'pa"ss\\word-\xe9/+'
+        self.server.says(plain({"message": f"a {quoted} b", "code": [quoted]}, 401))
+        error = self.error(client=self.new_client(api_key=quoted))
+        self.assertEqual(error.body, {"message": "a *** b", "code": ["***"]})
 
     def test_errors_made_as_openai_makes_them(self):
         request = lightllm.APIConnectionError(request="r").request
