@@ -743,9 +743,7 @@ class LightLLMClient:
         self.image_root = image_root
         self.max_image_side = max_image_side
         self.ssl_context = ssl_context
-        _merge_headers(
-            {}, self.default_headers
-        )  # refuses a bad one now, not at a request
+        _merge_headers({}, self.default_headers)  # refuses a bad one before a request
         self._transport = _Transport(ssl_context)
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
