@@ -3100,7 +3100,7 @@ def _build_answer(
     try:
         data = response.json()
         return (build(data) if build else data), ""
-    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         what = "a body that is not the JSON asked for"
         return None, what if response.content.strip() else "nothing in it"
 

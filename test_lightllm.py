@@ -2664,6 +2664,7 @@ class Redirects(TransportTest):
         other = self.listener(lambda connection: None)
         table = [
             (302, "/login?token=1", "/login"), (301, "/x", "/x"), (303, "/x", "/x"),
+            (300, "/x", "/x"),
             (307, f"http://127.0.0.1:{other.port}/v1", str(other.port)),
             (307, self.server.url.replace("http", "https"), "https://"),
             (308, "http://evil.example/" + KEY, "evil.example"),
@@ -2726,6 +2727,7 @@ class Errors(TransportTest):
             (503, b"<html>" + b"x" * 5000, lightllm.InternalServerError, "<html>"),
             (418, b"\xff\xfe", lightllm.APIStatusError, "418"),
             (302, {"message": "nowhere"}, lightllm.APIStatusError, "nowhere"),
+            (300, {"message": "many"}, lightllm.APIStatusError, "many"),
             (400, b"[" * 100000, lightllm.BadRequestError, "[[["),
         ]  # fmt: skip
         for status, body, kind, text in table:
@@ -2859,8 +2861,11 @@ class Errors(TransportTest):
         self.assertIsInstance(error.__cause__, ConnectionResetError)
         self.assertIn("the answer is incomplete; no valid reply: ", str(error))
         for stream in (False, True):
+            self.server.says((200, {"Content-Length": "99"}, [HANGUP]))
             self.server.says((200, {"Content-Length": "99"}, [KEY.encode(), HANGUP]))
-            self.error(stream=stream)
+            error, _ = self.error(stream=stream), self.error(stream=stream)
+            words = "completions: no valid reply: the server closed in mid-reply (1 "
+            self.assertIn(words, str(error))
 
     def test_a_stream_is_known_by_its_first_bytes(self):
         raw_events = event(delta("a")) + event(STOP) + event(DONE)
@@ -2902,6 +2907,10 @@ class Errors(TransportTest):
             self.server.says(reply, reply)
             self.assertIn("with a coded body", str(self.error()))
             self.assertIn("with a coded body", str(self.error(stream=True)))
+        headers = {"Content-Encoding": "gzip", "Content-Length": "9"}
+        self.server.says((200, headers, [2.0]))
+        error = self.error()
+        self.assertTrue(self.server.aborted.wait(1), error)
 
     def test_a_json_reply_with_something_behind_it_is_refused(self):
         body = answer()[2][0]
@@ -2909,7 +2918,7 @@ class Errors(TransportTest):
             self.server.says(plain(body + rest))
             error = self.error(lightllm.APIResponseValidationError)
             self.assertIn("status 200 with a body that is not the JSON", str(error))
-        self.server.says(plain(body + b" \r\n"))
+        self.server.says(plain(body + b" \r\n", 299))
         self.assertEqual(self.ask().id, "8")
 
     def test_headers_that_cannot_be_sent(self):
