@@ -2502,6 +2502,7 @@ class Retries(TransportTest):
             ((408, ms, []), True), ((409, ms, []), True), ((429, ms, []), True),
             ((500, ms, []), True), ((503, ms, []), True), ((599, ms, []), True),
             ((400, ms, []), False), ((404, ms, []), False), ((422, ms, []), False),
+            ((499, ms, []), False),
             ((400, {**ms, "X-Should-Retry": "true"}, []), True),
             ((503, {**ms, "X-Should-Retry": "false"}, []), False),
             ((503, {"Retry-After": "0.01"}, []), True),
@@ -2576,6 +2577,7 @@ class Retries(TransportTest):
         for part in (str(port), "refused", "3 attempts", "LightLLM server listening"):
             self.assertIn(part, str(error))
         self.assertIsInstance(error.__cause__, ConnectionRefusedError)
+        self.assertIn(f"completions: {error.__cause__.strerror} (3 at", str(error))
         self.assertEqual(error.request.method, "POST")
         twin = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(twin), twin.request.url), (str(error), error.request.url))
@@ -2961,6 +2963,9 @@ class Errors(TransportTest):
         self.server.says(plain({"message": "the EMPTY prompt; EMPTYness\nEMPTY"}, 400))
         error = self.error(client=self.new_client(api_key="EMPTY"))
         self.assertIn("the *** prompt; EMPTYness ***", str(error))
+        self.server.says(plain({"message": "x8letters7letter7"}, 400))
+        error = self.error(client=self.new_client(api_key="8letters"))
+        self.assertIn("x***7letter7", str(error))
         quoted = 'pa"ss\\word-\xe9/+'
         self.server.says(plain({"message": f"a {quoted} b", "code": [quoted]}, 401))
         error = self.error(client=self.new_client(api_key=quoted))
