@@ -148,8 +148,8 @@ class Timeout:
 
 # --- errors ---
 # openai's names and attributes. A message says what was asked of whom, what came back
-# and what to try; the same facts are attributes. Keys are taken out before an error is
-# made. All errors survive pickle.
+# and what to try; the same facts are attributes. No error shows a key, and all survive
+# pickle.
 
 
 class Headers(_StrDict):
@@ -162,7 +162,7 @@ class Headers(_StrDict):
         return super().__contains__(str(name).lower())
 
     def get(self, name: str, default: Any = None) -> Any:
-        return super().get(name.lower(), default)
+        return self[name] if name in self else default
 
 
 class Request:
@@ -183,7 +183,6 @@ class Response:
         self.status_code = status_code
         self.headers = headers
         self.content = b""
-        self.request_id: str | None = headers.get("x-request-id")
         self.retries_taken = 0
         self.is_closed = True
         self._seconds = 0.0
@@ -191,6 +190,10 @@ class Response:
 
     def __repr__(self) -> str:
         return f"<Response [{self.status_code}]>"
+
+    @property
+    def request_id(self) -> Any:
+        return self.headers.get("x-request-id")
 
     @property
     def text(self) -> str:
@@ -232,7 +235,7 @@ class APIError(OpenAIError):
         self.partial: Any = None
         facts = body if isinstance(body, dict) else {}
         code = facts.get("code")
-        self.code: str | None = None if code is None else str(code)
+        self.code = str(code) if isinstance(code, (str, int, float)) else None
         self.param: str | None = facts.get("param")
         self.type: str | None = facts.get("type")
 
@@ -241,21 +244,21 @@ class APIError(OpenAIError):
 
 
 class APIConnectionError(APIError):
-    """No whole answer: no connection, or it broke. `__cause__` says why."""
+    """No complete answer: the connection failed or broke. `__cause__` says why."""
 
     def __init__(self, *, message: str = "Connection error.", request: Any = None):
         super().__init__(message, request)
 
 
 class APITimeoutError(APIConnectionError):
-    """No whole answer within `timeout`."""
+    """No complete answer within `timeout`. Catch it before APIConnectionError."""
 
     def __init__(self, request: Any = None, *, message: str = "Request timed out."):
         super().__init__(message=message, request=request)
 
 
 class APIResponseValidationError(APIError, ValueError):
-    """A good status with something else than was asked for: HTML, cut JSON, ..."""
+    """A status of 2xx with a body that was not asked for: HTML, cut JSON, ..."""
 
     def __init__(self, response: Any, body: Any, *, message: str = "Invalid data."):
         super().__init__(message, response.request, body=body)
@@ -264,13 +267,13 @@ class APIResponseValidationError(APIError, ValueError):
 
 
 class APIStatusError(APIError):
-    """Another status than 2xx: `.status_code`, `.response`, `.request_id`."""
+    """A status other than 2xx: `.status_code`, `.response`, `.request_id`."""
 
     def __init__(self, message: str, *, response: Any, body: Any = None) -> None:
         super().__init__(message, response.request, body=body)
         self.response = response
         self.status_code: int = response.status_code
-        self.request_id: str | None = response.headers.get("x-request-id")
+        self.request_id: str | None = response.request_id
 
 
 class BadRequestError(APIStatusError):
@@ -319,13 +322,16 @@ _STATUS_ERRORS: dict[int, tuple[type[APIStatusError], str]] = {
     403: (PermissionDeniedError, "check api_key"),
     404: (NotFoundError, "check base_url, or this LightLLM build lacks the route"),
     405: (APIStatusError, "check base_url: is that a LightLLM server?"),
+    407: (APIStatusError, "put the proxy's user and password into HTTP_PROXY"),
     409: (ConflictError, "try again"),
     413: (APIStatusError, "send less: smaller images (max_image_side=), fewer messages"),
-    417: (APIStatusError, "this node takes other requests: try base_url=.../generate"),
+    417: (APIStatusError, "check the parameters of the request"),
     422: (UnprocessableEntityError, "this LightLLM build takes another type there"),
     429: (RateLimitError, "the server is busy: wait, or raise max_retries"),
-    500: (InternalServerError, "LightLLM of 2025 says so of bad parameters and of too"
-          " long prompts as well: see the server's log"),
+    500: (InternalServerError, "LightLLM of 2025 says so of bad parameters, and where prompt"
+          " and max_tokens (10000 unless given) are too long together: lower max_tokens, or"
+          " see the server's log"),
+    502: (InternalServerError, "does the server behind this gateway run?"),
     503: (InternalServerError, "the server is busy or starting: wait, then try again"),
 }  # fmt: skip
 
@@ -756,8 +762,7 @@ class LightLLMClient:
         self.image_root = image_root
         self.max_image_side = max_image_side
         self.ssl_context = ssl_context
-        _merged_headers(self.default_headers)  # refuses a bad one now, not at a request
-        self._merged: tuple[Any, dict[str, str]] = ((), {})
+        _merge_headers({}, self.default_headers)  # refuses a bad one before a request
         self._transport = _Transport(ssl_context)
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
@@ -1319,10 +1324,13 @@ def _hide_key(key: Any) -> Any:
 
 def _hide_values(headers: Mapping[str, Any]) -> _Json:
     """Headers whose repr shows no value: one may be a key."""
-    return {
-        name: _Secret(value) if value is not None and _is_given(value) else value
-        for name, value in headers.items()
-    }
+    hidden = {}
+    for name, value in headers.items():
+        if value is not None and _is_given(value):
+            text = value.decode("latin-1") if isinstance(value, bytes) else value
+            value = _Secret(text)
+        hidden[name] = value
+    return hidden
 
 
 def _hide_headers(options: _Json, name: str = "extra_headers") -> None:
@@ -2214,7 +2222,7 @@ class _AnswerBuilder:
         self._schemas = _parameter_schemas(tools)
         self._has_tools = bool(self._schemas)
         self._choices: dict[int, _ChoiceState] = {}
-        self._usage: Any = None
+        self.usage: Any = None
         self._has_usage = self._has_null_role = False
 
     @property
@@ -2250,7 +2258,7 @@ class _AnswerBuilder:
         if len(self.head) < len(_HEAD_FIELDS):
             known = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
             self.head = {**known, **self.head}
-        self._usage = data.get("usage") or self._usage
+        self.usage = data.get("usage") or self.usage
         self._has_usage = self._has_usage or "usage" in data
         if not isinstance(data.get("choices"), list):
             data["choices"] = []
@@ -2304,7 +2312,7 @@ class _AnswerBuilder:
             if not self._is_chat:
                 choice["text"] = choice.pop("message")["content"]
             choices.append(choice)
-        data = {**self.head, "choices": choices, "usage": self._usage}
+        data = {**self.head, "choices": choices, "usage": self.usage}
         if self._is_chat:
             return ChatCompletion.model_validate({**data, "object": "chat.completion"})
         return Completion.model_validate({**data, "object": "text_completion"})
@@ -2392,7 +2400,7 @@ class _StreamSource:
         decoder, builder = _EventDecoder(), self.builder
         try:
             while not self.error:
-                raw = self._reply.next_bytes()
+                raw = self._reply.read_next()
                 for text in decoder.feed(raw) if raw else self._finish_events(decoder):
                     data = self._parse(text)
                     if self.error:
@@ -2408,13 +2416,18 @@ class _StreamSource:
                     if self.error or self._is_over:
                         return
         except (OSError, http.client.HTTPException) as cause:
-            self._note(self._exchange.broken(cause, "the answer is incomplete"), cause)
+            self._note(
+                self._exchange.connection_error(cause, "the answer is incomplete"),
+                cause,
+            )
         except ValueError as cause:
             self._fail(APIError, str(cause))
         finally:
             self.close()
 
     def close(self) -> None:
+        if not self.response.is_closed:
+            self._exchange.log(self.response, self.builder.usage)
         self.response.is_closed = True
         if not self._is_over:
             self._fail(APIConnectionError, "the stream was closed before its end")
@@ -2461,7 +2474,7 @@ class _StreamSource:
             data = None
         if isinstance(data, dict) and not _is_error(text, data):
             return data
-        self._note(self._exchange.bad_event(self.response, text, data))
+        self._note(self._exchange.event_error(self.response, text, data))
         return None
 
     def _fail(self, kind: type[APIError], what: str) -> None:
@@ -3265,13 +3278,17 @@ class _StopFilter:
 
 # --- requests ---
 # One attempt under its clock, and the retries around it. Whatever a server does ends here
-# as a whole reply, or as an error of the openai tree with nothing secret in it: keys go
-# out of texts and bodies first, and no variable of a frame that raises shows one.
+# as a whole reply or as an error of openai's tree. Keys are taken out of texts, bodies and
+# headers before an error is made, and no variable of a frame that raises shows one.
 
 _MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
-_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
 _SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key")
+_WORD_EDGES = r"((?<!\w)|(?<=\\[bfnrt])){}(?!\w)"  # also behind an escape of JSON
+_CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNORECASE)
+_STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
+_NO_SERVER = "is base_url that of a LightLLM server?"
+_REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
 
 
 class _Exchange:
@@ -3298,338 +3315,380 @@ class _Exchange:
             raise self.error(APIConnectionError, "this client is closed")
 
     def fetch(self, build: Callable[[Any], Any] | None) -> Response:
-        """The reply with its body, and what `build` makes of it."""
-        response, _ = self._answered(True)
-        response._parsed, problem = _built(response, build)
+        """The reply with its body, and what `build` makes of its JSON."""
+        response, _ = self._send(True)
+        response._parsed, problem, hint = _build_answer(response, build)
+        self.log(response, getattr(response._parsed, "usage", None))
         if problem:  # no frame of this error holds the body, which may echo the key
-            error = self._invalid(response, problem)
+            error = self._validation_error(response, problem, hint)
             error.partial = response._parsed
             raise error
         return response
 
     def open_stream(self) -> tuple[Response, _Reply]:
-        """The reply of a stream with its head."""
-        response, reply = self._answered(False)
-        kind = response.headers.get("content-type", "").lower()
-        if "json" in kind or "html" in kind:
-            response.content = reply.read_error()
-            raise self._invalid(response, "no stream of events")
-        return response, reply
+        """The reply of a stream, its head read."""
+        return self._send(False)
 
-    def _answered(self, whole: bool) -> tuple[Response, _Reply]:
+    def _send(self, whole: bool) -> tuple[Response, _Reply]:
         """The first good reply, after the retries that are due."""
         while True:
             self._attempts += 1
             try:
                 return self._attempt(whole)
             except APIError as error:
+                if hasattr(error, "response"):
+                    self.log(error.response)
                 delay = self._retry_delay(error)
                 if delay is None:
                     raise
-                text = error.message
-            import logging
+                import logging
 
-            log, tried = logging.getLogger(__name__), self._attempts
-            log.info("attempt %d failed, next in %.1f s: %s", tried, delay, text)
+                text, tried = error.message, self._attempts
+                log = logging.getLogger(__name__)
+                log.info("attempt %d failed, next in %.1f s: %s", tried, delay, text)
             time.sleep(delay)
 
     def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
         started, reply = time.monotonic(), None
         try:
-            reply = self._followed(_Clock(self._timeout))
+            reply = self._follow_redirects(_Clock(self._timeout))
             response = Response(self._request, reply.status, reply.headers)
             response.retries_taken = self._attempts - 1
+            response._seconds = time.monotonic() - started
             if not 200 <= reply.status < 300:
                 response.content = reply.read_error()
                 raise self._status_error(response)
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise self._invalid(response, "a coded body, which was not asked for")
+            if _CODINGS.search(reply.headers.get("content-encoding", "")):
+                raise self._validation_error(response, "a coded body, not asked for")
             if whole:
                 response.content = reply.read(MAX_REPLY_BYTES)
+            else:
+                self._check_stream(response, reply)
         except BaseException as cause:
             if reply:
                 reply.abort()
-            if isinstance(cause, (OSError, http.client.HTTPException)):
-                raise self.broken(cause) from cause
-            raise
+            if not _is_connection_error(cause):
+                raise
+            # without its frames, which hold what was read
+            raise self.connection_error(cause) from cause.with_traceback(None)
         response._seconds = time.monotonic() - started
         return response, reply
 
-    def _followed(self, clock: _Clock) -> _Reply:
-        """The reply, after redirects that keep to origin, method and body."""
-        method, url = self._request.method, self._request.url
-        reply: Any = None
-        for _ in range(_MAX_REDIRECTS + 1):
+    def _follow_redirects(self, clock: _Clock) -> _Reply:
+        """The first reply that is not a redirect within the origin: there, the same
+        request is sent again."""
+        opener: Any = self._client._opener
+        method, url, hops = self._request.method, self._request.url, 0
+        while True:
             # no origin, which is for cookies: finding it out would parse the URL again
             wire = urllib.request.Request(
                 url, self._data, self._headers, "", method=method
             )
-            deadline: Any = clock
-            reply = self._client._opener.open(wire, timeout=deadline)
-            if reply.status not in (307, 308):
-                break
-            target = _joined(url, reply.headers.get("location", ""))
-            if _origin(target) != _origin(url):
-                break
+            reply: _Reply = opener.open(wire, timeout=clock)
+            target = reply.headers.get("location", "")
+            if target[:1] == "/" != target[1:2]:
+                target = urllib.parse.urljoin(url, target)
+            is_last = reply.status not in (307, 308) or hops == _MAX_REDIRECTS
+            if is_last or _origin(target) != _origin(url):
+                return reply
             reply.read_error()
-            url = target
-        found: _Reply = reply
-        return found
+            url, hops = target, hops + 1
+
+    def _check_stream(self, response: Response, reply: _Reply) -> None:
+        """Where the head does not promise events, the first bytes must be of one: some
+        gateways label them application/json."""
+        if "event-stream" in response.headers.get("content-type", "").lower():
+            return
+        response.content = reply.read_next()
+        if not _STREAM_START.match(response.content):
+            response.content += reply.read_error(_REFUSAL_SECONDS)
+            what = "a body that is not a stream of events"
+            raise self._validation_error(response, what)
+        reply.push_back(response.content)
+        response.content = b""
 
     def _retry_delay(self, error: APIError) -> float | None:
         """Seconds until the next attempt; None for none."""
-        if self._attempts > self._client.max_retries:
+        seconds, response = 0.0, getattr(error, "response", None)
+        if self._attempts > self._client.max_retries or _is_final(error.__cause__):
             return None
-        if isinstance(error, APIStatusError):
-            status, headers = error.status_code, error.response.headers
-            told = headers.get("x-should-retry")
-            retried = status in (408, 409, 429) or status >= 500
-            if told == "false" or (told != "true" and not retried):
+        if response:
+            status, headers = response.status_code, response.headers
+            is_retried = status in (408, 409, 429) or status >= 500
+            if headers.get("x-should-retry", str(is_retried)).lower() != "true":
                 return None
-            asked = _retry_after(headers)
-            if asked:
-                return asked if asked <= _LONGEST_RETRY_AFTER else None
-        elif not isinstance(error, APIConnectionError):
+            seconds = _retry_after(headers)
+        if seconds > _LONGEST_RETRY_AFTER:
             return None
-        elif hasattr(error.__cause__, "verify_message"):
-            return None  # a certificate does not get better
-        delay = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
-        return delay * (1 - 0.25 * random.random())
+        backoff = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
+        return seconds or backoff * (1 - 0.25 * random.random())
+
+    def log(self, response: Response, usage: Any = None) -> None:
+        """A line at DEBUG, unless nobody imported logging, which takes longer than a
+        request. It has no text of the request or of the answer."""
+        logging: Any = sys.modules.get("logging")
+        log = logging and logging.getLogger(__name__)
+        if log and log.isEnabledFor(logging.DEBUG):
+            usage = usage if isinstance(usage, dict) else {}
+            tokens = usage.get("total_tokens", "unknown")
+            line = f"{self._label()}: status {response.status_code}, "
+            line += (
+                f"{response._seconds:.3f} s, {tokens} tokens, attempt {self._attempts}"
+            )
+            log.debug("%s", self._redact(line))
 
     def error(self, kind: Any, what: str) -> Any:
         """An error without a response."""
-        message = f"{self._asked()}: {what}"
-        return kind(message=self._redacted(message), request=self._request)
+        message = self._redact(f"{self._label()}: {what}")
+        return kind(message=message, request=self._request)
 
-    def broken(self, cause: BaseException, what: str = "") -> APIConnectionError:
-        """The error for a connection that could not be made, or broke."""
-        tried = f"({self._attempts} attempt{'s' * (self._attempts != 1)})"
-        kind: Any = APIConnectionError
-        where = _shown_url(self._request.url)
-        if self._route().proxy:
-            where = f"the proxy {self._route().proxy} (from the environment)"
-        if isinstance(cause, socket.timeout):
-            kind = APITimeoutError
-            text = f"no {'more' if what else 'answer'} within {self._timeout} s {tried}"
-            hint = "raise timeout=, or stream long answers"
-        else:
-            reason, hint = _reason(cause)
-            lost = (http.client.HTTPException, BrokenPipeError, ConnectionResetError)
-            failed = "no reply from" if isinstance(cause, lost) else "cannot reach"
-            text = f"{failed} {where} {tried}: {reason}" if not what else reason
-        parts = [what, text, hint]
-        error: APIConnectionError = self.error(kind, "; ".join(filter(None, parts)))
-        return error
+    def connection_error(self, cause: BaseException, what: str = "") -> Any:
+        """The error for a connection that could not be made, or that broke; then `what`
+        says what is lost."""
+        proxy = self._route().proxy
+        kind, (text, hint) = APIConnectionError, _explain(cause, proxy)
+        if _is_out_of_time(cause):
+            kind, hint = APITimeoutError, "raise timeout=, or stream long answers"
+            text = f"no {'more' if what else 'answer'} within {self._timeout} s"
+        if not what:
+            text += f" ({self._attempts} attempt{'s' * (self._attempts != 1)})"
+        if proxy:
+            text = f"through the proxy {proxy} (from the environment): {text}"
+        return self.error(kind, "; ".join(filter(None, [what, text, hint])))
 
-    def bad_event(self, response: Response, text: str, data: Any) -> APIError:
-        """The error for an event that reports one, or that is no JSON object."""
+    def event_error(self, response: Response, text: str, data: Any) -> APIError:
+        """The error for an event that reports one, or that is not a JSON object. The
+        server's words come first."""
+        body, words = self._clean(response, text)
+        message = f"{words} (in the stream of {self._label()}{_advice(words)})"
         if isinstance(data, dict):
-            body = self._redacted(data["error"])
-            return APIError(_error_text({"error": body}, ""), self._request, body=body)
-        what = f"an event is no JSON object: {self._redacted(text[:300])}"
-        message = f"{self._asked()}: {what}; the answer is incomplete"
-        return APIResponseValidationError(response, message=message, body=None)
+            return APIError(message, self._request, body=body)
+        message += ": an event that is not a JSON object; the answer is incomplete"
+        return APIResponseValidationError(response, None, message=message)
 
-    def _invalid(self, response: Response, what: str) -> APIResponseValidationError:
+    def _validation_error(
+        self, response: Response, what: str, hint: str = _NO_SERVER
+    ) -> APIError:
         """The error for a good status with something else than was asked for."""
-        body = self._clean(response)
-        message = f"{self._asked()} gave status {response.status_code}, but {what}"
-        text = _error_text(body, response.text)
-        message += f": {text}" if text else ""
-        message += "; is base_url that of a LightLLM server?"
-        return APIResponseValidationError(response, body, message=message)
+        body, words = self._clean(response, response.text)
+        words = words and f": {words}"
+        message = f"{self._label()}: status {response.status_code} with {what}{words}"
+        return APIResponseValidationError(response, body, message=f"{message}; {hint}")
 
     def _status_error(self, response: Response) -> APIStatusError:
-        body, status = self._clean(response), response.status_code
-        server = InternalServerError if status >= 500 else APIStatusError
-        kind, hint = _STATUS_ERRORS.get(status, (server, ""))
-        text = _error_text(body, response.text) or "no reason given"
-        if "location" in response.headers and 300 <= status < 400:
-            url = _joined(self._request.url, response.headers["location"])
-            text = f"a redirect to {_shown_url(url)}, which is not followed"
+        body, words = self._clean(response, response.text)
+        status, location = response.status_code, response.headers.get("location")
+        other = InternalServerError if status >= 500 else APIStatusError
+        kind, hint = _STATUS_ERRORS.get(status, (other, ""))
+        if location and 300 <= status < 400:
+            words = f"a redirect to {_shown_url(location)}, which is not followed"
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
-        message = f"Error code: {status} from {self._asked()}: {text}"
-        message += f"; {hint}" if hint else ""
-        if isinstance(body, dict) and "error" in body:
-            body = body["error"]
+        text = (words or "no reason given") + _advice(words, hint)
+        message = f"Error code: {status} from {self._label()}: {text}"
         return kind(message, response=response, body=body)
+
+    def _label(self) -> str:
+        """What errors and log lines name."""
+        return f"{self._request.method} {_shown_url(self._request.url)}"
 
     def _route(self) -> _Route:
         return self._client._transport.route(urllib.request.Request(self._request.url))
 
-    def _asked(self) -> str:
-        return f"{self._request.method} {_shown_url(self._request.url)}"
+    def _clean(self, response: Response, text: str) -> tuple[Any, str]:
+        """Take secrets out of a response that goes into an error. What `text` has for
+        `.body`, and the server's words in it."""
+        hide, headers = self._redact, response.headers
+        response.content = hide(response.text).encode()
+        response.headers = Headers({hide(n): hide(headers[n]) for n in headers})
+        text = hide(text)
+        try:  # in JSON they may still stand in an escaped form
+            body = _parse_json(hide(_dump_json(_parse_json(text))))
+        except (RecursionError, ValueError):
+            body = text
+        words = _error_words(body, text)
+        body = body.get("error") or body if isinstance(body, dict) else body
+        return body, words
 
-    def _clean(self, response: Response) -> Any:
-        """Take secrets out of a response that goes into an error; its decoded body."""
-        response.content = self._redacted(response.text).encode("utf-8")
-        response.headers = Headers(self._redacted(response.headers))
-        response.request_id = response.headers.get("x-request-id")
-        try:
-            return self._redacted(response.json())
-        except ValueError:
-            return response.text
-
-    def _redacted(self, value: Any) -> Any:
-        """`value` without the secrets of this request's headers."""
+    def _redact(self, text: str) -> str:
+        """`text` without the secrets of this request's headers."""
         headers = {**self._headers, **self._route().login}
         for name in _SECRET_HEADERS:
             secret = headers.get(name, "").rpartition(" ")[2]
-            if secret:  # a short one, such as "EMPTY", is one only as a whole word
-                edges = r"(?<!\w){}(?!\w)" if len(secret) < 8 else "{}"
-                value = _replaced(value, edges.format(re.escape(secret)))
-        return value
+            for form in {secret, _dump_json(secret)[1:-1]} - {""}:
+                # a short one, such as "EMPTY", is one only as a whole word
+                edges = _WORD_EDGES if len(secret) < 8 else "{}"
+                text = re.sub(edges.format(re.escape(form)), "***", text)
+        return text
 
 
 # --- request parts ---
 # Texts, URLs and headers of requests and their errors, without state.
 
-
-def _replaced(value: Any, pattern: str) -> Any:
-    if isinstance(value, str):
-        return re.sub(pattern, "***", value)
-    if isinstance(value, dict):
-        return {
-            _replaced(name, pattern): _replaced(item, pattern)
-            for name, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_replaced(item, pattern) for item in value]
-    return value
+_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
+_WORD_FIELDS = re.compile(
+    "(error_?|)(errors?|message|msg|details?|title|reason|description)"
+)
+_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
+_PORTS = {"http": "80", "https": "443"}
+_TOO_LONG = re.compile(
+    r"token len|total.len|context.(len|window)|(prompt|input).*too long", re.I
+)
 
 
-def _built(response: Response, build: Callable[[Any], Any] | None) -> tuple[Any, str]:
-    """(answer, ""), or (None, what is wrong with the reply)."""
+def _build_answer(
+    response: Response, build: Callable[[Any], Any] | None
+) -> tuple[Any, str, str]:
+    """The answer, what is wrong with the reply, if anything, and what to try."""
     try:
         data = response.json()
-    except ValueError:
-        return None, "not with JSON" if response.content.strip() else "with nothing"
-    try:
-        return (build(data) if build else data), ""
+        return (build(data) if build else data), "", ""
     except _LostCall as lost:
-        return lost.args[1], f"{lost.args[0]}; {_WAY_OUT}"
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return None, "with something else than was asked for"
+        return lost.args[1], f"an incomplete answer: {lost.args[0]}", _WAY_OUT
+    except (AttributeError, LookupError, TypeError, ValueError):
+        what = "a body that is not the JSON asked for"
+        return None, what if response.content.strip() else "nothing in it", _NO_SERVER
 
 
-def _reason(cause: BaseException) -> tuple[str, str]:
+def _is_out_of_time(cause: BaseException) -> bool:
+    """Whether the clock of the attempt ran out."""
+    return isinstance(cause, socket.timeout) and "timed out" in str(cause)
+
+
+def _is_connection_error(cause: BaseException) -> bool:
+    """Whether the connection failed. A TimeoutError that has no error number and is not
+    of the clock comes from a signal handler."""
+    is_foreign = isinstance(cause, TimeoutError) and cause.errno is None
+    is_ours = not is_foreign or _is_out_of_time(cause)
+    return is_ours and isinstance(cause, (OSError, http.client.HTTPException))
+
+
+def _is_final(cause: Any) -> bool:
+    """Whether the next attempt would end the same way: a bad certificate, a proxy's 4xx."""
+    is_refused = "refuses to connect: status 4" in str(cause)
+    return is_refused or hasattr(cause, "verify_message")
+
+
+def _explain(cause: Any, proxy: str) -> tuple[str, str]:
     """Why a connection failed, in words, and what to try."""
-    certificate = getattr(cause, "verify_message", "")
-    text = certificate or getattr(cause, "strerror", "") or str(cause) or repr(cause)
-    if certificate:
-        return f"its certificate: {text}", "see SSL_CERT_FILE and ssl_context="
+    text = getattr(cause, "strerror", "") or str(cause) or repr(cause)
+    if hasattr(cause, "verify_message"):
+        return cause.verify_message, "see SSL_CERT_FILE and ssl_context="
+    if isinstance(cause, (http.client.HTTPException, ConnectionResetError)):
+        return f"no valid reply: {text}", ""
+    if proxy:
+        return text, "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
     if isinstance(cause, ConnectionRefusedError):
         return text, "is a LightLLM server listening there?"
     if isinstance(cause, socket.gaierror):
         return text, "check the host name in base_url"
-    if "WRONG_VERSION_NUMBER" in str(cause):
-        return text, "does that port speak https?"
-    return text, ""
+    is_http = re.search("WRONG_VERSION|RECORD_LAYER", text)
+    return text, "does that port speak https?" if is_http else ""
 
 
-def _error_text(body: Any, text: str) -> str:
-    """What a server says of an error, in any of LightLLM's four shapes; cut to fit."""
-    found = body
-    for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and found.get(name):
-            found = found[name]
-    if isinstance(found, list):  # FastAPI: which field, and what is wrong with it
-        errors = [error for error in found[:3] if isinstance(error, dict)]
-        places = [".".join(map(str, error.get("loc") or ())) for error in errors]
-        pairs = zip(places, errors)
-        found = "; ".join(f"{place}: {error.get('msg')}" for place, error in pairs)
-    found = " ".join((found if isinstance(found, str) else text).split())
-    return found if len(found) <= 300 else found[:300] + "..."
+def _advice(words: str, hint: str = "") -> str:
+    """What to try: what the server says tells more than the hint for its status."""
+    if _TOO_LONG.search(words):
+        hint = "lower max_tokens (10000 unless given), which counts too, or send less"
+    elif "pd mode" in words:
+        hint = "this node only serves others: base_url must name the pd_master"
+    return f"; {hint}" if hint else ""
+
+
+def _error_words(data: Any, text: str) -> str:
+    """What a server says in the JSON of an error of any shape, in its order, or else the
+    text: one line of at most 300 characters, without control characters."""
+    words: list[str] = []
+    rest = [data]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            words.append(value)
+        elif isinstance(value, list):
+            rest += reversed(value[:9])
+        elif isinstance(value, dict):
+            said = [value[name] for name in value if _WORD_FIELDS.fullmatch(name)]
+            steps = value.get("loc")  # FastAPI: the way to the field that is wrong
+            if isinstance(steps, list):
+                place = ".".join(str(s) for s in steps if isinstance(s, (str, int)))
+                said = [f"{place}: {word}" for word in said if isinstance(word, str)]
+            rest += reversed(said)
+    text = "; ".join(dict.fromkeys(filter(str.strip, words))) or text
+    text = " ".join(text.split())
+    text = text[:300] + "..." * (len(text) > 300)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
 
 def _retry_after(headers: Headers) -> float:
     """The seconds that a server asks for before the next attempt; 0 if none."""
+    from email.utils import mktime_tz, parsedate_tz
+
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         text = headers.get(name, "")
+        date = parsedate_tz(text)
         try:
-            seconds = float(text) / unit
-        except ValueError:
-            seconds = _seconds_until(text)
+            seconds = mktime_tz(date) - time.time() if date else float(text) / unit
+        except (OverflowError, ValueError):
+            continue
         if 0 < seconds < float("inf"):
             return seconds
     return 0.0
 
 
-def _seconds_until(date: str) -> float:
-    from email.utils import mktime_tz, parsedate_tz
-
-    parsed = parsedate_tz(date)
-    try:
-        return mktime_tz(parsed) - time.time() if parsed else 0.0
-    except (OverflowError, ValueError):
-        return 0.0
-
-
-def _origin(url: str) -> tuple[Any, ...]:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        return parts.scheme, parts.hostname, port, parts.username
-    except ValueError:
-        return ()
-
-
-def _joined(url: str, location: str) -> str:
-    try:
-        return urllib.parse.urljoin(url, location)
-    except ValueError:
-        return location
+def _origin(url: str) -> Any:
+    """Scheme, host and port; None if it is not a plain HTTP URL."""
+    found = _ORIGIN.match(url.lower())
+    return found and (found[1], found[2], found[3] or _PORTS[found[1]])
 
 
 def _shown_url(url: str) -> str:
     """A URL as messages show it: its query and credentials may be secret."""
-    return re.sub(r"//[^/]*@", "//", url.partition("?")[0].partition("#")[0])
+    return re.sub(r"//[^/]*@", "//", re.split("[?#]", url)[0])
 
 
-def _query_string(query: Mapping[str, object]) -> str:
+def _query_string(query: Mapping[str, Any]) -> str:
     pairs = []
     for name, value in query.items():
-        listed = isinstance(value, (list, tuple))
-        for item in value if isinstance(value, (list, tuple)) else [value]:
+        is_list = isinstance(value, (list, tuple))
+        for item in value if is_list else [value]:
             if item is not None and _is_given(item):
-                text = str(item).lower() if isinstance(item, bool) else str(item)
-                pairs.append((name + "[]" * listed, text))
+                item = str(item).lower() if isinstance(item, bool) else item
+                pairs.append((name + "[]" * is_list, item))
     return "?" + urllib.parse.urlencode(pairs) if pairs else ""
 
 
-def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> dict[str, str]:
+def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
     key: Any = client.api_key
     key = _Secret(key() if callable(key) else key)  # now no variable shows it
     key = _checked_key(key)
-    facts = (key, data is None, client.organization, client.project)
-    asked = (facts, client.default_headers, extra)
-    known, headers = client._merged  # of the last request: most have the same
-    if known != asked:
-        own = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": "lightllm_client/" + __version__,
-            "Content-Type": omit if data is None else "application/json",
-            "Authorization": _Secret("Bearer " + key) if key else omit,
-            "OpenAI-Organization": client.organization,
-            "OpenAI-Project": client.project,
-        }
-        headers = _merged_headers(own, client.default_headers, extra)
-        client._merged = ((facts, dict(client.default_headers), dict(extra)), headers)
-    return headers
+    headers = {
+        "Accept": "application/json",
+        "Accept-encoding": "identity",
+        "User-agent": "lightllm_client/" + __version__,
+    }
+    if data is not None:
+        headers["Content-type"] = "application/json"
+    if key:
+        headers["Authorization"] = _Secret("Bearer " + key)
+    account = {
+        "OpenAI-Organization": client.organization,
+        "OpenAI-Project": client.project,
+    }
+    return _merge_headers(headers, account, client.default_headers, extra)
 
 
-def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
-    """The headers of all layers; the later ones win, in any case of their names."""
-    merged: dict[str, str] = {}
+def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
+    """`merged`, with the headers of all layers; the later ones win, in any case of their
+    names, which is urllib's here: `Content-type`."""
     for layer in layers:
         for name, value in layer.items():
-            name = name.capitalize()  # as urllib does
+            name = name.capitalize()
             merged.pop(name, None)
             if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
-                if _UNSENDABLE.search(merged[name]) or re.search(r"[^!-9;-~]", name):
-                    raise ValueError(f"the header {name!r} holds what no header takes")
+                is_named = re.fullmatch("[!-9;-~]+", name)
+                if _UNSENDABLE.search(merged[name]) or not is_named:
+                    what = "it needs a name, and no control characters"
+                    raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
 
 
@@ -3975,6 +4034,7 @@ class _Reply:
         self.headers = Headers()
         self._connection = connection
         self._buffer = b""
+        self._peeked = b""
         self._is_over = False
         self._is_reusable = False
         self._left: int | None = None  # bytes of the body to come; None: until the end
@@ -4048,10 +4108,17 @@ class _Reply:
             keeps = False
         self._is_reusable = keeps
 
-    def next_bytes(self) -> bytes:
+    def read_next(self) -> bytes:
         """`read_some` of a stream, whose limit is for each wait."""
+        raw, self._peeked = self._peeked, b""
+        if raw:
+            return raw
         self._connection.clock.restart("read")
         return self.read_some()
+
+    def push_back(self, raw: bytes) -> None:
+        """Bytes of the body that `read_next` is to return once more."""
+        self._peeked = raw
 
     def read_some(self) -> bytes:
         """The next bytes of the body, b"" at its exact end. Raises where it is cut."""
@@ -4078,9 +4145,11 @@ class _Reply:
             size += 0 if self._left is not None else len(raw)
         raise http.client.HTTPException("a body larger than MAX_REPLY_BYTES")
 
-    def read_error(self) -> bytes:
+    def read_error(self, seconds: float | None = None) -> bytes:
         """What comes of an error's body: its status is known, so it need not be whole."""
         body = io.BytesIO()
+        if seconds:
+            self._connection.clock = _Clock(seconds)
         try:
             while body.tell() < MAX_ERROR_BYTES:
                 raw = self.read_some()

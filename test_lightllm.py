@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import contextlib
 import copy
+import email.utils
 import enum
 import functools
 import gc
@@ -342,6 +343,16 @@ class ServerTest(unittest.TestCase):
         """Set a constant of the module until the end of the test."""
         self.addCleanup(setattr, lightllm, name, getattr(lightllm, name))
         setattr(lightllm, name, value)
+
+    def cases(self, table):
+        """Each case of a list, or each (key, value) of a dict, as a subtest. The case, or
+        the first part of a tuple, is its name: `for given, expected in self.cases(...)`.
+        The first case that fails ends the test."""
+        for case in table.items() if isinstance(table, dict) else table:
+            name = case[0] if isinstance(case, tuple) else case
+            self.case = ascii(name)[:100]
+            yield case
+        self.case = None
 
     def new_client(self, **options):
         options = {
@@ -2025,28 +2036,27 @@ class Streams(ServerTest):
         table = [
             plain({"error": {"message": "no streaming here"}}),
             (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
+            (200, {"Content-Type": "text/plain"}, [b"<html>"]),
             answer(),
         ]
         for reply in table:
             self.server.says(reply)
             error = self.error(lightllm.APIResponseValidationError, stream=True)
-            self.assertIn("no stream", str(error))
-        self.server.says((200, {"Content-Type": "text/plain"}, [b"<html>"]))
-        self.stream_error(self.ask(stream=True))
+            self.assertIn("not a stream of events", str(error))
 
     def test_error_events_raise_the_servers_words(self):
         body = {"message": f"boom {KEY}", "type": "server_error", "code": 7}
         stream = self.stream(delta("a"), {"error": body}, delta("b"))
         self.assertEqual(next(stream).choices[0].delta.content, "a")
         error = self.stream_error(stream, lightllm.APIError)
-        self.assertEqual(str(error), "boom ***")
+        self.assertTrue(str(error).startswith("boom *** (in the stream of POST http"))
         self.assertEqual((error.code, error.type), ("7", "server_error"))
         self.assertEqual(error.body["code"], 7)
         self.assertEqual(error.partial.choices[0].message.content, "a")
         error = self.stream_error(
             self.stream({"error": "just text"}), lightllm.APIError
         )
-        self.assertEqual(str(error), "just text")
+        self.assertTrue(str(error).startswith("just text (in the stream of"))
 
     def test_errors_in_a_stream_have_many_shapes(self):
         table = [
@@ -3102,6 +3112,7 @@ class Retries(TransportTest):
             ((408, ms, []), True), ((409, ms, []), True), ((429, ms, []), True),
             ((500, ms, []), True), ((503, ms, []), True), ((599, ms, []), True),
             ((400, ms, []), False), ((404, ms, []), False), ((422, ms, []), False),
+            ((499, ms, []), False),
             ((400, {**ms, "X-Should-Retry": "true"}, []), True),
             ((503, {**ms, "X-Should-Retry": "false"}, []), False),
             ((503, {"Retry-After": "0.01"}, []), True),
@@ -3147,6 +3158,10 @@ class Retries(TransportTest):
         self.server.says(answer())
         self.ask(client)
         self.assertEqual(naps[-1], 9)
+        date = email.utils.formatdate(time.time() + 60, usegmt=True)
+        self.server.says((503, {"Retry-After": date}, []), answer())
+        self.ask(client)
+        self.assertTrue(50 < naps[-1] <= 60, naps[-1])
 
     def test_broken_connections_are_tried_again(self):
         cut = (200, {"Content-Length": "50"}, [b"x", HANGUP])
@@ -3172,6 +3187,7 @@ class Retries(TransportTest):
         for part in (str(port), "refused", "3 attempts", "LightLLM server listening"):
             self.assertIn(part, str(error))
         self.assertIsInstance(error.__cause__, ConnectionRefusedError)
+        self.assertIn(f"completions: {error.__cause__.strerror} (3 at", str(error))
         self.assertEqual(error.request.method, "POST")
         twin = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(twin), twin.request.url), (str(error), error.request.url))
@@ -3179,6 +3195,70 @@ class Retries(TransportTest):
     def test_unknown_hosts(self):
         client = self.new_client(base_url="http://no-such-host.invalid:1")
         self.assertIn("host name", str(self.error(lightllm.APIConnectionError, client)))
+
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "no interval timers")
+    def test_what_a_signal_handler_raises_passes_through(self):
+        def alarm(*_):
+            raise raising
+
+        self.addCleanup(signal.signal, signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, alarm)
+        client = self.new_client(max_retries=2)
+        kinds = (TimeoutError, RuntimeError)
+        for kind, stream in self.cases([(kind, s) for kind in kinds for s in (0, 1)]):
+            raising = kind("too late")
+            head = (200, {"Content-Length": "9"}, [2.0])
+            self.server.says(head if stream else raw(2.0))
+            del self.server.heard[:]
+
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            error = self.error(kind, client, stream=bool(stream))
+
+            self.assertIs(error, raising)
+            self.assertEqual(len(self.server.heard), 1)
+
+    def test_a_proxy_that_refuses_a_tunnel_is_asked_again_only_where_that_helps(self):
+        def refuse(connection):
+            read_request(connection)
+            connection.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+
+        self.addCleanup(setattr, time, "sleep", time.sleep)
+        time.sleep = lambda seconds: None
+        proxy = self.listener(refuse)
+        with proxy_environment(https_proxy=f"http://127.0.0.1:{proxy.port}"):
+            client = self.new_client(base_url="https://model.example", max_retries=2)
+        for status, attempts in self.cases([(407, 1), (403, 1), (503, 3)]):
+            before = len(proxy.accepted)
+            error = self.error(lightllm.APIConnectionError, client)
+            self.assertEqual(len(proxy.accepted) - before, attempts)
+            words = f"through the proxy http://127.0.0.1:{proxy.port}", str(status)
+            for word in (*words, f"{attempts} attempt", "check HTTP_PROXY"):
+                self.assertIn(word, str(error))
+
+    def test_each_reply_is_one_line_at_debug_without_texts(self):
+        client = self.new_client(max_retries=1, default_query={"token": "hunter22"})
+        ms = {"Retry-After-Ms": "1"}
+        self.server.says((503, ms, [b"words"]), answer("words"), events(STOP, DONE))
+        self.server.says(plain({"ntokens": 5, "usage": KEY}), plain(b"{}", X=KEY))
+        with self.assertLogs(lightllm.__name__, logging.DEBUG) as logs:
+            self.ask(client)
+            list(self.ask(client, stream=True))
+            client.get("/" + KEY)
+            self.error(client=client, stream=True)
+        url = f"POST {self.server.url}/v1/chat/completions: status"
+        table = [
+            ("DEBUG", url + r" 503, 0\.\d+ s, unknown tokens, attempt 1"),
+            ("INFO", "attempt 1 failed, next in 0.0 s: .*words"),
+            ("DEBUG", url + r" 200, 0\.\d+ s, 8 tokens, attempt 2"),
+            ("DEBUG", url + r" 200, 0\.\d+ s, unknown tokens, attempt 1"),
+            ("DEBUG", r"GET .*/\*\*\*: status 200, .*"),
+            ("DEBUG", url + " 200"),
+        ]
+        self.assertEqual(len(logs.records), len(table))
+        for record, (level, line) in zip(logs.records, table):
+            self.assertEqual(record.levelname, level)
+            self.assertRegex(record.getMessage(), f"^{line}")
+        self.assertNotIn("hunter22", "".join(logs.output))
 
 
 class Redirects(TransportTest):
@@ -3196,10 +3276,15 @@ class Redirects(TransportTest):
         other = self.listener(lambda connection: None)
         table = [
             (302, "/login?token=1", "/login"), (301, "/x", "/x"), (303, "/x", "/x"),
+            (300, "/x", "/x"),
             (307, f"http://127.0.0.1:{other.port}/v1", str(other.port)),
             (307, self.server.url.replace("http", "https"), "https://"),
             (308, "http://evil.example/" + KEY, "evil.example"),
             (307, "ftp://127.0.0.1/", "ftp://"), (307, "http://[bad", "[bad"),
+            (307, self.server.url + ":80/x", ":80/x"), (308, "x", " x,"),
+            (307, "//evil.example/x", "evil.example"),
+            (307, self.server.url.replace("//", "//user@"), "127.0.0.1"),
+            (307, self.server.url + "\\@evil.example", "evil.example"),
         ]  # fmt: skip
         for status, location, named in table:
             with self.subTest(location):
@@ -3211,6 +3296,27 @@ class Redirects(TransportTest):
                 self.assertNotIn("token", str(error))
         self.assertEqual(other.accepted, [])
 
+    def test_the_schemes_own_port_may_be_written_out(self):
+        with proxy_environment(http_proxy=self.server.url):
+            client = self.new_client(base_url="http://model.example")
+        self.server.says((307, {"Location": "http://model.example:80/x"}, []), answer())
+        self.ask(client)
+        self.assertEqual(self.server.heard[-1].path, "http://model.example:80/x")
+        self.server.says((307, {"Location": "http://model.example:443/x"}, []))
+        self.error(lightllm.APIStatusError, client)
+
+    def test_the_same_for_https(self):
+        head = b"HTTP/1.1 307 Go\r\nContent-Length: 0\r\nLocation: "
+        for port, requests in self.cases([(443, 6), (80, 1)]):
+            tunnels, target = [], b"https://model.example:%d/x\r\n\r\n" % port
+            listener, trusting = Tls.tls_server(self, None, head + target, tunnels)
+            trusting.check_hostname = False
+            with proxy_environment(https_proxy=f"http://127.0.0.1:{listener.port}"):
+                url = "https://model.example"
+                client = self.new_client(base_url=url, ssl_context=trusting)
+            self.error(lightllm.APIStatusError, client)
+            self.assertEqual(len(tunnels), requests)
+
     def test_at_most_five(self):
         self.server.answers(lambda heard: (307, {"Location": heard.path + "x"}, []))
         error = self.error(lightllm.APIStatusError)
@@ -3220,30 +3326,21 @@ class Redirects(TransportTest):
 
 class Errors(TransportTest):
     def test_statuses_and_shapes(self):
-        detail = [
-            {"type": "x", "loc": ["body", "messages", 0], "msg": "Field required"}
-        ]
         table = [
-            (400, {"error": {"message": "bad n", "type": "BadRequestError", "param": None,
-                             "code": 400}}, lightllm.BadRequestError, "bad n"),
+            (400, {"error": {"message": "bad n"}}, lightllm.BadRequestError, "bad n"),
             (401, {"message": "who"}, lightllm.AuthenticationError, "who"),
             (403, {"error": "no"}, lightllm.PermissionDeniedError, "no"),
             (404, {"detail": "Not Found"}, lightllm.NotFoundError, "Not Found"),
             (409, {}, lightllm.ConflictError, "409"),
             (417, {"message": "mode"}, lightllm.APIStatusError, "mode"),
-            (422, {"detail": detail}, lightllm.UnprocessableEntityError,
-             "body.messages.0: Field required"),
-            (429, {"error": {"message": "busy", "code": 429}}, lightllm.RateLimitError,
-             "busy"),
-            (500, b"Internal Server Error", lightllm.InternalServerError,
-             "Internal Server Error"),
+            (422, {"detail": "type"}, lightllm.UnprocessableEntityError, "type"),
+            (429, {"message": "busy"}, lightllm.RateLimitError, "busy"),
+            (500, b"Internal", lightllm.InternalServerError, "Internal"),
             (503, b"<html>" + b"x" * 5000, lightllm.InternalServerError, "<html>"),
             (418, b"\xff\xfe", lightllm.APIStatusError, "418"),
             (302, {"message": "nowhere"}, lightllm.APIStatusError, "nowhere"),
+            (300, {"message": "many"}, lightllm.APIStatusError, "many"),
             (400, b"[" * 100000, lightllm.BadRequestError, "[[["),
-            (400, {"error": {"message": {"odd": 1}}}, lightllm.BadRequestError, "odd"),
-            (400, {"detail": [5, None]}, lightllm.BadRequestError, "400"),
-            (400, {"detail": [{"msg": "bare"}]}, lightllm.BadRequestError, "bare"),
         ]  # fmt: skip
         for status, body, kind, text in table:
             with self.subTest(status=status, text=text):
@@ -3264,6 +3361,193 @@ class Errors(TransportTest):
                 copy.copy(error)
         self.assertEqual(error.code, None)
 
+    def test_words_of_every_shape(self):
+        inner = {"message": "m", "type": "t", "code": 429}
+        field = {"loc": ["body", "n", 0], "msg": "too big", "input": {"error": "x"}}
+        table = [
+            ({"error": inner}, "m"), ({"message": "m"}, "m"), ({"detail": ["x"]}, "x"),
+            ([{"error": inner}, {"error": {"message": "two"}}], "m; two"),
+            ({"detail": [field, "b"]}, "body.n.0: too big; b"), ("m", "m"),
+            ({"error": "Bad Request", "message": ["a", "b"]}, "Bad Request; a; b"),
+            ({"message": ["a", "a", ""], "error": "Bad"}, "a; Bad"),
+            ({"error": "e", "error_description": "why"}, "e; why"),
+            ({"object": "error", **inner}, "m"), ({"type": "error", "error": inner}, "m"),
+            ({"errors": [{"title": "t", "detail": "d"}]}, "t; d"),
+            ({"error": {"code": 7}}, '{"error": {"code": 7}}'), ([{"msg": "a"}], "a"),
+            ({"error": {"message": "a\x1b[31m\n b"}}, "a?[31m b"),
+            ({"error": {"message": {"odd": 1}}}, '{"error": {"message": {"odd": 1}}}'),
+            ({"detail": [5, None]}, '{"detail": [5, null]}'), ({}, "{}"),
+            ("x" * 300, "x" * 300), ({"msg": "x" * 301}, "x" * 300 + "..."),
+            ({"detail": list("abcdefghijklm")}, "a; b; c; d; e; f; g; h; i"),
+        ]  # fmt: skip
+        for body, words in self.cases(table):
+            self.server.says(plain(body, 418))
+            text = str(self.error(lightllm.APIStatusError))
+            self.assertTrue(text.endswith(f"/v1/chat/completions: {words}"), text)
+            self.assertEqual(text.count(self.server.url), 1)
+
+    def test_ugly_bodies_give_their_status_within_bounds(self):
+        deep = b'{"error":' * 249 + b'{"message":"deep %s"}' + b"}" * 249
+        key = json.dumps(KEY).replace("s", r"\u0073").encode()
+        table = [
+            b"", b" ", b"null", b"5", b"[]", b"[[[5], {}], null]", b'"\\ud83d"', b"\xff" * 9,
+            b"\0\x1b[2J", b"{" * 10**6, b"[" * 499 + b"]" * 499, b'{"a":' * 500,
+            deep.replace(b"%s", KEY.encode()), b"[[]," * 450 + key + b"]" * 450,
+            b'{"error":' + key + b"}", b'{"message": "x", %s: [%s]}' % (key, key),
+            b'{"detail":[' + b'{"loc":[[]],"msg":"m"},' * 20_000 + b"5]}", b"9" * 5000,
+            b'{"error":{"message":"' + b"x" * 4_000_000 + KEY.encode() + b'"}}',
+            b"<html>" + b" \n" * 10**6 + KEY.encode(), b'{"error":{"code":{"a":[]}}}',
+        ]  # fmt: skip
+        for body in self.cases(table):
+            self.server.says(plain(body, 404, X_Echo=KEY))
+            started = time.monotonic()
+            error = self.error(lightllm.NotFoundError)
+            self.assertLess(time.monotonic() - started, 5)
+            self.assertLess(len(str(error)), 500)
+            self.assertIn("404", str(error))
+            self.assertNotRegex(str(error), r"[\x00-\x1f]")
+            pickle.dumps(error.message)
+
+    def test_deep_errors_stay_errors_where_the_stack_is_nearly_used_up(self):
+        def fall(frames):
+            return fall(frames - 1) if frames else self.error()
+
+        frames = sys.getrecursionlimit() - len(inspect.stack()) - 200
+        for levels in self.cases([100, 450, 498, 600]):
+            body = b'{"error":' * levels + b"5" + b"}" * levels
+            self.server.says(plain(body, 400), plain(body))
+            self.assertIsInstance(fall(frames), lightllm.BadRequestError)
+            self.assertIsInstance(fall(frames), lightllm.APIResponseValidationError)
+
+    def test_advice_goes_by_what_the_server_says(self):
+        long = "the input prompt token len 7000 + max_new_tokens 10000 > 16384"
+        total = "the req total len (input len + output len) is too long"
+        node = "service in pd mode dont recv reqs from http interface"
+        lower = "lower max_tokens (10000 unless given)"
+        table = [
+            (400, long, lower), (417, total, lower), (500, long, lower),
+            (400, "bad n", "change what it names"), (417, node, "name the pd_master"),
+            (417, "'parameters'", "check the parameters"), (413, "body too long", "send less"),
+            (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
+            (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
+            (405, "x", "check base_url"),
+            (404, "x", "check base_url"), (401, "x", "check api_key"),
+        ]  # fmt: skip
+        for status, words, hint in self.cases(table):
+            self.server.says(plain({"message": words}, status))
+            error = self.error(lightllm.APIStatusError)
+            url = f" from POST {self.server.url}/v1/chat/completions: {words}; "
+            self.assertIn(f"Error code: {status}{url}", str(error))
+            self.assertIn(hint, str(error).partition(words)[2])
+            self.assertNotIn("/generate", str(error))
+        self.server.says(events({"error": {"message": long}}))
+        with self.assertRaisesRegex(lightllm.APIError, re.escape(lower)):
+            list(self.ask(stream=True))
+
+    def test_errors_in_a_stream_say_the_servers_words_first(self):
+        inner = {"message": "boom", "type": "t", "code": 429}
+        table = [
+            ({"error": inner}, "boom"), ({"object": "error", **inner}, "boom"),
+            ({"type": "error", "error": inner}, "boom"), (inner, "boom"),
+            ({"error": {"code": 7}}, '{"error": {"code": 7}}'),
+            ("Internal failure", "Internal failure"), ("[1]", "[1]"),
+        ]  # fmt: skip
+        where = f" (in the stream of POST {self.server.url}/v1/chat/completions)"
+        for data, words in self.cases(table):
+            self.server.says(events(delta("a"), data, DONE))
+            stream = self.ask(stream=True)
+            next(stream)
+            error = raised(self, lightllm.APIError, stream.__next__)
+            self.assertTrue(str(error).startswith(words + where), str(error))
+            is_json = isinstance(data, dict)
+            self.assertEqual("not a JSON object" in str(error), not is_json)
+            self.assertIs(type(error) is lightllm.APIError, is_json)
+            self.assertEqual(error.partial.choices[0].message.content, "a")
+            if "boom" in words:
+                self.assertEqual((error.code, error.body["type"][:1]), ("429", "t"))
+
+    def test_a_streams_cause_is_kept_and_shows_nothing(self):
+        self.server.says(events(delta(KEY), RESET, end=b""))
+        stream = self.ask(stream=True)
+        error = raised(self, lightllm.APIConnectionError, lambda: list(stream))
+        self.assertIsInstance(error.__cause__, ConnectionResetError)
+        self.assertIn("the answer is incomplete; no valid reply: ", str(error))
+        for stream in (False, True):
+            self.server.says((200, {"Content-Length": "99"}, [HANGUP]))
+            self.server.says((200, {"Content-Length": "99"}, [KEY.encode(), HANGUP]))
+            error, _ = self.error(stream=stream), self.error(stream=stream)
+            words = "completions: no valid reply: the server closed in mid-reply (1 "
+            self.assertIn(words, str(error))
+
+    def test_a_stream_is_known_by_its_first_bytes(self):
+        raw_events = event(delta("a")) + event(STOP) + event(DONE)
+        starts = [b"", b": hi\n\n", b"event: x\n", b"\xef\xbb\xbf", b"\r\n"]
+        for first in self.cases(starts):
+            for kind in ("application/json", "text/plain", ""):
+                parts = [chunked(raw) for raw in (first, raw_events) if raw]
+                headers = {"Content-Type": kind, "Transfer-Encoding": "chunked"}
+                self.server.says((200, headers, [*parts, b"0\r\n\r\n"]))
+                text = [c.choices[0].delta.content for c in self.ask(stream=True)]
+                self.assertEqual(text[0], "a")
+
+    def test_what_is_no_stream_is_refused_without_waiting_for_its_end(self):
+        headers = {"Content-Type": "application/json", "Content-Length": "5000"}
+        table = [
+            ([b'{"error": {"message": "no ', 0.02, b'streams"}}', 3.0], "no streams"),
+            ([b'{"id": "8", "choices": [', *[0.05, b" "] * 40], '{"id": "8", "choices"'),
+            ([b"<html>login", 3.0], "<html>login"), ([b"null", HANGUP], "null"),
+        ]  # fmt: skip
+        for parts, words in self.cases(table):
+            self.server.says((200, headers, parts))
+            started = time.monotonic()
+            error = self.error(lightllm.APIResponseValidationError, stream=True)
+            self.assertLess(time.monotonic() - started, 2)
+            self.assertIn("with a body that is not a stream of events: ", str(error))
+            self.assertIn(words, str(error))
+        self.server.says(plain({"error": {"message": "no", "code": 5}}), plain(b""))
+        error = self.error(stream=True)
+        self.assertIn("of events: no; is base_url", str(error))
+        self.assertEqual(error.code, "5")
+        self.assertIn("not a stream of events; is", str(self.error(stream=True)))
+
+    def test_only_real_codings_are_refused(self):
+        for coding in self.cases(["", "utf-8", "none", "identity, identity", "UTF8"]):
+            self.server.says(answer(Content_Encoding=coding))
+            self.assertEqual(self.ask().id, "8")
+        for coding in self.cases(["gzip", "X-GZIP", "identity, br", "zstd", "deflate"]):
+            reply = plain(b"\x1f\x8b", Content_Encoding=coding)
+            self.server.says(reply, reply)
+            self.assertIn("with a coded body", str(self.error()))
+            self.assertIn("with a coded body", str(self.error(stream=True)))
+        headers = {"Content-Encoding": "gzip", "Content-Length": "9"}
+        self.server.says((200, headers, [2.0]))
+        error = self.error()
+        self.assertTrue(self.server.aborted.wait(1), error)
+
+    def test_a_json_reply_with_something_behind_it_is_refused(self):
+        body = answer()[2][0]
+        for rest in self.cases([b"x", b" {}", b"]", b"\0"]):
+            self.server.says(plain(body + rest))
+            error = self.error(lightllm.APIResponseValidationError)
+            self.assertIn("status 200 with a body that is not the JSON", str(error))
+        self.server.says(plain(body + b" \r\n", 299))
+        self.assertEqual(self.ask().id, "8")
+
+    def test_headers_that_cannot_be_sent(self):
+        self.server.says(answer(), answer())
+        self.ask(extra_headers={"X-Raw": "\xe9".encode("latin-1")})
+        self.assertEqual(self.server.heard[-1].headers["X-Raw"], "\xe9")
+        self.ask(self.new_client(default_headers={"authorization": b"Bearer x"}))
+        self.assertEqual(self.server.heard[-1].headers["Authorization"], "Bearer x")
+        values = (KEY + "\r\nY: z", KEY + "\0", KEY.encode() + b"\r", KEY + "\u20ac")
+        table = [*zip(("", "X Y", "X:", "X\n"), "xxxx"), *zip("XXXX", values)]
+        for name, value in self.cases(table):
+            headers, words = {name: value}, f"the header {name.capitalize()!r} cannot"
+            error = self.error(ValueError, extra_headers=headers)
+            self.assertIn(words, str(error))
+            with self.assertRaisesRegex(ValueError, re.escape(words)):
+                self.new_client(default_headers=headers)
+
     def test_attributes(self):
         body = {"message": "m", "type": "t", "param": "p", "code": 5}
         self.server.says(plain({"error": body}, 400), plain({"message": "m"}, 400))
@@ -3274,12 +3558,6 @@ class Errors(TransportTest):
         self.assertEqual(one.response.json(), {"error": body})
         self.assertEqual(two.body, {"message": "m"})
         self.assertEqual(three.body, "text")
-
-    def test_a_404_says_which_url_was_tried_and_what_to_check(self):
-        self.server.says(plain({"detail": "Not Found"}, 404))
-        error = self.error(lightllm.NotFoundError)
-        self.assertIn(self.server.url + "/v1/chat/completions", str(error))
-        self.assertIn("base_url", str(error))
 
     def test_no_secret_is_shown_when_a_server_echoes_it(self):
         body = {"error": {"message": f"bad {KEY}", KEY: [KEY]}}
@@ -3292,9 +3570,16 @@ class Errors(TransportTest):
         self.server.says(plain({"message": "bad dXNlcjpodW50ZXIy"}, 407))
         error = self.error(client=self.new_client(default_headers=headers))
         self.assertIn("bad ***", str(error))
-        self.server.says(plain({"message": "the EMPTY prompt; EMPTYness"}, 400))
+        self.server.says(plain({"message": "the EMPTY prompt; EMPTYness\nEMPTY"}, 400))
         error = self.error(client=self.new_client(api_key="EMPTY"))
-        self.assertIn("the *** prompt; EMPTYness", str(error))
+        self.assertIn("the *** prompt; EMPTYness ***", str(error))
+        self.server.says(plain({"message": "x8letters7letter7"}, 400))
+        error = self.error(client=self.new_client(api_key="8letters"))
+        self.assertIn("x***7letter7", str(error))
+        quoted = 'pa"ss\\word-\xe9/+'
+        self.server.says(plain({"message": f"a {quoted} b", "code": [quoted]}, 401))
+        error = self.error(client=self.new_client(api_key=quoted))
+        self.assertEqual(error.body, {"message": "a *** b", "code": ["***"]})
 
     def test_errors_made_as_openai_makes_them(self):
         request = lightllm.APIConnectionError(request="r").request
@@ -3308,6 +3593,8 @@ class Errors(TransportTest):
             issubclass(lightllm.APITimeoutError, lightllm.APIConnectionError)
         )
         self.assertTrue(issubclass(lightllm.APIError, lightllm.OpenAIError))
+        for name in ("LengthFinishReasonError", "ContentFilterFinishReasonError"):
+            self.assertTrue(issubclass(getattr(lightllm, name), lightllm.OpenAIError))
 
 
 class Proxies(TransportTest):
