@@ -2115,7 +2115,7 @@ class _StreamSource:
         decoder, assembly, native = _EventDecoder(), self.assembly, self.assembly.native
         try:
             while not self.error:
-                raw = self._reply.next_bytes()
+                raw = self._reply.read_next()
                 for text in decoder.feed(raw) if raw else self._last_events(decoder):
                     data = None if text[:6] == "[DONE]" else self._data(text)
                     if self.error:
@@ -2124,10 +2124,12 @@ class _StreamSource:
                         yield assembly.chunk(data)
                     if data is None or (native and native.finished):
                         self._ended = True
-                        self._reply.settle()
+                        self._reply.finish()
                         yield from assembly.rest()
                         return
         except (OSError, http.client.HTTPException) as cause:
+            if _is_foreign_timeout(cause):
+                raise
             self._note(self._exchange.broken(cause, "the answer is incomplete"), cause)
         except ValueError as cause:
             self._fail(APIError, str(cause))
@@ -2902,9 +2904,13 @@ class _Exchange:
         except BaseException as cause:
             if reply:
                 reply.abort()
-            if isinstance(cause, (OSError, http.client.HTTPException)):
-                raise self.broken(cause) from cause
-            raise
+            is_foreign = _is_foreign_timeout(cause)
+            if (
+                not isinstance(cause, (OSError, http.client.HTTPException))
+                or is_foreign
+            ):
+                raise
+            raise self.broken(cause) from cause
         response._seconds = time.monotonic() - started
         return response, reply
 
@@ -2914,11 +2920,9 @@ class _Exchange:
         reply: Any = None
         for _ in range(_MAX_REDIRECTS + 1):
             # no origin, which is for cookies: finding it out would parse the URL again
-            wire = urllib.request.Request(
-                url, self._data, self._headers, "", method=method
-            )
-            deadline: Any = clock
-            reply = self._client._opener.open(wire, timeout=deadline)
+            wire = _TimedRequest(url, self._data, self._headers, "", method=method)
+            wire.clock = clock
+            reply = self._client._opener.open(wire)
             if reply.status not in (307, 308):
                 break
             target = _joined(url, reply.headers.get("location", ""))
@@ -2946,6 +2950,8 @@ class _Exchange:
             return None
         elif hasattr(error.__cause__, "verify_message"):
             return None  # a certificate does not get better
+        elif isinstance(error.__cause__, _ProxyError):
+            return None
         delay = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
         return delay * (1 - 0.25 * random.random())
 
@@ -2961,7 +2967,7 @@ class _Exchange:
         where = _shown_url(self._request.url)
         if self._route().proxy:
             where = f"the proxy {self._route().proxy} (from the environment)"
-        if isinstance(cause, socket.timeout):
+        if isinstance(cause, _ClockTimeout):
             kind = APITimeoutError
             text = f"no {'more' if what else 'answer'} within {self._timeout} s {tried}"
             hint = "raise timeout=, or stream long answers"
@@ -3185,19 +3191,38 @@ def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
 
 
 # --- connections ---
-# urllib's OpenerDirector with one handler, which keeps http.client connections open. A
+# urllib's OpenerDirector has one handler here, which keeps http.client's connections. A
 # connection carries one request at a time, waits for nothing longer than its clock, and
 # is kept only behind a reply that ended exactly. A request that was sent whole is never
-# sent again from here. There is no lock: a list's append and pop are whole by themselves.
+# sent again from here. There is no lock: a list's append and pop are atomic.
 
 _READ_SIZE = 65536
+_SEND_SIZE = 262144  # bytes of a large body between two looks for an early reply
+_SEND_SECONDS = 0.1  # and the longest wait between them
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
 _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
+_KEEPALIVE_SECONDS = 60  # routers forget a connection after two minutes of silence
+_WANT_READ = 2  # ssl.SSL_ERROR_WANT_READ, without its import
+_REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
+
+
+class _ClockTimeout(socket.timeout):
+    """A clock ran out. Other timeouts are not ours."""
+
+
+class _ProxyError(OSError):
+    """A proxy that refuses, or cannot be used: it would do so again."""
+
+
+def _is_foreign_timeout(error: BaseException) -> bool:
+    """Whether a signal handler raised this. The system's own timeouts have an errno."""
+    is_timeout = isinstance(error, (socket.timeout, TimeoutError))
+    return is_timeout and not (isinstance(error, _ClockTimeout) or error.errno)
 
 
 class _Clock:
     """The time that one attempt may still take. A number limits the attempt as a whole,
-    a Timeout each phase by itself; of a stream's body it is each wait."""
+    a Timeout each phase by itself; both limit each wait for a stream's next bytes."""
 
     __slots__ = ("_end", "_timeout")
 
@@ -3214,109 +3239,167 @@ class _Clock:
             self.restart(phase)
 
     def left(self) -> float | None:
-        """Seconds for the next wait; raises socket.timeout when there are none."""
+        """Seconds for the next wait. Raises _ClockTimeout when there are none."""
         if self._end is None:
             return None
         left = self._end - time.monotonic()
         if left <= 0:
-            raise socket.timeout("timed out")
+            raise _ClockTimeout("timed out")
         return min(float(left), _LONGEST_WAIT)
 
 
-class _Connection(http.client.HTTPConnection):
-    """Sends a request in one piece; its reply is framed by _Reply."""
+class _TimedRequest(urllib.request.Request):
+    """A request with the clock of its attempt."""
 
-    def __init__(self, transport: _Transport, route: _Route, clock: _Clock) -> None:
+    clock: _Clock
+
+
+class _Connection(http.client.HTTPConnection):
+    """Sends requests. What comes back is read by a _Reply."""
+
+    clock: _Clock
+    early = b""  # of the reply, if it begins before the request was sent
+    is_sent = False
+    idle_since = 0.0
+    _timeout: float | None = None  # of the socket
+    _is_waiting = False
+    _is_aborted = False
+
+    def __init__(self, transport: _Transport, route: _Route) -> None:
         super().__init__(route.host, route.port)
         self.transport = transport
         self.route = route
-        self.clock = clock
-        self.is_sent = False
-        self.owner = os.getpid()
-        self.idle_since = 0.0
-        self._poll: Any = None
-        self._timeout: float | None = None  # the one that the socket has
-        self._is_waiting = False
-        self._is_aborted = False
+        self._owner = os.getpid()
+
+    def exchange(self, request: _TimedRequest) -> _Reply:
+        """Send a request; the reply, its head read."""
+        self.clock, self.early, self.is_sent = request.clock, b"", False
+        if not self.sock:
+            self.connect()
+        self.clock.enter("write")
+        target, body = request.selector, request.data or b""
+        headers = {"Host": request.host, **request.headers}
+        if self.route.proxy and not self.route.tls:
+            target = request.full_url
+            headers.update(self.route.login)
+        if body:
+            headers["Content-Length"] = str(len(body))
+        self._send_request(request.get_method(), target, headers, body)
+        self.is_sent = True
+        self.clock.enter("read")
+        return _Reply(self)
 
     def connect(self) -> None:
-        if not self.route.is_usable:
-            raise http.client.InvalidURL("the environment's proxy: no http://host:port")
-        self.sock = self._dialled()
+        if not self.route.dial[0]:
+            raise _ProxyError("only proxies of the form http://host:port can be used")
+        self._dial()
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE"):  # the second is macOS's name
+            if hasattr(socket, name):
+                option = getattr(socket, name)
+                self.sock.setsockopt(socket.IPPROTO_TCP, option, _KEEPALIVE_SECONDS)
         if self.route.tls:
             if self.route.proxy:
                 self._open_tunnel()
-            # a TLS end without close_notify is a cut, not an end
-            self.sock = self.transport.tls_context().wrap_socket(
-                self.sock,
-                server_hostname=self.host,
-                do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,
+            wrap, sock = self.transport.tls_context().wrap_socket, self.sock
+            self.sock = self._call(
+                self.clock,
+                # a TLS end without close_notify is a cut, not an end
+                lambda: wrap(
+                    sock, server_hostname=self.host, suppress_ragged_eofs=False
+                ),
             )
-            self._timeout = None  # that of the socket underneath
-            self._limit(self.sock)
-            self.sock.do_handshake()
 
-    def _dialled(self) -> socket.socket:
-        """A socket to the first address that answers."""
+    def _dial(self) -> None:
+        """Connect to the first address that answers."""
         found = socket.getaddrinfo(*self.route.dial, 0, socket.SOCK_STREAM)
-        for untried, (family, kind, protocol, _, address) in enumerate(
-            found, 1 - len(found)
-        ):
-            sock = socket.socket(family, kind, protocol)
+        while found:
+            family, kind, protocol, _, address = found.pop(0)
+            clock = self.clock
+            if found:  # a silent address must leave time for those behind it
+                part = (clock.left() or _LONGEST_WAIT) / (1 + len(found))
+                clock = _Clock(min(part, _DIAL_SECONDS))
             try:
-                left = self.clock.left()
-                if untried:  # a dead first address must not take all the time
-                    left = min(_DIAL_SECONDS, (left or _LONGEST_WAIT) / (1 - untried))
-                sock.settimeout(left)
-                sock.connect(address)
-                return sock
-            except BaseException as error:
-                sock.close()
-                if not untried or not isinstance(error, OSError):
+                self.sock, self._timeout = socket.socket(family, kind, protocol), None
+                return self._call(clock, self.sock.connect, address)
+            except OSError as error:
+                self.close()
+                if not found or _is_foreign_timeout(error):
                     raise
         raise OSError("the host has no address")
 
     def _open_tunnel(self) -> None:
         """Through the proxy, which gets its own credentials and never the key."""
         target = self.route.authority
-        self.send_request("CONNECT", target, {"Host": target, **self.route.login})
-        reply = _Reply(self)
-        reply.begin()
-        if not 200 <= reply.status < 300:
-            raise OSError(f"the proxy refuses to connect: status {reply.status}")
+        self._send_request("CONNECT", target, {"Host": target, **self.route.login})
+        status = _Reply(self).status
+        if status >= 300:
+            kind = OSError if status >= 500 else _ProxyError
+            raise kind(f"the proxy refused to open a tunnel, with status {status}")
 
-    def send_request(
+    def _send_request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
     ) -> None:
-        """Send in one piece, but a large body uncopied. A view's repr shows no header."""
-        lines = _Secret("".join([f"{name}: {headers[name]}\r\n" for name in headers]))
-        head = _Secret(f"{method} {target} HTTP/1.1\r\n{lines}\r\n")
-        is_small = len(body) <= _READ_SIZE
-        views = [memoryview(head.encode("latin-1") + (body if is_small else b""))]
-        for view in views if is_small else [*views, memoryview(body)]:
-            while view:
-                self._limit(self.sock)
-                view = view[self.sock.send(view) :]
+        """Send the head and a small body in one piece. A view's repr shows no header."""
+        lines = map(": ".join, headers.items())
+        first = f"{method} {target} HTTP/1.1"
+        head = _Secret("\r\n".join([first, *lines, "", ""])).encode("latin-1")
+        view = memoryview(body)
+        piece = memoryview(head + view[:_READ_SIZE])
+        self._call(self.clock, self.sock.sendall, piece)
+        self._send_rest(view[_READ_SIZE:])
 
-    def _limit(self, sock: socket.socket) -> None:
-        """Limit the next wait. Setting a timeout costs a system call: 10 ms late will do."""
-        left = self.clock.left()
-        known = self._timeout
-        if known is None or left is None or not -0.01 < known - left < 0.01:
-            sock.settimeout(left)
-            self._timeout = left
+    def _send_rest(self, view: memoryview) -> None:
+        """Send a body as far as the server takes it: one that refuses it says so at once
+        and closes, and a reset can destroy a reply that was not received yet."""
+        while view and not _REFUSAL.search(self.early):
+            self.clock.left()  # raises when all time is up
+            clock, piece = _Clock(_SEND_SECONDS), view[:_SEND_SIZE]
+            try:
+                view = view[self._call(clock, self.sock.send, piece) :]
+            except _ClockTimeout:
+                pass
+            except ConnectionError:
+                self.early += self._receive_now() or b""
+                if not self.early:
+                    raise
+                return
+            self.early += self._receive_now() or b""
+
+    def _receive_now(self) -> bytes | None:
+        """What is there: b"" for an end or a broken connection, None for nothing yet."""
+        self._timeout = 0.0
+        try:
+            self.sock.settimeout(0.0)
+            raw: bytes = self.sock.recv(_READ_SIZE)
+            return raw
+        except OSError as error:
+            if _is_foreign_timeout(error):
+                raise
+            is_early = isinstance(error, BlockingIOError) or error.errno == _WANT_READ
+            return None if is_early else b""
+
+    def _call(self, clock: _Clock, method: Any, *arguments: Any) -> Any:
+        """Call a method of the socket, within the time that is left."""
+        left, known = clock.left(), self._timeout
+        # setting it costs a system call: better up to 40 ms late, and never early
+        if left is None or known is None or not 0 <= known - left < 0.04:
+            self._timeout = None if left is None else left + 0.02
+            self.sock.settimeout(self._timeout)
+        try:
+            return method(*arguments)
+        except socket.timeout:
+            clock.left()  # raises when the time is up
+            raise
 
     def receive(self) -> bytes:
         """The next bytes, b"" at the end. Raises OSError after `abort`."""
         self._is_waiting = True
         try:
-            sock = self.sock
-            if self._is_aborted or not sock:
+            if self._is_aborted:
                 raise OSError("the connection was closed")
-            self._limit(sock)
-            raw: bytes = sock.recv(_READ_SIZE)
+            raw: bytes = self._call(self.clock, self.sock.recv, _READ_SIZE)
             return raw
         finally:
             self._is_waiting = False
@@ -3328,7 +3411,7 @@ class _Connection(http.client.HTTPConnection):
         the descriptor's number could be another socket's by the time it wakes."""
         self._is_aborted = True
         sock = self.sock
-        is_ours = self.owner == os.getpid()  # a child leaves its parent's reply alone
+        is_ours = self._owner == os.getpid()  # a child leaves its parent's reply alone
         if sock and is_ours:
             try:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -3339,18 +3422,15 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Young, this process's, and with nothing to read, which would be its end."""
-        if time.monotonic() - self.idle_since > IDLE_SECONDS:
-            return False
-        if not hasattr(select, "poll"):  # Windows; select() fails above descriptor 1023
-            return not select.select([self.sock], [], [], 0)[0]
-        if not self._poll:
-            self._poll = select.poll()
-            self._poll.register(self.sock, select.POLLIN)
-        return not self._poll.poll(0) and self.owner == os.getpid()
+        is_old = time.monotonic() - self.idle_since > IDLE_SECONDS
+        is_ours = self._owner == os.getpid()
+        return is_ours and not is_old and self._receive_now() is None
 
 
 # --- routes and idle connections ---
 # The opener's handler: which way an origin is reached, and the connections between uses.
+
+_LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
 
 
 class _Route:
@@ -3364,18 +3444,14 @@ class _Route:
         self.port = parts.port or (443 if self.tls else 80)
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{host}:{self.port}"
-        self.dial = (self.host, self.port)
+        self.dial = (self.host, self.port)  # no host: a proxy that cannot be used
         self.idle: list[_Connection] = []  # the one used last is the last
-        self.proxy = ""
-        self.is_usable = True
+        self.proxy = ""  # as messages show it
         self.login: dict[str, str] = {}
         proxy = proxies.get(scheme) or proxies.get("all")
-        if proxy and not self._is_direct(authority, proxies):
-            kind, host, port, login = _proxy_parts(proxy)
-            self.is_usable = kind == "http" and bool(host)
-            self.dial = (host, port or 80)
-            self.proxy = f"http://{host}:{port or 80}"
-            self.login = {"Proxy-authorization": login} if login else {}
+        if proxy and not self._is_direct(proxies.get("no", "")):
+            self.dial = ("", 0)
+            self._use_proxy(_Secret(proxy if "://" in proxy else "http://" + proxy))
 
     def pop_idle(self) -> _Connection | None:
         try:
@@ -3383,27 +3459,41 @@ class _Route:
         except IndexError:  # another thread may have been quicker than any check
             return None
 
-    def _is_direct(self, authority: str, proxies: Mapping[str, str]) -> bool:
-        """Loopback always is, the rest as urllib reads NO_PROXY."""
-        local = r"localhost|.*\.localhost|127\.[0-9.]+|0\.0\.0\.0|::1"
-        if re.fullmatch(local, self.host):
+    def _is_direct(self, no_proxy: str) -> bool:
+        """Whether no proxy is to be used: for loopback, for what NO_PROXY names, and for
+        the exceptions in the settings of macOS and Windows."""
+        names = f"{_LOOPBACK} {no_proxy}".lower().replace(",", " ").split()
+        is_direct = any(map(self._matches, names))
+        return is_direct or bool(urllib.request.proxy_bypass(self.host))
+
+    def _matches(self, entry: str) -> bool:
+        """Whether an entry of NO_PROXY names this host: `*`, an address or a network, or a
+        name, which stands for its subdomains too; names may have a port."""
+        suffix = "." + entry.lstrip("*.")
+        names = "." + self.host, "." + self.authority
+        if entry == "*" or any(name.endswith(suffix) for name in names):
             return True
-        urllib_request: Any = urllib.request  # whose stubs lack the next name
-        return bool(urllib_request.proxy_bypass_environment(authority, proxies))
+        import ipaddress
 
+        try:
+            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
+            return ipaddress.ip_address(self.host) in network
+        except ValueError:
+            return False
 
-def _proxy_parts(url: str) -> tuple[str, str, int, _Secret]:
-    """Scheme, host, port and Basic credentials of a proxy's URL; no scheme: no URL."""
-    try:
-        parts = urllib.parse.urlsplit(url if "://" in url else "http://" + url)
-        host, port = parts.hostname or "", parts.port or 0
-    except ValueError:
-        return "", "", 0, _Secret()
-    if parts.username is None:
-        return parts.scheme, host, port, _Secret()
-    pair = f"{parts.username}:{parts.password or ''}"
-    token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode("ascii")
-    return parts.scheme, host, port, _Secret("Basic " + token)
+    def _use_proxy(self, url: str) -> None:
+        self.proxy = re.sub("//.*@", "//", url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+            if parts.scheme == "http":
+                self.dial = (parts.hostname or "", parts.port or 80)
+        except ValueError:
+            return
+        if parts.username is not None:
+            pair = f"{parts.username}:{parts.password or ''}"
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair))
+            login = _Secret("Basic " + token.decode("ascii"))
+            self.login = {"Proxy-authorization": login}
 
 
 class _Transport(urllib.request.BaseHandler):
@@ -3422,44 +3512,22 @@ class _Transport(urllib.request.BaseHandler):
     def add_parent(self, parent: Any) -> None:
         """Not to know the opener lets both be freed at once."""
 
-    def http_open(self, request: urllib.request.Request) -> _Reply:
-        """The reply, its head read. `request.timeout` is the attempt's clock."""
-        clock: Any = request.timeout
+    def http_open(self, request: _TimedRequest) -> _Reply:
+        """The reply to a request, its head read."""
         route = self.route(request)
         while True:
-            connection = self._take(route)
-            is_new = connection is None
-            connection = connection or _Connection(self, route, clock)
-            connection.clock, connection.is_sent = clock, False
+            kept = self._pop_usable(route)
+            connection = kept or _Connection(self, route)
             try:
-                return self._exchange(connection, request)
+                return connection.exchange(request)
             except BaseException as error:
                 connection.close()
-                # a kept connection that turns out dead before all was sent is replaced
-                is_stale = isinstance(error, OSError) and not connection.is_sent
-                if is_new or not is_stale or isinstance(error, socket.timeout):
+                # a kept connection may prove dead before the request was sent
+                is_stale = kept and isinstance(error, ConnectionError)
+                if connection.is_sent or not is_stale:
                     raise
 
     https_open = http_open
-
-    def _exchange(self, connection: _Connection, request: Any) -> _Reply:
-        if not connection.sock:
-            connection.connect()
-        connection.clock.enter("write")
-        route, target, body = connection.route, request.selector, request.data
-        headers = {"Host": request.host, **request.headers}
-        if route.proxy and not route.tls:
-            target = request.full_url
-            headers.update(route.login)
-        if body is not None:
-            headers["Content-Length"] = str(len(body))
-        method = request.get_method()
-        connection.send_request(method, target, headers, body or b"")
-        connection.is_sent = True
-        connection.clock.enter("read")
-        reply = _Reply(connection)
-        reply.begin()
-        return reply
 
     def route(self, request: urllib.request.Request) -> _Route:
         key = (request.type, request.host)
@@ -3485,7 +3553,7 @@ class _Transport(urllib.request.BaseHandler):
             if surplus:
                 surplus.close()
 
-    def _take(self, route: _Route) -> _Connection | None:
+    def _pop_usable(self, route: _Route) -> _Connection | None:
         """The idle connection that was used last, if one can be used."""
         for connection in iter(route.pop_idle, None):
             if connection.is_usable():
@@ -3501,44 +3569,158 @@ class _Transport(urllib.request.BaseHandler):
 
 
 # --- replies ---
-# One reply, framed by RFC 9112 section 6.3 without http.client's trust in its peer, which
-# takes cut heads for whole, ends cut or corrupt streams quietly, and waits on endless
-# interim replies (gh-115997, gh-150743). Raises OSError and HTTPException, in bounded time
-# and memory, and never with what the server wrote.
+# Received bytes -> the head and the body of a reply, by HTTP's own rules: a body is whole
+# when its framing says so, never because the connection ended first. What is cut, corrupt
+# or endless raises OSError or HTTPException, in bounded time and memory, and with nothing
+# in the message that the server wrote.
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?: .*)?")
+_HEADER = re.compile(r"([^\s:\0]+):([^\r\0]*)")
+_FOLD = re.compile(r"\n[ \t]+")
+_LENGTH = re.compile(
+    r"([0-9]{1,18})(?:\s*,\s*\1)*"
+)  # a repeated header is joined by ","
 _FIRST_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _NEXT_CHUNK = re.compile(rb"\r?\n" + _FIRST_CHUNK.pattern)
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
 _MAX_HEAD = 65536  # bytes of a response's head, of a chunk's head, of trailers
 _MAX_INTERIM = 10  # 1xx replies before the real one
-_SETTLE_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connection
+_FINISH_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connection
+
+
+class _BadReply(http.client.HTTPException):
+    """A reply that HTTP does not allow, or that is too large."""
+
+
+class _Source:
+    """The bytes that a connection receives."""
+
+    def __init__(self, receive: Callable[[], bytes], buffer: bytes = b"") -> None:
+        self.receive = receive
+        self.buffer = buffer  # received and not read yet
+
+    def grow(self) -> None:
+        if len(self.buffer) > _MAX_HEAD:
+            raise _BadReply("an endless head, chunk head or trailer")
+        raw = self.receive()
+        if not raw:
+            raise http.client.RemoteDisconnected("the server closed in mid-reply")
+        self.buffer += raw
+
+    def read_until(self, end: re.Pattern[bytes]) -> bytes:
+        while True:
+            found = end.search(self.buffer)
+            if found:
+                raw = self.buffer[: found.start()]
+                self.buffer = self.buffer[found.end() :]
+                return raw
+            self.grow()
+
+
+def _parse_head(head: str) -> tuple[str, int, dict[str, str]]:
+    """HTTP's minor version, the status, and the headers by their lower-case names."""
+    first, *lines = _FOLD.sub(" ", head.replace("\r\n", "\n")).split("\n")
+    status = _STATUS_LINE.fullmatch(first)
+    if not status:
+        raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
+    headers: dict[str, str] = {}
+    for line in lines:
+        found = _HEADER.fullmatch(line)
+        if not found:
+            raise _BadReply("a malformed header line")
+        name, value = found[1].lower(), found[2].strip()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return status[1], int(status[2]), headers
+
+
+def _read_to_the_end(source: _Source) -> Iterator[bytes]:
+    """A body that ends with the connection."""
+    if source.buffer:
+        yield source.buffer
+    yield from iter(source.receive, b"")
+
+
+def _read_length(source: _Source, left: int) -> Iterator[bytes]:
+    """A body of Content-Length bytes."""
+    while left:
+        if not source.buffer:
+            source.grow()
+        raw, source.buffer = source.buffer[:left], source.buffer[left:]
+        left -= len(raw)
+        yield raw
+
+
+def _read_chunked(source: _Source) -> Iterator[bytes]:
+    """A body in chunks, each behind its size: the data of all that are there at once."""
+    head_form, left, is_last = _FIRST_CHUNK, 0, False
+    while not is_last:
+        raw, at, pieces = source.buffer, 0, []
+        while at < len(raw) and not is_last:
+            if left:
+                pieces.append(raw[at : at + left])
+                at += len(pieces[-1])
+                left -= len(pieces[-1])
+                continue
+            head = head_form.match(raw, at)
+            if not head:
+                break
+            at, head_form = head.end(), _NEXT_CHUNK
+            left = int(head[1], 16)
+            is_last = not left
+        source.buffer = raw[at:]
+        if pieces:
+            yield b"".join(pieces)
+        elif b"\n" in source.buffer[2:]:
+            raise _BadReply("a corrupt chunk")
+        elif not is_last:
+            source.grow()
+    source.read_until(_TRAILERS_END)
+
+
+def _read_body(
+    source: _Source, status: int, headers: dict[str, str]
+) -> Iterator[bytes]:
+    """The body in pieces, to its exact end. Raises where it is cut."""
+    coding = headers.get("transfer-encoding")
+    length = headers.get("content-length")
+    if status in (204, 304):
+        return iter(())
+    if coding is not None:
+        if coding.lower() != "chunked":
+            raise _BadReply("a transfer coding that was not asked for")
+        return _read_chunked(source)
+    if length is None:
+        return _read_to_the_end(source)
+    size = _LENGTH.fullmatch(length)
+    if not size:
+        raise _BadReply("a Content-Length that is not one number")
+    return _read_length(source, int(size[1]))
 
 
 class _Reply:
-    """One response: its head, then its body piece by piece."""
+    """One reply: its head, which is read at once, then its body piece by piece."""
 
     def __init__(self, connection: _Connection) -> None:
-        self.status = 0
-        self.headers = Headers()
         self._connection = connection
-        self._buffer = b""
         self._is_over = False
-        self._is_reusable = False
-        self._left: int | None = None  # bytes of the body to come; None: until the end
-        self._chunked = False
-        self._chunk_head = _FIRST_CHUNK
-        self._chunk_left = 0
-        self._last_chunk = False
-
-    def begin(self) -> None:
-        """Read the head, passing over interim replies."""
+        self._source = source = _Source(connection.receive, connection.early)
         for _ in range(_MAX_INTERIM):
-            version, headers = self._read_head()
+            head = source.read_until(_HEAD_END).decode("latin-1")
+            version, self.status, headers = _parse_head(head)
             if self.status >= 200:
-                return self._choose_framing(version, headers)
-        raise http.client.HTTPException("too many interim (1xx) replies")
+                break
+        else:
+            raise _BadReply("too many interim (1xx) replies")
+        self.headers = Headers(headers)
+        self._body = _read_body(source, self.status, headers)
+        self._is_reusable = (
+            version == "1"
+            and "close" not in headers.get("connection", "").lower()
+            and ("content-length" in headers) != ("transfer-encoding" in headers)
+            and self.status < 500  # uvicorn closes behind one, silently
+            and not connection.early
+        )
 
     def abort(self) -> None:
         """Close the connection, unless the body's end has let it go."""
@@ -3546,157 +3728,56 @@ class _Reply:
             self._is_over = True
             self._connection.abort()
 
-    def _received(self) -> bytes:
-        raw = self._connection.receive()
-        if not raw:
-            raise http.client.RemoteDisconnected("the server closed in mid-reply")
-        return raw
-
-    def _read_head(self) -> tuple[str, dict[str, str]]:
-        """HTTP's minor version and the headers, by lower-case names."""
-        end = None
-        while not end:
-            end = _HEAD_END.search(self._buffer)
-            if not end:
-                if len(self._buffer) > _MAX_HEAD:
-                    raise http.client.HTTPException("an endless response head")
-                self._buffer += self._received()
-        head = self._buffer[: end.start()].decode("latin-1").replace("\r\n", "\n")
-        self._buffer = self._buffer[end.end() :]
-        first, *lines = head.split("\n")
-        status = _STATUS_LINE.fullmatch(first)
-        if not status:
-            raise http.client.HTTPException("no HTTP/1 reply: is it an HTTP server?")
-        headers: dict[str, str] = {}
-        for line in lines:
-            name, colon, value = line.partition(":")
-            name, value = name.lower(), value.strip()
-            if not colon or not name or " " in name or "\t" in name:
-                raise http.client.HTTPException("a malformed header line")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        self.status, self.headers = int(status[2]), Headers(headers)
-        return status[1], headers
-
-    def _choose_framing(self, version: str, headers: dict[str, str]) -> None:
-        wish = headers.get("connection", "").lower()
-        keeps = "close" not in wish and (version == "1" or "keep-alive" in wish)
-        coding = headers.get("transfer-encoding")
-        length = headers.get("content-length")
-        if self.status in (204, 304):
-            self._left = 0
-        elif coding is not None:
-            if coding.lower() != "chunked":
-                raise http.client.HTTPException("a transfer coding not asked for")
-            self._chunked = True
-            keeps = keeps and length is None
-        elif length is not None:
-            if not (length.isdigit() and length.isascii() and len(length) < 19):
-                raise http.client.HTTPException("a Content-Length that is no number")
-            self._left = int(length)
-        else:
-            keeps = False
-        self._is_reusable = keeps
-
-    def next_bytes(self) -> bytes:
-        """`read_some` of a stream, whose limit is for each wait."""
+    def read_next(self) -> bytes:
+        """A stream's next bytes, b"" at its end. The time limit is for each wait."""
         self._connection.clock.restart("read")
-        return self.read_some()
+        return self._read_some()
 
-    def read_some(self) -> bytes:
-        """The next bytes of the body, b"" at its exact end. Raises where it is cut."""
+    def read(self, limit: int) -> bytes:
+        """The whole body. Raises where it is larger."""
+        body = io.BytesIO()
+        for raw in iter(self._read_some, b""):
+            body.write(raw)
+            if body.tell() > limit:
+                raise _BadReply("a body larger than MAX_REPLY_BYTES")
+        return body.getvalue()
+
+    def read_error(self) -> bytes:
+        """What comes of an error's body: its status is known, so it need not be whole."""
+        return self._read_rest(MAX_ERROR_BYTES)
+
+    def finish(self) -> None:
+        """The answer is whole: keep the connection if the body's end is there too."""
+        if not self._is_over:  # or the connection may be another request's by now
+            self._connection.clock = _Clock(_FINISH_SECONDS)
+            self._read_rest(0)
+
+    def _read_rest(self, limit: int) -> bytes:
+        body = io.BytesIO()
+        try:
+            for raw in iter(self._read_some, b""):
+                body.write(raw)
+                if body.tell() > limit:
+                    break
+        except (OSError, http.client.HTTPException) as error:
+            if _is_foreign_timeout(error):
+                raise
+        finally:
+            self.abort()
+        return body.getvalue()[:limit]
+
+    def _read_some(self) -> bytes:
+        """The next bytes of the body; at its end, keep or close the connection."""
         if self._is_over:
             return b""
-        raw = self._read_chunks() if self._chunked else self._read_plain()
+        raw = next(self._body, b"")
         if not raw:
             self._is_over = True
-            if self._is_reusable and not self._buffer:
+            if self._is_reusable and not self._source.buffer:
                 self._connection.transport.keep(self._connection)
             else:
                 self._connection.close()
         return raw
-
-    def read(self, limit: int) -> bytes:
-        """The whole body. Raises where it is, or says that it is, larger."""
-        pieces: list[bytes] = []
-        size = self._left or 0
-        while size <= limit:
-            raw = self.read_some()
-            if not raw:
-                return b"".join(pieces)
-            pieces.append(raw)
-            size += 0 if self._left is not None else len(raw)
-        raise http.client.HTTPException("a body larger than MAX_REPLY_BYTES")
-
-    def read_error(self) -> bytes:
-        """What comes of an error's body: its status is known, so it need not be whole."""
-        body = io.BytesIO()
-        try:
-            while body.tell() < MAX_ERROR_BYTES:
-                raw = self.read_some()
-                if not raw:
-                    break
-                body.write(raw)
-        except (OSError, http.client.HTTPException):
-            pass
-        self.abort()
-        return body.getvalue()[:MAX_ERROR_BYTES]
-
-    def settle(self) -> None:
-        """The answer is whole: if the body's end is there too, keep the connection."""
-        if self._is_over:
-            return  # the connection may be another request's by now
-        self._connection.clock = _Clock(_SETTLE_SECONDS)
-        try:
-            if self.read_some():
-                self.abort()
-        except (OSError, http.client.HTTPException):
-            self.abort()
-
-    def _read_plain(self) -> bytes:
-        if self._left == 0:
-            return b""
-        raw, self._buffer = self._buffer, b""
-        if self._left is None:
-            return raw or self._connection.receive()
-        raw = raw or self._received()
-        raw, self._buffer = raw[: self._left], raw[self._left :]
-        self._left -= len(raw)
-        return raw
-
-    def _read_chunks(self) -> bytes:
-        """The data of the chunks that are there, or b"" behind the last one."""
-        while True:
-            pieces = self._buffered_chunks()
-            if pieces:
-                return b"".join(pieces)
-            end = _TRAILERS_END.search(self._buffer) if self._last_chunk else None
-            if end:
-                self._buffer = self._buffer[end.end() :]
-                return b""
-            if len(self._buffer) > _MAX_HEAD:
-                raise http.client.HTTPException("an endless chunk head or trailer")
-            self._buffer += self._received()
-
-    def _buffered_chunks(self) -> list[bytes]:
-        pieces = []
-        buffer, at = self._buffer, 0
-        while at < len(buffer) and not self._last_chunk:
-            if self._chunk_left:
-                pieces.append(buffer[at : at + self._chunk_left])
-                at += len(pieces[-1])
-                self._chunk_left -= len(pieces[-1])
-                continue
-            head = self._chunk_head.match(buffer, at)
-            if not head:
-                if b"\n" in buffer[at + 2 :] and not pieces:
-                    raise http.client.HTTPException("a corrupt chunk")
-                break
-            at = head.end()
-            self._chunk_head = _NEXT_CHUNK
-            self._chunk_left = int(head[1], 16)
-            self._last_chunk = not self._chunk_left
-        self._buffer = buffer[at:]
-        return pieces
 
 
 # --- command line ---
