@@ -26,7 +26,6 @@ import json
 import os
 import random
 import re
-import select
 import socket
 import stat
 import sys
@@ -3201,7 +3200,9 @@ _SEND_SIZE = 262144  # bytes of a large body between two looks for an early repl
 _SEND_SECONDS = 0.1  # and the longest wait between them
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
 _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
-_KEEPALIVE_SECONDS = 60  # routers forget a connection after two minutes of silence
+# send at once; and after a minute's silence ask for a sign of life, since routers forget
+# a connection after two (the last name is macOS's)
+_TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _WANT_READ = 2  # ssl.SSL_ERROR_WANT_READ, without its import
 _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
@@ -3216,15 +3217,14 @@ class _ProxyError(OSError):
 
 def _is_foreign_timeout(error: BaseException) -> bool:
     """Whether a signal handler raised this. The system's own timeouts have an errno."""
-    is_timeout = isinstance(error, (socket.timeout, TimeoutError))
-    return is_timeout and not (isinstance(error, _ClockTimeout) or error.errno)
+    if isinstance(error, _ClockTimeout):
+        return False
+    return isinstance(error, (socket.timeout, TimeoutError)) and not error.errno
 
 
 class _Clock:
     """The time that one attempt may still take. A number limits the attempt as a whole,
     a Timeout each phase by itself; both limit each wait for a stream's next bytes."""
-
-    __slots__ = ("_end", "_timeout")
 
     def __init__(self, timeout: Any) -> None:
         self._timeout = timeout
@@ -3232,20 +3232,19 @@ class _Clock:
 
     def restart(self, phase: str) -> None:
         limit = getattr(self._timeout, phase, self._timeout)
-        self._end = None if limit is None else time.monotonic() + limit
+        limit = _LONGEST_WAIT if limit is None else min(limit, _LONGEST_WAIT)
+        self._end = time.monotonic() + limit
 
     def enter(self, phase: str) -> None:
         if hasattr(self._timeout, phase):
             self.restart(phase)
 
-    def left(self) -> float | None:
+    def left(self) -> float:
         """Seconds for the next wait. Raises _ClockTimeout when there are none."""
-        if self._end is None:
-            return None
-        left = self._end - time.monotonic()
+        left: float = self._end - time.monotonic()
         if left <= 0:
             raise _ClockTimeout("timed out")
-        return min(float(left), _LONGEST_WAIT)
+        return left
 
 
 class _TimedRequest(urllib.request.Request):
@@ -3261,7 +3260,7 @@ class _Connection(http.client.HTTPConnection):
     early = b""  # of the reply, if it begins before the request was sent
     is_sent = False
     idle_since = 0.0
-    _timeout: float | None = None  # of the socket
+    _timeout = 0.0  # of the socket
     _is_waiting = False
     _is_aborted = False
 
@@ -3277,14 +3276,20 @@ class _Connection(http.client.HTTPConnection):
         if not self.sock:
             self.connect()
         self.clock.enter("write")
-        target, body = request.selector, request.data or b""
+        target = request.selector
+        body: Any = request.data or b""
         headers = {"Host": request.host, **request.headers}
         if self.route.proxy and not self.route.tls:
             target = request.full_url
             headers.update(self.route.login)
         if body:
             headers["Content-Length"] = str(len(body))
-        self._send_request(request.get_method(), target, headers, body)
+        try:
+            self._send_request(request.get_method(), target, headers, body)
+        except ConnectionError:
+            self.early += self._receive_now() or b""
+            if not self.early:
+                raise
         self.is_sent = True
         self.clock.enter("read")
         return _Reply(self)
@@ -3293,12 +3298,11 @@ class _Connection(http.client.HTTPConnection):
         if not self.route.dial[0]:
             raise _ProxyError("only proxies of the form http://host:port can be used")
         self._dial()
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name in ("TCP_KEEPIDLE", "TCP_KEEPALIVE"):  # the second is macOS's name
+        for name, value in _TCP_OPTIONS.items():
             if hasattr(socket, name):
                 option = getattr(socket, name)
-                self.sock.setsockopt(socket.IPPROTO_TCP, option, _KEEPALIVE_SECONDS)
+                self.sock.setsockopt(socket.IPPROTO_TCP, option, value)
         if self.route.tls:
             if self.route.proxy:
                 self._open_tunnel()
@@ -3318,11 +3322,11 @@ class _Connection(http.client.HTTPConnection):
             family, kind, protocol, _, address = found.pop(0)
             clock = self.clock
             if found:  # a silent address must leave time for those behind it
-                part = (clock.left() or _LONGEST_WAIT) / (1 + len(found))
-                clock = _Clock(min(part, _DIAL_SECONDS))
+                clock = _Clock(min(_DIAL_SECONDS, clock.left() / (1 + len(found))))
             try:
-                self.sock, self._timeout = socket.socket(family, kind, protocol), None
-                return self._call(clock, self.sock.connect, address)
+                self.sock, self._timeout = socket.socket(family, kind, protocol), 0.0
+                self._call(clock, self.sock.connect, address)
+                return
             except OSError as error:
                 self.close()
                 if not found or _is_foreign_timeout(error):
@@ -3344,9 +3348,9 @@ class _Connection(http.client.HTTPConnection):
         """Send the head and a small body in one piece. A view's repr shows no header."""
         lines = map(": ".join, headers.items())
         first = f"{method} {target} HTTP/1.1"
-        head = _Secret("\r\n".join([first, *lines, "", ""])).encode("latin-1")
+        head = _Secret("\r\n".join([first, *lines, "", ""]))
         view = memoryview(body)
-        piece = memoryview(head + view[:_READ_SIZE])
+        piece = memoryview(head.encode("latin-1") + view[:_READ_SIZE])
         self._call(self.clock, self.sock.sendall, piece)
         self._send_rest(view[_READ_SIZE:])
 
@@ -3360,11 +3364,6 @@ class _Connection(http.client.HTTPConnection):
                 view = view[self._call(clock, self.sock.send, piece) :]
             except _ClockTimeout:
                 pass
-            except ConnectionError:
-                self.early += self._receive_now() or b""
-                if not self.early:
-                    raise
-                return
             self.early += self._receive_now() or b""
 
     def _receive_now(self) -> bytes | None:
@@ -3382,10 +3381,10 @@ class _Connection(http.client.HTTPConnection):
 
     def _call(self, clock: _Clock, method: Any, *arguments: Any) -> Any:
         """Call a method of the socket, within the time that is left."""
-        left, known = clock.left(), self._timeout
+        left = clock.left()
         # setting it costs a system call: better up to 40 ms late, and never early
-        if left is None or known is None or not 0 <= known - left < 0.04:
-            self._timeout = None if left is None else left + 0.02
+        if not 0 <= self._timeout - left < 0.04:
+            self._timeout = left + 0.02
             self.sock.settimeout(self._timeout)
         try:
             return method(*arguments)
@@ -3411,8 +3410,9 @@ class _Connection(http.client.HTTPConnection):
         the descriptor's number could be another socket's by the time it wakes."""
         self._is_aborted = True
         sock = self.sock
-        is_ours = self._owner == os.getpid()  # a child leaves its parent's reply alone
-        if sock and is_ours:
+        if (
+            sock and self._owner == os.getpid()
+        ):  # not in a child: it is its parent's too
             try:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
@@ -3422,9 +3422,11 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Young, this process's, and with nothing to read, which would be its end."""
-        is_old = time.monotonic() - self.idle_since > IDLE_SECONDS
-        is_ours = self._owner == os.getpid()
-        return is_ours and not is_old and self._receive_now() is None
+        return (
+            self._owner == os.getpid()
+            and time.monotonic() - self.idle_since < IDLE_SECONDS
+            and self._receive_now() is None
+        )
 
 
 # --- routes and idle connections ---
@@ -3449,9 +3451,13 @@ class _Route:
         self.proxy = ""  # as messages show it
         self.login: dict[str, str] = {}
         proxy = proxies.get(scheme) or proxies.get("all")
-        if proxy and not self._is_direct(proxies.get("no", "")):
-            self.dial = ("", 0)
-            self._use_proxy(_Secret(proxy if "://" in proxy else "http://" + proxy))
+        exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
+        if (
+            proxy
+            and not any(map(self._matches, exempt.split()))
+            and not urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
+        ):
+            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
 
     def pop_idle(self) -> _Connection | None:
         try:
@@ -3459,19 +3465,12 @@ class _Route:
         except IndexError:  # another thread may have been quicker than any check
             return None
 
-    def _is_direct(self, no_proxy: str) -> bool:
-        """Whether no proxy is to be used: for loopback, for what NO_PROXY names, and for
-        the exceptions in the settings of macOS and Windows."""
-        names = f"{_LOOPBACK} {no_proxy}".lower().replace(",", " ").split()
-        is_direct = any(map(self._matches, names))
-        return is_direct or bool(urllib.request.proxy_bypass(self.host))
-
     def _matches(self, entry: str) -> bool:
         """Whether an entry of NO_PROXY names this host: `*`, an address or a network, or a
         name, which stands for its subdomains too; names may have a port."""
         suffix = "." + entry.lstrip("*.")
-        names = "." + self.host, "." + self.authority
-        if entry == "*" or any(name.endswith(suffix) for name in names):
+        is_name = f".{self.host}".endswith(suffix)
+        if entry == "*" or is_name or f".{self.authority}".endswith(suffix):
             return True
         import ipaddress
 
@@ -3483,6 +3482,7 @@ class _Route:
 
     def _use_proxy(self, url: str) -> None:
         self.proxy = re.sub("//.*@", "//", url)
+        self.dial = ("", 0)
         try:
             parts = urllib.parse.urlsplit(url)
             if parts.scheme == "http":
@@ -3578,9 +3578,7 @@ _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?: .*)?")
 _HEADER = re.compile(r"([^\s:\0]+):([^\r\0]*)")
 _FOLD = re.compile(r"\n[ \t]+")
-_LENGTH = re.compile(
-    r"([0-9]{1,18})(?:\s*,\s*\1)*"
-)  # a repeated header is joined by ","
+_LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
 _FIRST_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _NEXT_CHUNK = re.compile(rb"\r?\n" + _FIRST_CHUNK.pattern)
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
@@ -3653,27 +3651,27 @@ def _read_length(source: _Source, left: int) -> Iterator[bytes]:
 
 def _read_chunked(source: _Source) -> Iterator[bytes]:
     """A body in chunks, each behind its size: the data of all that are there at once."""
-    head_form, left, is_last = _FIRST_CHUNK, 0, False
+    form, left, is_last = _FIRST_CHUNK, 0, False
     while not is_last:
         raw, at, pieces = source.buffer, 0, []
         while at < len(raw) and not is_last:
-            if left:
-                pieces.append(raw[at : at + left])
-                at += len(pieces[-1])
-                left -= len(pieces[-1])
-                continue
-            head = head_form.match(raw, at)
-            if not head:
-                break
-            at, head_form = head.end(), _NEXT_CHUNK
-            left = int(head[1], 16)
-            is_last = not left
+            if not left:
+                head = form.match(raw, at)
+                if not head:
+                    break
+                at, form = head.end(), _NEXT_CHUNK
+                left = int(head[1], 16)
+                is_last = not left
+            pieces.append(raw[at : at + left])
+            at += len(pieces[-1])
+            left -= len(pieces[-1])
         source.buffer = raw[at:]
-        if pieces:
-            yield b"".join(pieces)
-        elif b"\n" in source.buffer[2:]:
-            raise _BadReply("a corrupt chunk")
+        data = b"".join(pieces)
+        if data:
+            yield data
         elif not is_last:
+            if b"\n" in source.buffer[2:]:
+                raise _BadReply("a corrupt chunk")
             source.grow()
     source.read_until(_TRAILERS_END)
 
@@ -3736,10 +3734,7 @@ class _Reply:
     def read(self, limit: int) -> bytes:
         """The whole body. Raises where it is larger."""
         body = io.BytesIO()
-        for raw in iter(self._read_some, b""):
-            body.write(raw)
-            if body.tell() > limit:
-                raise _BadReply("a body larger than MAX_REPLY_BYTES")
+        self._read_into(body, limit)
         return body.getvalue()
 
     def read_error(self) -> bytes:
@@ -3755,16 +3750,19 @@ class _Reply:
     def _read_rest(self, limit: int) -> bytes:
         body = io.BytesIO()
         try:
-            for raw in iter(self._read_some, b""):
-                body.write(raw)
-                if body.tell() > limit:
-                    break
+            self._read_into(body, limit)
         except (OSError, http.client.HTTPException) as error:
             if _is_foreign_timeout(error):
                 raise
         finally:
             self.abort()
         return body.getvalue()[:limit]
+
+    def _read_into(self, body: io.BytesIO, limit: int) -> None:
+        for raw in iter(self._read_some, b""):
+            body.write(raw)
+            if body.tell() > limit:
+                raise _BadReply("a body larger than MAX_REPLY_BYTES")
 
     def _read_some(self) -> bytes:
         """The next bytes of the body; at its end, keep or close the connection."""
