@@ -3203,6 +3203,7 @@ _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
 # send at once; and after a minute's silence ask for a sign of life, since routers forget
 # a connection after two (the last name is macOS's)
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
+_TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
 _WANT_READ = 2  # ssl.SSL_ERROR_WANT_READ, without its import
 _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
@@ -3219,7 +3220,7 @@ def _is_foreign_timeout(error: BaseException) -> bool:
     """Whether a signal handler raised this. The system's own timeouts have an errno."""
     if isinstance(error, _ClockTimeout):
         return False
-    return isinstance(error, (socket.timeout, TimeoutError)) and not error.errno
+    return isinstance(error, _TIMEOUTS) and not error.errno
 
 
 class _Clock:
@@ -3258,7 +3259,7 @@ class _Connection(http.client.HTTPConnection):
 
     clock: _Clock
     early = b""  # of the reply, if it begins before the request was sent
-    is_sent = False
+    is_stale = False  # it broke before the request was sent or anything came
     idle_since = 0.0
     _timeout = 0.0  # of the socket
     _is_waiting = False
@@ -3272,7 +3273,7 @@ class _Connection(http.client.HTTPConnection):
 
     def exchange(self, request: _TimedRequest) -> _Reply:
         """Send a request; the reply, its head read."""
-        self.clock, self.early, self.is_sent = request.clock, b"", False
+        self.clock, self.early, self.is_stale = request.clock, b"", False
         if not self.sock:
             self.connect()
         self.clock.enter("write")
@@ -3286,11 +3287,13 @@ class _Connection(http.client.HTTPConnection):
             headers["Content-Length"] = str(len(body))
         try:
             self._send_request(request.get_method(), target, headers, body)
-        except ConnectionError:
+        except _TIMEOUTS:
+            raise
+        except OSError:
             self.early += self._receive_now() or b""
-            if not self.early:
+            self.is_stale = not self.early
+            if self.is_stale:
                 raise
-        self.is_sent = True
         self.clock.enter("read")
         return _Reply(self)
 
@@ -3446,7 +3449,7 @@ class _Route:
         self.port = parts.port or (443 if self.tls else 80)
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{host}:{self.port}"
-        self.dial = (self.host, self.port)  # no host: a proxy that cannot be used
+        self.dial: tuple[str, int] = (self.host, self.port)  # "": of no usable proxy
         self.idle: list[_Connection] = []  # the one used last is the last
         self.proxy = ""  # as messages show it
         self.login: dict[str, str] = {}
@@ -3520,11 +3523,9 @@ class _Transport(urllib.request.BaseHandler):
             connection = kept or _Connection(self, route)
             try:
                 return connection.exchange(request)
-            except BaseException as error:
+            except BaseException:
                 connection.close()
-                # a kept connection may prove dead before the request was sent
-                is_stale = kept and isinstance(error, ConnectionError)
-                if connection.is_sent or not is_stale:
+                if not (kept and connection.is_stale):
                     raise
 
     https_open = http_open
@@ -3733,9 +3734,9 @@ class _Reply:
 
     def read(self, limit: int) -> bytes:
         """The whole body. Raises where it is larger."""
-        body = io.BytesIO()
-        self._read_into(body, limit)
-        return body.getvalue()
+        pieces: list[bytes] = []
+        self._read_into(pieces, limit)
+        return b"".join(pieces)
 
     def read_error(self) -> bytes:
         """What comes of an error's body: its status is known, so it need not be whole."""
@@ -3748,20 +3749,21 @@ class _Reply:
             self._read_rest(0)
 
     def _read_rest(self, limit: int) -> bytes:
-        body = io.BytesIO()
+        pieces: list[bytes] = []
         try:
-            self._read_into(body, limit)
+            self._read_into(pieces, limit)
         except (OSError, http.client.HTTPException) as error:
             if _is_foreign_timeout(error):
                 raise
         finally:
             self.abort()
-        return body.getvalue()[:limit]
+        return b"".join(pieces)[:limit]
 
-    def _read_into(self, body: io.BytesIO, limit: int) -> None:
+    def _read_into(self, pieces: list[bytes], limit: int) -> None:
         for raw in iter(self._read_some, b""):
-            body.write(raw)
-            if body.tell() > limit:
+            pieces.append(raw)
+            limit -= len(raw)
+            if limit < 0:
                 raise _BadReply("a body larger than MAX_REPLY_BYTES")
 
     def _read_some(self) -> bytes:

@@ -2765,8 +2765,8 @@ class Proxies(TransportTest):
     def test_dead_and_unusable_proxies_are_named(self):
         table = {
             "http://127.0.0.1:9": "the proxy http://127.0.0.1:9",
-            "socks5://user:hunter22@127.0.0.1:9": "no http://host:port",
-            "http://127.0.0.1:notaport": "no http://host:port",
+            "socks5://user:hunter22@127.0.0.1:9": "of the form http://host:port",
+            "http://127.0.0.1:notaport": "of the form http://host:port",
         }
         for proxy, named in table.items():
             with proxy_environment(http_proxy=proxy):
