@@ -2106,8 +2106,10 @@ class Time(TransportTest):
             with self.subTest(name):
                 self.server.says(reply)
                 started = time.monotonic()
-                self.error(lightllm.APIConnectionError, timeout=4)
+                error = self.error(lightllm.APIConnectionError, timeout=4)
                 self.assertLess(time.monotonic() - started, 1.0)
+                said = "too many interim" if name == "interim replies" else "endless"
+                self.assertIn(said, str(error))
 
     def test_a_server_that_reads_nothing(self):
         listener = self.listener(lambda connection: time.sleep(3))
@@ -2130,6 +2132,24 @@ class Time(TransportTest):
         started = time.monotonic()
         self.error(lightllm.APITimeoutError, timeout=0.2, stream=True)
         self.assertLess(time.monotonic() - started, 0.5)
+
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "needs signals")
+    def test_a_signal_handlers_timeout_is_not_ours(self):
+        def interrupt(*_):
+            raise TimeoutError("the job's time is up")
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        client = self.new_client(max_retries=2)
+        head = "HTTP/1.1 500 X\r\nContent-Length: 9\r\n\r\n"
+        for reply in (raw(1.0), raw(self.HEAD, 1.0), raw(head, 1.0)):
+            for stream in (False, True):
+                self.server.says(reply)
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                with self.assertRaisesRegex(TimeoutError, "the job's time is up"):
+                    list(self.ask(client, stream=stream))
+        self.server.says(answer())
+        self.ask(client)
 
     def test_forms_of_a_timeout(self):
         class Phases:
@@ -2179,15 +2199,33 @@ class WholeOrError(TransportTest):
             "nameless header": raw(
                 ok + f"Content-Length: {len(body)}\r\n: x\r\n\r\n" + body
             ),
+            "NUL": raw(ok + f"X: \0\r\nContent-Length: {len(body)}\r\n\r\n" + body),
+            "bare CR": raw(
+                ok + f"X: \ry\r\nContent-Length: {len(body)}\r\n\r\n" + body
+            ),
+            "CR in a name": raw(
+                ok + f"X\r: y\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+            ),
             "no header": raw(ok + f"Content-Length: {len(body)}\r\nX\r\n\r\n" + body),
             "not http": raw("SSH-2.0-OpenSSH_9.2\r\n\r\n"),
             "binary": raw(bytes(range(256)) * 20),
             "http/2": raw("HTTP/2 200\r\n\r\n" + body),
         }
+        said = {
+            "nothing|cut .*|short length|huge length": "closed in mid-reply",
+            "endless length|no number|negative length|two lengths": "not one number",
+            "negative chunk|underscore .*|overflowing .*|no chunk": "corrupt chunk",
+            "huge chunk": "closed in mid-reply",
+            "unknown coding": "not asked for",
+            "malformed header|nameless .*|no header|NUL|.*CR.*": "malformed header",
+            "not http|binary|http/2": "is it an HTTP server",
+        }
         for name, reply in table.items():
             with self.subTest(name):
                 self.server.says(reply)
-                self.error(lightllm.APIConnectionError)
+                error = self.error(lightllm.APIConnectionError)
+                words = [said[form] for form in said if re.fullmatch(form, name)]
+                self.assertIn(words[0], str(error))
 
     def test_good_status_with_something_else(self):
         table = {
@@ -2286,6 +2324,9 @@ class WholeOrError(TransportTest):
             "any case": f"HTTP/1.1 200 OK\r\ncOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}",
             "bare newlines": f"HTTP/1.1 200 OK\n{size}\n\n{body}",
             "interim": f"HTTP/1.1 102 P\r\n\r\nHTTP/1.1 200 OK\r\n{size}\r\n\r\n{body}",
+            "one length twice": f"HTTP/1.1 200 OK\r\n{size}\r\n{size}\r\n\r\n{body}",
+            "one length, twice": f"HTTP/1.1 200 OK\r\n{size}, {len(body)}\r\n\r\n{body}",
+            "folded": f"HTTP/1.1 200 OK\r\nX: y\r\n\t z\r\n{size}\r\n\r\n{body}",
             "extension": "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n"
             f"{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n",
         }
@@ -2294,6 +2335,122 @@ class WholeOrError(TransportTest):
                 self.server.says(raw(text))
                 message = self.ask(self.new_client()).choices[0].message
                 self.assertEqual(message.content, "Hello")
+
+    def read_body(self, pieces, *headers):
+        """The body that these received pieces frame, and what is behind it."""
+        receive = functools.partial(next, iter(pieces), b"")
+        source = lightllm._Source(receive)
+        return b"".join(lightllm._read_body(source, 200, dict(headers))), source.buffer
+
+    def test_cuts_between_cr_and_lf(self):
+        coding = ("transfer-encoding", "chunked")
+        whole = b"3;x\r\nabc\r\n2\r\nde\r\n0\r\nX: y\r\n\r\n"
+        for cut in range(1, len(whole)):
+            pieces = [whole[:cut], whole[cut:]]
+            self.assertEqual(self.read_body(pieces, coding), (b"abcde", b""), cut)
+        head = b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n"
+        for cut in range(1, len(head)):
+            pieces = iter([head[:cut], head[cut:] + b"rest"])
+            source = lightllm._Source(functools.partial(next, pieces, b""))
+            found = source.read_until(lightllm._HEAD_END)
+            self.assertEqual((found, source.buffer), (head[:-4], b"rest"), cut)
+
+    def test_random_framings_agree_with_a_reference(self):
+        def reference(raw_body):  # all there, CRLF only, nothing malformed
+            body = b""
+            while True:
+                line, _, raw_body = raw_body.partition(b"\r\n")
+                size = int(line.split(b";")[0], 16)
+                if not size:
+                    return body
+                body, raw_body = body + raw_body[:size], raw_body[size + 2 :]
+
+        rng = random.Random(16)
+        for _ in range(300):
+            pieces = [rng.choices(b"ab\r\n0;", k=rng.choice((1, 5, 40))) for _ in "123"]
+            body = b"".join(map(bytes, pieces))
+            framed = b"".join(b"%X;q\r\n%b\r\n" % (len(p), bytes(p)) for p in pieces)
+            framed += b"0\r\n" + b"T: 1\r\n" * rng.randrange(2) + b"\r\n"
+            self.assertEqual(reference(framed), body)
+            for raw_body, header in (
+                (framed, ("transfer-encoding", "chunked")),
+                (body, ("content-length", str(len(body)))),
+            ):
+                raw_body += b"next"
+                cuts = sorted(rng.choices(range(len(raw_body)), k=rng.randrange(9)))
+                cuts = [0, *cuts, len(raw_body)]
+                cut = [raw_body[a:b] for a, b in zip(cuts, cuts[1:]) if a < b]
+                found, rest = self.read_body(cut, header)
+                self.assertEqual(found, body)
+                self.assertTrue(b"next".startswith(rest))
+                with self.assertRaises(lightllm.http.client.RemoteDisconnected):
+                    self.read_body([raw_body[:-5]], header)
+
+    def test_an_early_reply_to_a_large_upload_is_the_answer(self):
+        reply = b'HTTP/1.1 413 No\r\nContent-Length: 12\r\n\r\n{"message":1}'[:-1]
+        half = len(reply) - 8
+
+        def close(connection):
+            connection.sendall(reply)
+
+        def close_in_the_middle(connection):
+            connection.recv(200_000)
+            connection.sendall(reply[:half])
+            time.sleep(0.02)
+            connection.sendall(reply[half:])
+
+        def shut_down(connection):
+            connection.sendall(b"HTTP/1.1 102 Wait\r\n\r\n" + reply)
+            connection.shutdown(socket.SHUT_WR)
+            time.sleep(0.02)
+
+        def read_on(connection):
+            connection.sendall(reply)
+            while connection.recv(65536):
+                pass
+
+        def read_nothing(connection):
+            connection.sendall(reply)
+            time.sleep(0.5)
+
+        big = [user("x" * 30_000_000)]
+        for then in (close, close_in_the_middle, shut_down, read_on, read_nothing):
+            uploads = []
+
+            def behave(connection):
+                uploads.append(connection.recv(1000))
+                then(connection)
+                connection.close()
+
+            listener = self.listener(behave)
+            for retries in (0, 2):
+                with self.subTest(then.__name__, retries=retries):
+                    client = self.client_of(listener, max_retries=retries)
+                    del uploads[:]
+                    with self.assertRaises(lightllm.APIStatusError) as caught:
+                        self.ask(client, messages=big)
+                    self.assertEqual(caught.exception.status_code, 413)
+                    self.assertEqual(len(uploads), 1)
+
+    def test_a_large_upload_that_is_cut_without_a_reply_is_an_error(self):
+        listener = self.listener(lambda connection: connection.close())
+        client = self.client_of(listener)
+        with self.assertRaises(lightllm.APIConnectionError):
+            self.ask(client, messages=[user("x" * 3_000_000)])
+        self.assertEqual(len(listener.accepted), 1)
+
+    def test_a_reply_that_begins_early_does_not_stop_the_upload(self):
+        body = answer("early")[2][0]
+
+        def behave(connection):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            read_request(connection)
+            head = f"Content-Length: {len(body)}\r\n\r\n".encode()
+            connection.sendall(head + body)
+
+        client = self.client_of(self.listener(behave))
+        completion = self.ask(client, messages=[user("x" * 3_000_000)])
+        self.assertEqual(completion.choices[0].message.content, "early")
 
 
 class Pool(TransportTest):
@@ -2313,6 +2470,12 @@ class Pool(TransportTest):
             "close": (200, {"Connection": "close"}, [body]),
             "glued second reply": (200, {"Content-Length": str(len(body))}, [body * 2]),
             "error": (500, {"Content-Length": "9"}, [b"x", 0.02, HANGUP]),
+            "whole error": (503, {}, [b"x"]),
+            "bytes behind the last chunk": (
+                200,
+                {"Transfer-Encoding": "chunked"},
+                [chunked(body) + b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"],
+            ),
             "two framings": (
                 200,
                 {"Content-Length": "5", "Transfer-Encoding": "chunked"},
@@ -2326,7 +2489,7 @@ class Pool(TransportTest):
         for name, reply in table.items():
             with self.subTest(name):
                 self.server.says(reply, answer("next"))
-                if name == "error":
+                if "error" in name:
                     self.error(lightllm.InternalServerError)
                 else:
                     self.assertEqual(self.ask().choices[0].message.content, "Hello")
@@ -2349,6 +2512,56 @@ class Pool(TransportTest):
         self.idle()[0].sock.shutdown(socket.SHUT_WR)
         self.assertEqual(self.ask().choices[0].message.content, "second")
         self.assertEqual(len(self.server.heard), 2)
+
+    def test_a_large_request_replaces_a_dead_idle_connection_unseen(self):
+        self.server.says(answer(), answer("second"))
+        self.ask()
+        connection = self.idle()[0]
+        connection.is_usable = lambda: True  # as if it died a moment later
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        big = [user("x" * 3_000_000)]
+        content = self.ask(messages=big).choices[0].message.content
+        self.assertEqual((content, len(self.server.heard)), ("second", 2))
+
+    def test_silent_connections_are_kept_alive(self):
+        self.server.says(answer())
+        self.ask()
+        sock = self.idle()[0].sock
+        self.assertTrue(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        self.assertTrue(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            idle = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            self.assertEqual(idle, 60)
+
+    def test_descriptors_above_1023(self):
+        opened = [os.open(os.devnull, os.O_RDONLY)]
+        self.addCleanup(lambda: [os.close(one) for one in opened])
+        try:
+            while opened[-1] < 1100:
+                opened.append(os.dup(opened[0]))
+        except OSError:
+            self.skipTest("this process may not open as many")
+        self.server.says(answer(), answer())
+        self.ask()
+        self.ask()
+        self.assertEqual(len({h.connection for h in self.server.heard}), 1)
+
+    def test_a_stream_that_is_held_holds_no_connection(self):
+        parts = events(delta("a"), {"error": {"message": "oops"}}, end=b"")[2]
+
+        def behave(connection):
+            read_request(connection)
+            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            connection.sendall(head + b"".join(parts))
+            left.append(connection.recv(1))
+            seen.set()
+
+        left, seen = [], threading.Event()
+        stream = self.ask(self.client_of(self.listener(behave)), stream=True)
+        with self.assertRaises(lightllm.APIError):
+            list(stream)
+        self.assertTrue(seen.wait(1))
+        self.assertEqual(left, [b""])
 
     def test_a_closed_client_keeps_no_connection(self):
         self.server.says(events(delta("a"), STOP, DONE))
@@ -2701,6 +2914,8 @@ class Errors(TransportTest):
 
 
 class Proxies(TransportTest):
+    refusal = "HTTP/1.1 407 Auth\r\nContent-Length: 0\r\n\r\n"
+
     def proxy(self):
         """A proxy that answers plain requests itself, and refuses or opens tunnels."""
         self.seen = []
@@ -2712,9 +2927,7 @@ class Proxies(TransportTest):
                     return
                 self.seen.append(request.decode("latin-1"))
                 if request.startswith(b"CONNECT"):
-                    connection.sendall(
-                        b"HTTP/1.1 407 Auth\r\nContent-Length: 0\r\n\r\n"
-                    )
+                    connection.sendall(self.refusal.encode())
                     return
                 body = answer("via proxy")[2][0]
                 head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -2762,9 +2975,67 @@ class Proxies(TransportTest):
         self.ask(client)
         self.assertNotIn("proxy", str(self.error(client=far)))
 
+    def test_what_no_proxy_exempts(self):
+        table = [
+            ("model.example", "model.example", True),
+            ("model.example", "MODEL.example:8000", True),
+            ("model.example", "model.example:80", False),
+            ("a.model.example", "model.example", True),
+            ("a.model.example", "x.y, .model.example", True),
+            ("a.model.example", "x.y *.model.example", True),
+            ("notmodel.example", "model.example", False),
+            ("model.example", "*", True), ("model.example", "", False),
+            ("10.1.2.3", "10.0.0.0/8", True), ("10.1.2.3", "11.0.0.0/8", False),
+            ("10.1.2.3", "10.1.2.3", True), ("model.example", "10.0.0.0/8", False),
+            ("[2001:db8::1]", "2001:db8::1", True),
+            ("[2001:db8::1]", "2001:DB8:0::1", True),
+            ("[2001:db8::1]", "[2001:db8::1]:8000", True),
+            ("[2001:db8::1]", "2001:db8::/32", True),
+            ("[2001:db8::1]", "2001:db9::/32", False),
+            ("127.8.8.8", "", True), ("a.localhost", "", True),
+        ]  # fmt: skip
+        proxy, real = self.proxy(), socket.getaddrinfo
+        ports = {8000: self.server.server_address[1]}  # every host is this server
+        socket.getaddrinfo = lambda host, port, *rest: real(
+            "127.0.0.1", ports.get(port, port), *rest
+        )
+        self.addCleanup(setattr, socket, "getaddrinfo", real)
+        self.server.answers(lambda heard: answer("direct"))
+        for host, no_proxy, is_direct in table:
+            with self.subTest(host=host, no_proxy=no_proxy):
+                url = f"http://127.0.0.1:{proxy.port}"
+                with proxy_environment(http_proxy=url, no_proxy=no_proxy):
+                    client = self.new_client(base_url=f"http://{host}:8000")
+                content = self.ask(client).choices[0].message.content
+                self.assertEqual(content, "direct" if is_direct else "via proxy")
+
+    def test_the_systems_own_exceptions(self):
+        bypass = lightllm.urllib.request.proxy_bypass
+        self.addCleanup(setattr, lightllm.urllib.request, "proxy_bypass", bypass)
+        lightllm.urllib.request.proxy_bypass = lambda host: host == "far.invalid"
+        with proxy_environment(http_proxy="http://127.0.0.1:9"):
+            far = self.new_client(base_url="http://far.invalid:1")
+            farther = self.new_client(base_url="http://farther.invalid:1")
+        self.assertNotIn("proxy", str(self.error(client=far)))
+        self.assertIn("proxy", str(self.error(client=farther)))
+
+    def test_a_refusal_to_open_a_tunnel_is_not_tried_again(self):
+        self.addCleanup(setattr, time, "sleep", time.sleep)
+        time.sleep = lambda seconds: None
+        for status, attempts in ((407, 1), (403, 1), (503, 3)):
+            self.refusal = f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"
+            with proxy_environment(https_proxy=f"127.0.0.1:{self.proxy().port}"):
+                options = {"base_url": "https://model.example", "max_retries": 2}
+                client = self.new_client(**options)
+            error = self.error(lightllm.APIConnectionError, client)
+            said = f"the proxy refused to open a tunnel, with status {status}"
+            self.assertIn(said, str(error))
+            self.assertEqual(len(self.seen), attempts)
+
     def test_dead_and_unusable_proxies_are_named(self):
         table = {
             "http://127.0.0.1:9": "the proxy http://127.0.0.1:9",
+            "https://user:hunter22@127.0.0.1:9": "the proxy https://127.0.0.1:9",
             "socks5://user:hunter22@127.0.0.1:9": "of the form http://host:port",
             "http://127.0.0.1:notaport": "of the form http://host:port",
         }
@@ -2908,9 +3179,13 @@ class Addresses(TransportTest):
 
     def test_a_dead_first_address(self):
         self.resolve_to_first(("127.0.0.1", 9))
-        for timeout in (5, None):
-            self.server.says(answer())
-            self.ask(self.new_client(timeout=timeout))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for timeout in (5, None):
+                self.server.says(answer())
+                self.ask(self.new_client(timeout=timeout))
+            gc.collect()
+        self.assertEqual([str(w.message) for w in caught], [])  # no socket left open
 
     def test_a_silent_first_address(self):
         with contextlib.ExitStack() as stack:
