@@ -39,6 +39,7 @@ import time
 import traceback
 import typing
 import unittest
+import unittest.mock
 import warnings
 import weakref
 
@@ -2200,13 +2201,14 @@ class WholeOrError(TransportTest):
             "nameless header": raw(
                 ok + f"Content-Length: {len(body)}\r\n: x\r\n\r\n" + body
             ),
-            "NUL": raw(ok + f"X: \0\r\nContent-Length: {len(body)}\r\n\r\n" + body),
-            "bare CR": raw(
-                ok + f"X: \ry\r\nContent-Length: {len(body)}\r\n\r\n" + body
-            ),
-            "CR in a name": raw(
-                ok + f"X\r: y\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-            ),
+            **{
+                name: raw(ok + f"{line}\r\nContent-Length: {len(body)}\r\n\r\n" + body)
+                for name, line in (
+                    ("NUL", "X: \0"),
+                    ("CR", "X: \ry"),
+                    ("X CR", "X\r: y"),
+                )
+            },
             "no header": raw(ok + f"Content-Length: {len(body)}\r\nX\r\n\r\n" + body),
             "not http": raw("SSH-2.0-OpenSSH_9.2\r\n\r\n"),
             "binary": raw(bytes(range(256)) * 20),
@@ -2336,55 +2338,48 @@ class WholeOrError(TransportTest):
                 message = self.ask(self.new_client()).choices[0].message
                 self.assertEqual(message.content, "Hello")
 
-    def read_body(self, pieces, *headers):
-        """The body that these received pieces frame, and what is behind it."""
+    def read(self, pieces):
+        """The body of a reply that is received in these pieces."""
         receive = functools.partial(next, iter(pieces), b"")
-        source = lightllm._Source(receive)
-        return b"".join(lightllm._read_body(source, 200, dict(headers))), source.buffer
+        connection = unittest.mock.Mock(receive=receive, early=b"")
+        return lightllm._Reply(connection).read(1000)
 
     def test_cuts_between_cr_and_lf(self):
-        coding = ("transfer-encoding", "chunked")
-        whole = b"3;x\r\nabc\r\n2\r\nde\r\n0\r\nX: y\r\n\r\n"
-        head = b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n"
-        for cut in range(1, len(whole)):
-            pieces = [whole[:cut], whole[cut:]]
-            self.assertEqual(self.read_body(pieces, coding), (b"abcde", b""), cut)
-        for cut in range(1, len(head)):
-            pieces = iter([head[:cut], head[cut:] + b"rest"])
-            source = lightllm._Source(functools.partial(next, pieces, b""))
-            found = source.read_until(lightllm._HEAD_END)
-            self.assertEqual((found, source.buffer), (head[:-4], b"rest"), cut)
+        text = b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n"
+        text += b"3;x\r\nabc\r\n2\r\nde\r\n0\r\nX: y\r\n\r\n"
+        for cut in range(1, len(text)):
+            self.assertEqual(self.read([text[:cut], text[cut:]]), b"abcde", cut)
 
     def test_random_framings_agree_with_a_reference(self):
-        def reference(raw_body):  # all there, CRLF only, nothing malformed
-            body = b""
-            while True:
-                line, _, raw_body = raw_body.partition(b"\r\n")
-                size = int(line.split(b";")[0], 16)
-                if not size:
-                    return body
-                body, raw_body = body + raw_body[:size], raw_body[size + 2 :]
+        def reference(text):  # all there, and nothing malformed
+            head, _, text = text.partition(b"\r\n\r\n")
+            if b"Content-Length: " in head:
+                return text[: int(head.rpartition(b" ")[2])]
+            body, size = b"", 1
+            while size:
+                line, _, text = text.partition(b"\r\n")
+                size = int(line.partition(b";")[0], 16)
+                body, text = body + text[:size], text[size + 2 :]
+            return body
 
         rng = random.Random(16)
         for _ in range(300):
-            pieces = [rng.choices(b"ab\r\n0;", k=rng.choice((1, 5, 40))) for _ in "123"]
-            body = b"".join(map(bytes, pieces))
-            framed = b"".join(b"%X;q\r\n%b\r\n" % (len(p), bytes(p)) for p in pieces)
-            framed += b"0\r\n" + b"T: 1\r\n" * rng.randrange(2) + b"\r\n"
-            self.assertEqual(reference(framed), body)
-            for raw_body, header in (
-                (framed, ("transfer-encoding", "chunked")),
-                (body, ("content-length", str(len(body)))),
-            ):
-                raw_body += b"next"
-                cuts = sorted(rng.choices(range(len(raw_body)), k=rng.randrange(9)))
-                cuts = [0, *cuts, len(raw_body)]
-                cut = [raw_body[a:b] for a, b in zip(cuts, cuts[1:]) if a < b]
-                found, rest = self.read_body(cut, header)
+            parts = [
+                bytes(rng.choices(b"a\r\n0;", k=rng.choice((1, 40)))) for _ in "12"
+            ]
+            body = b"".join(parts)
+            sized = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            chunks = b"".join(b"%X;q\r\n%b\r\n" % (len(part), part) for part in parts)
+            trailers = b"T: 1\r\n" * rng.randrange(2) + b"\r\n"
+            coded = b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + trailers
+            for text in (b"HTTP/1.1 200 OK\r\n" + framed for framed in (sized, coded)):
+                cuts = sorted(rng.choices(range(1, len(text)), k=rng.randrange(9)))
+                ends = zip([0, *cuts], [*cuts, len(text)])
+                found = self.read([text[a:b] for a, b in ends if a < b] + [b"next"])
+                self.assertEqual(found, reference(text))
                 self.assertEqual(found, body)
-                self.assertTrue(b"next".startswith(rest))
-                with self.assertRaises(lightllm.http.client.RemoteDisconnected):
-                    self.read_body([raw_body[:-5]], header)
+                with self.assertRaises(ConnectionError):
+                    self.read([text[:-1]])
 
     def test_an_early_reply_to_a_large_upload_is_the_answer(self):
         reply = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n{}"
@@ -2496,16 +2491,6 @@ class Pool(TransportTest):
         self.assertEqual(self.ask().choices[0].message.content, "second")
         self.assertEqual(len(self.server.heard), 2)
 
-    def test_a_large_request_replaces_a_dead_idle_connection_unseen(self):
-        self.server.says(answer(), answer("second"))
-        self.ask()
-        connection = self.idle()[0]
-        connection.is_usable = lambda: True  # as if it died a moment later
-        connection.sock.shutdown(socket.SHUT_RDWR)
-        big = [user("x" * 3_000_000)]
-        content = self.ask(messages=big).choices[0].message.content
-        self.assertEqual((content, len(self.server.heard)), ("second", 2))
-
     @unittest.skipUnless(hasattr(socket, "TCP_KEEPIDLE"), "needs the option")
     def test_silent_connections_are_kept_alive(self):
         self.server.says(answer())
@@ -2516,11 +2501,11 @@ class Pool(TransportTest):
         self.assertEqual(option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
 
     def test_descriptors_above_1023(self):
-        opened = [os.open(os.devnull, os.O_RDONLY)]
-        self.addCleanup(lambda: [os.close(one) for one in opened])
+        files = [open(os.devnull)]
+        self.addCleanup(lambda: [file.close() for file in files])
         try:
-            while opened[-1] < 1100:
-                opened.append(os.dup(opened[0]))
+            while files[-1].fileno() < 1100:
+                files.append(open(os.devnull))
         except OSError:
             self.skipTest("this process may not open as many")
         self.server.says(answer(), answer())
@@ -2950,22 +2935,19 @@ class Proxies(TransportTest):
 
     def test_what_no_proxy_exempts(self):
         table = [
-            ("model.example", "model.example", True),
-            ("model.example", "MODEL.example:8000", True),
-            ("model.example", "model.example:80", False),
-            ("a.model.example", "model.example", True),
-            ("a.model.example", "x.y, .model.example", True),
-            ("a.model.example", "x.y *.model.example", True),
-            ("notmodel.example", "model.example", False),
-            ("model.example", "*", True), ("model.example", "", False),
+            ("m.example", "m.example", True), ("m.example", "M.example:8000", True),
+            ("m.example", "m.example:80", False), ("m.example", "10.0.0.0/8", False),
+            ("a.m.example", "m.example", True), ("a.m.example", "x, .m.example", True),
+            ("a.m.example", "x *.m.example", True), ("am.example", "m.example", False),
+            ("m.example", "*", True), ("m.example", "", False),
             ("10.1.2.3", "10.0.0.0/8", True), ("10.1.2.3", "11.0.0.0/8", False),
-            ("10.1.2.3", "10.1.2.3", True), ("model.example", "10.0.0.0/8", False),
+            ("10.1.2.3", "10.1.2.3", True), ("127.8.8.8", "", True),
             ("[2001:db8::1]", "2001:db8::1", True),
             ("[2001:db8::1]", "2001:DB8:0::1", True),
             ("[2001:db8::1]", "[2001:db8::1]:8000", True),
             ("[2001:db8::1]", "2001:db8::/32", True),
-            ("[2001:db8::1]", "2001:db9::/32", False),
-            ("127.8.8.8", "", True), ("a.localhost", "", True),
+            ("[2001:db8::1]", "2001:db9::/32", False), ("a.localhost", "", True),
+            ("exempt.on.macos", "m.example", True),
         ]  # fmt: skip
         proxy, real = self.proxy(), socket.getaddrinfo
         ports = {8000: self.server.server_address[1]}  # every host is this server
@@ -2973,6 +2955,9 @@ class Proxies(TransportTest):
             "127.0.0.1", ports.get(port, port), *rest
         )
         self.addCleanup(setattr, socket, "getaddrinfo", real)
+        library = lightllm.urllib.request
+        self.addCleanup(setattr, library, "proxy_bypass", library.proxy_bypass)
+        library.proxy_bypass = lambda host: host == "exempt.on.macos"
         self.server.answers(lambda heard: answer("direct"))
         for host, no_proxy, is_direct in table:
             with self.subTest(host=host, no_proxy=no_proxy):
@@ -2981,16 +2966,6 @@ class Proxies(TransportTest):
                     client = self.new_client(base_url=f"http://{host}:8000")
                 content = self.ask(client).choices[0].message.content
                 self.assertEqual(content, "direct" if is_direct else "via proxy")
-
-    def test_the_systems_own_exceptions(self):
-        bypass = lightllm.urllib.request.proxy_bypass
-        self.addCleanup(setattr, lightllm.urllib.request, "proxy_bypass", bypass)
-        lightllm.urllib.request.proxy_bypass = lambda host: host == "far.invalid"
-        with proxy_environment(http_proxy="http://127.0.0.1:9"):
-            far = self.new_client(base_url="http://far.invalid:1")
-            farther = self.new_client(base_url="http://farther.invalid:1")
-        self.assertNotIn("proxy", str(self.error(client=far)))
-        self.assertIn("proxy", str(self.error(client=farther)))
 
     def test_a_refusal_to_open_a_tunnel_is_not_tried_again(self):
         self.addCleanup(setattr, time, "sleep", time.sleep)
