@@ -3190,18 +3190,17 @@ def _merged_headers(*layers: Mapping[str, Any]) -> dict[str, str]:
 
 
 # --- connections ---
-# urllib's OpenerDirector has one handler here, which keeps http.client's connections. A
-# connection carries one request at a time, waits for nothing longer than its clock, and
-# is kept only behind a reply that ended exactly. A request that was sent whole is never
-# sent again from here. There is no lock: a list's append and pop are atomic.
+# urllib's OpenerDirector with one handler, which keeps http.client's connections. One
+# carries one request at a time, waits no longer than the clock says, and is kept only
+# behind a reply that ended exactly. A request that was sent whole is never sent again
+# from here. There is no lock: a list's append and pop are atomic.
 
 _READ_SIZE = 65536
 _SEND_SIZE = 262144  # bytes of a large body between two looks for an early reply
 _SEND_SECONDS = 0.1  # and the longest wait between them
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
 _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
-# send at once; and after a minute's silence ask for a sign of life, since routers forget
-# a connection after two (the last name is macOS's)
+# routers forget a connection after two silent minutes; the last is macOS's second
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
 _WANT_READ = 2  # ssl.SSL_ERROR_WANT_READ, without its import
@@ -3209,15 +3208,15 @@ _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
 
 class _ClockTimeout(socket.timeout):
-    """A clock ran out. Other timeouts are not ours."""
+    """An attempt's time is up."""
 
 
 class _ProxyError(OSError):
-    """A proxy that refuses, or cannot be used: it would do so again."""
+    """The proxy refuses or cannot be used; trying again would not help."""
 
 
 def _is_foreign_timeout(error: BaseException) -> bool:
-    """Whether a signal handler raised this. The system's own timeouts have an errno."""
+    """Whether a signal handler raised this: the system's own timeouts have an errno."""
     if isinstance(error, _ClockTimeout):
         return False
     return isinstance(error, _TIMEOUTS) and not error.errno
@@ -3259,7 +3258,7 @@ class _Connection(http.client.HTTPConnection):
 
     clock: _Clock
     early = b""  # of the reply, if it begins before the request was sent
-    is_stale = False  # it broke before the request was sent or anything came
+    is_stale = False  # it broke before the request was sent and before a reply
     idle_since = 0.0
     _timeout = 0.0  # of the socket
     _is_waiting = False
@@ -3298,8 +3297,6 @@ class _Connection(http.client.HTTPConnection):
         return _Reply(self)
 
     def connect(self) -> None:
-        if not self.route.dial[0]:
-            raise _ProxyError("only proxies of the form http://host:port can be used")
         self._dial()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _TCP_OPTIONS.items():
@@ -3320,7 +3317,10 @@ class _Connection(http.client.HTTPConnection):
 
     def _dial(self) -> None:
         """Connect to the first address that answers."""
-        found = socket.getaddrinfo(*self.route.dial, 0, socket.SOCK_STREAM)
+        host, port = self.route.dial
+        if not host:
+            raise _ProxyError("only proxies of the form http://host:port can be used")
+        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
         while found:
             family, kind, protocol, _, address = found.pop(0)
             clock = self.clock
@@ -3348,18 +3348,16 @@ class _Connection(http.client.HTTPConnection):
     def _send_request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
     ) -> None:
-        """Send the head and a small body in one piece. A view's repr shows no header."""
+        """Send a request, or as much of it as the server takes: one that refuses a large
+        body says so at once and closes, and a reset can destroy a reply that was not
+        received yet. A view's repr shows no header."""
         lines = map(": ".join, headers.items())
         first = f"{method} {target} HTTP/1.1"
         head = _Secret("\r\n".join([first, *lines, "", ""]))
         view = memoryview(body)
         piece = memoryview(head.encode("latin-1") + view[:_READ_SIZE])
         self._call(self.clock, self.sock.sendall, piece)
-        self._send_rest(view[_READ_SIZE:])
-
-    def _send_rest(self, view: memoryview) -> None:
-        """Send a body as far as the server takes it: one that refuses it says so at once
-        and closes, and a reset can destroy a reply that was not received yet."""
+        view = view[_READ_SIZE:]
         while view and not _REFUSAL.search(self.early):
             self.clock.left()  # raises when all time is up
             clock, piece = _Clock(_SEND_SECONDS), view[:_SEND_SIZE]
@@ -3449,7 +3447,7 @@ class _Route:
         self.port = parts.port or (443 if self.tls else 80)
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{host}:{self.port}"
-        self.dial: tuple[str, int] = (self.host, self.port)  # "": of no usable proxy
+        self.dial = (self.host, self.port)  # no host: a proxy that cannot be used
         self.idle: list[_Connection] = []  # the one used last is the last
         self.proxy = ""  # as messages show it
         self.login: dict[str, str] = {}
@@ -3492,7 +3490,7 @@ class _Route:
                 self.dial = (parts.hostname or "", parts.port or 80)
         except ValueError:
             return
-        if parts.username is not None:
+        if parts.username:
             pair = f"{parts.username}:{parts.password or ''}"
             token = base64.b64encode(urllib.parse.unquote_to_bytes(pair))
             login = _Secret("Basic " + token.decode("ascii"))
@@ -3546,13 +3544,12 @@ class _Transport(urllib.request.BaseHandler):
 
     def keep(self, connection: _Connection) -> None:
         """Keep a connection whose reply ended exactly."""
-        route = connection.route
-        connection.idle_since = time.monotonic()
-        route.idle.append(connection)
-        if self.closed or len(route.idle) > MAX_IDLE_CONNECTIONS:
-            surplus = route.pop_idle()
-            if surplus:
-                surplus.close()
+        idle = connection.route.idle
+        if self.closed or len(idle) >= MAX_IDLE_CONNECTIONS:
+            connection.close()
+        else:
+            connection.idle_since = time.monotonic()
+            idle.append(connection)
 
     def _pop_usable(self, route: _Route) -> _Connection | None:
         """The idle connection that was used last, if one can be used."""
@@ -3595,7 +3592,7 @@ class _BadReply(http.client.HTTPException):
 class _Source:
     """The bytes that a connection receives."""
 
-    def __init__(self, receive: Callable[[], bytes], buffer: bytes = b"") -> None:
+    def __init__(self, receive: Callable[[], bytes], buffer: bytes) -> None:
         self.receive = receive
         self.buffer = buffer  # received and not read yet
 
@@ -3728,14 +3725,18 @@ class _Reply:
             self._connection.abort()
 
     def read_next(self) -> bytes:
-        """A stream's next bytes, b"" at its end. The time limit is for each wait."""
+        """A stream's next bytes, b"" at its end. The timeout limits each wait."""
         self._connection.clock.restart("read")
         return self._read_some()
 
     def read(self, limit: int) -> bytes:
         """The whole body. Raises where it is larger."""
-        pieces: list[bytes] = []
-        self._read_into(pieces, limit)
+        pieces = []
+        for raw in iter(self._read_some, b""):
+            pieces.append(raw)
+            limit -= len(raw)
+            if limit < 0:
+                raise _BadReply("a body larger than MAX_REPLY_BYTES")
         return b"".join(pieces)
 
     def read_error(self) -> bytes:
@@ -3749,22 +3750,18 @@ class _Reply:
             self._read_rest(0)
 
     def _read_rest(self, limit: int) -> bytes:
-        pieces: list[bytes] = []
+        body = bytearray()
         try:
-            self._read_into(pieces, limit)
+            for raw in iter(self._read_some, b""):
+                body += raw
+                if len(body) > limit:
+                    break
         except (OSError, http.client.HTTPException) as error:
             if _is_foreign_timeout(error):
                 raise
         finally:
             self.abort()
-        return b"".join(pieces)[:limit]
-
-    def _read_into(self, pieces: list[bytes], limit: int) -> None:
-        for raw in iter(self._read_some, b""):
-            pieces.append(raw)
-            limit -= len(raw)
-            if limit < 0:
-                raise _BadReply("a body larger than MAX_REPLY_BYTES")
+        return bytes(body[:limit])
 
     def _read_some(self) -> bytes:
         """The next bytes of the body; at its end, keep or close the connection."""
