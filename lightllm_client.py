@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import http.client
 import io
 import itertools
@@ -3203,7 +3204,7 @@ _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
 # routers forget a connection after two silent minutes; the last is macOS's second
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
-_WANT_READ = 2  # ssl.SSL_ERROR_WANT_READ, without its import
+_NOTHING_YET = (None, errno.EAGAIN, errno.EWOULDBLOCK, 2)  # ssl.SSL_ERROR_WANT_READ
 _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
 
@@ -3375,10 +3376,10 @@ class _Connection(http.client.HTTPConnection):
             raw: bytes = self.sock.recv(_READ_SIZE)
             return raw
         except OSError as error:
-            if _is_foreign_timeout(error):
+            # eventlet says "timed out" where nothing is there yet
+            if _is_foreign_timeout(error) and str(error) != "timed out":
                 raise
-            is_early = isinstance(error, BlockingIOError) or error.errno == _WANT_READ
-            return None if is_early else b""
+            return None if error.errno in _NOTHING_YET else b""
 
     def _call(self, clock: _Clock, method: Any, *arguments: Any) -> Any:
         """Call a method of the socket, within the time that is left."""
@@ -3415,7 +3416,7 @@ class _Connection(http.client.HTTPConnection):
             sock and self._owner == os.getpid()
         ):  # not in a child: it is its parent's too
             try:
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # it is not connected any more
         if not self._is_waiting:
