@@ -27,6 +27,7 @@ import json
 import os
 import random
 import re
+import select
 import socket
 import stat
 import sys
@@ -3424,11 +3425,14 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Young, this process's, and with nothing to read, which would be its end."""
-        return (
-            self._owner == os.getpid()
-            and time.monotonic() - self.idle_since < IDLE_SECONDS
-            and self._receive_now() is None
-        )
+        is_old = time.monotonic() - self.idle_since > IDLE_SECONDS
+        if is_old or self._owner != os.getpid():
+            return False
+        if not hasattr(select, "poll"):  # Windows, or eventlet took it away
+            return self._receive_now() is None
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
 
 
 # --- routes and idle connections ---
@@ -3574,8 +3578,8 @@ class _Transport(urllib.request.BaseHandler):
 # in the message that the server wrote.
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?: .*)?")
-_HEADER = re.compile(r"([^\s:\0]+):([^\r\0]*)")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \n])")
+_HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?![^\n])")
 _FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
 _FIRST_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
@@ -3617,16 +3621,15 @@ class _Source:
 
 def _parse_head(head: str) -> tuple[str, int, dict[str, str]]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
-    first, *lines = _FOLD.sub(" ", head.replace("\r\n", "\n")).split("\n")
-    status = _STATUS_LINE.fullmatch(first)
+    text = _FOLD.sub(" ", head.replace("\r\n", "\n"))
+    status, lines = _STATUS_LINE.match(text), _HEADER.findall(text)
     if not status:
         raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
+    if len(lines) != text.count("\n"):
+        raise _BadReply("a malformed header line")
     headers: dict[str, str] = {}
-    for line in lines:
-        found = _HEADER.fullmatch(line)
-        if not found:
-            raise _BadReply("a malformed header line")
-        name, value = found[1].lower(), found[2].strip()
+    for name, value in lines:
+        name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return status[1], int(status[2]), headers
 
@@ -3651,7 +3654,7 @@ def _read_length(source: _Source, left: int) -> Iterator[bytes]:
 def _read_chunked(source: _Source) -> Iterator[bytes]:
     """A body in chunks, each behind its size: the data of all that are there at once."""
     form, left, is_last = _FIRST_CHUNK, 0, False
-    while not is_last:
+    while True:
         raw, at, pieces = source.buffer, 0, []
         while at < len(raw) and not is_last:
             if not left:
@@ -3668,10 +3671,11 @@ def _read_chunked(source: _Source) -> Iterator[bytes]:
         data = b"".join(pieces)
         if data:
             yield data
-        elif not is_last:
-            if b"\n" in source.buffer[2:]:
-                raise _BadReply("a corrupt chunk")
-            source.grow()
+        if is_last:
+            break
+        if b"\n" in source.buffer[2:]:
+            raise _BadReply("a corrupt chunk")
+        source.grow()
     source.read_until(_TRAILERS_END)
 
 
