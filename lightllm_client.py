@@ -3205,7 +3205,8 @@ _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
 # routers forget a connection after two silent minutes; the last is macOS's second
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
-_NOTHING_YET = (None, errno.EAGAIN, errno.EWOULDBLOCK, 2)  # ssl.SSL_ERROR_WANT_READ
+# what recv says where nothing is there yet: eventlet's sockets, plain ones, TLS
+_NOTHING_YET = (None, errno.EAGAIN, errno.EWOULDBLOCK, 2)
 _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
 
@@ -3218,9 +3219,7 @@ class _ProxyError(OSError):
 
 
 def _is_foreign_timeout(error: BaseException) -> bool:
-    """Whether a signal handler raised this: the system's own timeouts have an errno."""
-    if isinstance(error, _ClockTimeout):
-        return False
+    """Whether a signal handler raised this: the system's and our own have an errno."""
     return isinstance(error, _TIMEOUTS) and not error.errno
 
 
@@ -3245,7 +3244,7 @@ class _Clock:
         """Seconds for the next wait. Raises _ClockTimeout when there are none."""
         left: float = self._end - time.monotonic()
         if left <= 0:
-            raise _ClockTimeout("timed out")
+            raise _ClockTimeout(errno.ETIMEDOUT, "timed out")
         return left
 
 
@@ -3370,15 +3369,14 @@ class _Connection(http.client.HTTPConnection):
             self.early += self._receive_now() or b""
 
     def _receive_now(self) -> bytes | None:
-        """What is there: b"" for an end or a broken connection, None for nothing yet."""
+        """What is there: b"" if the connection ended or broke, None for nothing yet."""
         self._timeout = 0.0
         try:
             self.sock.settimeout(0.0)
             raw: bytes = self.sock.recv(_READ_SIZE)
             return raw
         except OSError as error:
-            # eventlet says "timed out" where nothing is there yet
-            if _is_foreign_timeout(error) and str(error) != "timed out":
+            if _is_foreign_timeout(error) and str(error) != "timed out":  # of eventlet
                 raise
             return None if error.errno in _NOTHING_YET else b""
 
@@ -3595,7 +3593,7 @@ class _BadReply(http.client.HTTPException):
 
 
 class _Source:
-    """The bytes that a connection receives."""
+    """The bytes of a reply, as `receive` delivers them."""
 
     def __init__(self, receive: Callable[[], bytes], buffer: bytes) -> None:
         self.receive = receive
@@ -3700,7 +3698,7 @@ def _read_body(
 
 
 class _Reply:
-    """One reply: its head, which is read at once, then its body piece by piece."""
+    """One reply: its head, which is read at once, and its body piece by piece."""
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
