@@ -3202,11 +3202,12 @@ _SEND_SIZE = 262144  # bytes of a large body between two looks for an early repl
 _SEND_SECONDS = 0.1  # and the longest wait between them
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
 _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
-# routers forget a connection after two silent minutes; the last is macOS's second
+# routers forget a connection that is silent for two minutes; the last name is macOS's
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
 # what recv says where nothing is there yet: eventlet's sockets, plain ones, TLS
 _NOTHING_YET = (None, errno.EAGAIN, errno.EWOULDBLOCK, 2)
+# the status line of an error, perhaps behind interim replies
 _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
 

@@ -2448,7 +2448,7 @@ class Pool(TransportTest):
             "close": (200, {"Connection": "close"}, [body]),
             "glued second reply": (200, {"Content-Length": str(len(body))}, [body * 2]),
             "error": (500, {"Content-Length": "9"}, [b"x", 0.02, HANGUP]),
-            "whole error": (503, {}, [b"x"]),
+            "whole error": (500, {}, [b"x"]),
             "bytes behind the last chunk": (
                 200,
                 {"Transfer-Encoding": "chunked"},
