@@ -18,6 +18,7 @@ fork. What stands above the line "the fold" is for you; below it is the machiner
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import io
 import itertools
@@ -2409,17 +2410,17 @@ class _StreamSource:
                         yield builder.build_chunk(data)
                     if data is None or (builder.native and builder.native.finished):
                         self._is_over = True
-                        self._reply.settle()
+                        self._reply.finish()
                         yield from builder.build_end()
                     if builder.problem:
                         self._fail(APIError, f"{builder.problem}; {_WAY_OUT}")
                     if self.error or self._is_over:
                         return
         except (OSError, http.client.HTTPException) as cause:
-            self._note(
-                self._exchange.connection_error(cause, "the answer is incomplete"),
-                cause,
-            )
+            if _is_foreign_timeout(cause):
+                raise
+            what = "the answer is incomplete"
+            self._note(self._exchange.connection_error(cause, what), cause)
         except ValueError as cause:
             self._fail(APIError, str(cause))
         finally:
@@ -3367,7 +3368,8 @@ class _Exchange:
         except BaseException as cause:
             if reply:
                 reply.abort()
-            if not _is_connection_error(cause):
+            is_connection = isinstance(cause, (OSError, http.client.HTTPException))
+            if not is_connection or _is_foreign_timeout(cause):
                 raise
             # without its frames, which hold what was read
             raise self.connection_error(cause) from cause.with_traceback(None)
@@ -3381,10 +3383,9 @@ class _Exchange:
         method, url, hops = self._request.method, self._request.url, 0
         while True:
             # no origin, which is for cookies: finding it out would parse the URL again
-            wire = urllib.request.Request(
-                url, self._data, self._headers, "", method=method
-            )
-            reply: _Reply = opener.open(wire, timeout=clock)
+            wire = _TimedRequest(url, self._data, self._headers, "", method=method)
+            wire.clock = clock
+            reply: _Reply = opener.open(wire)
             target = reply.headers.get("location", "")
             if target[:1] == "/" != target[1:2]:
                 target = urllib.parse.urljoin(url, target)
@@ -3447,7 +3448,7 @@ class _Exchange:
         says what is lost."""
         proxy = self._route().proxy
         kind, (text, hint) = APIConnectionError, _explain(cause, proxy)
-        if _is_out_of_time(cause):
+        if isinstance(cause, _ClockTimeout):
             kind, hint = APITimeoutError, "raise timeout=, or stream long answers"
             text = f"no {'more' if what else 'answer'} within {self._timeout} s"
         if not what:
@@ -3549,23 +3550,9 @@ def _build_answer(
         return None, what if response.content.strip() else "nothing in it", _NO_SERVER
 
 
-def _is_out_of_time(cause: BaseException) -> bool:
-    """Whether the clock of the attempt ran out."""
-    return isinstance(cause, socket.timeout) and "timed out" in str(cause)
-
-
-def _is_connection_error(cause: BaseException) -> bool:
-    """Whether the connection failed. A TimeoutError that has no error number and is not
-    of the clock comes from a signal handler."""
-    is_foreign = isinstance(cause, TimeoutError) and cause.errno is None
-    is_ours = not is_foreign or _is_out_of_time(cause)
-    return is_ours and isinstance(cause, (OSError, http.client.HTTPException))
-
-
 def _is_final(cause: Any) -> bool:
     """Whether the next attempt would end the same way: a bad certificate, a proxy's 4xx."""
-    is_refused = "refuses to connect: status 4" in str(cause)
-    return is_refused or hasattr(cause, "verify_message")
+    return isinstance(cause, _ProxyError) or hasattr(cause, "verify_message")
 
 
 def _explain(cause: Any, proxy: str) -> tuple[str, str]:
@@ -3693,21 +3680,41 @@ def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
 
 
 # --- connections ---
-# urllib's OpenerDirector with one handler, which keeps http.client connections open. A
-# connection carries one request at a time, waits for nothing longer than its clock, and
-# is kept only behind a reply that ended exactly. A request that was sent whole is never
-# sent again from here. There is no lock: a list's append and pop are whole by themselves.
+# urllib's OpenerDirector with one handler, which keeps http.client's connections. One
+# carries one request at a time, waits no longer than the clock says, and is kept only
+# behind a reply that ended exactly. A request that was sent whole is never sent again
+# from here. There is no lock: a list's append and pop are atomic.
 
 _READ_SIZE = 65536
+_SEND_SIZE = 262144  # bytes of a large body between two looks for an early reply
+_SEND_SECONDS = 0.1  # and the longest wait between them
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
 _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
+# routers forget a connection that is silent for two minutes; the last name is macOS's
+_TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
+_TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
+# what recv says where nothing is there yet: eventlet's sockets, plain ones, TLS
+_NOTHING_YET = (None, errno.EAGAIN, errno.EWOULDBLOCK, 2)
+# the status line of an error, perhaps behind interim replies
+_REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
+
+
+class _ClockTimeout(socket.timeout):
+    """An attempt's time is up."""
+
+
+class _ProxyError(OSError):
+    """The proxy refuses or cannot be used; trying again would not help."""
+
+
+def _is_foreign_timeout(error: BaseException) -> bool:
+    """Whether a signal handler raised this: the system's and our own have an errno."""
+    return isinstance(error, _TIMEOUTS) and not error.errno
 
 
 class _Clock:
     """The time that one attempt may still take. A number limits the attempt as a whole,
-    a Timeout each phase by itself; of a stream's body it is each wait."""
-
-    __slots__ = ("_end", "_timeout")
+    a Timeout each phase by itself; both limit each wait for a stream's next bytes."""
 
     def __init__(self, timeout: Any) -> None:
         self._timeout = timeout
@@ -3715,116 +3722,173 @@ class _Clock:
 
     def restart(self, phase: str) -> None:
         limit = getattr(self._timeout, phase, self._timeout)
-        self._end = None if limit is None else time.monotonic() + limit
+        limit = _LONGEST_WAIT if limit is None else min(limit, _LONGEST_WAIT)
+        self._end = time.monotonic() + limit
 
     def enter(self, phase: str) -> None:
         if hasattr(self._timeout, phase):
             self.restart(phase)
 
-    def left(self) -> float | None:
-        """Seconds for the next wait; raises socket.timeout when there are none."""
-        if self._end is None:
-            return None
-        left = self._end - time.monotonic()
+    def left(self) -> float:
+        """Seconds for the next wait. Raises _ClockTimeout when there are none."""
+        left: float = self._end - time.monotonic()
         if left <= 0:
-            raise socket.timeout("timed out")
-        return min(float(left), _LONGEST_WAIT)
+            raise _ClockTimeout(errno.ETIMEDOUT, "timed out")
+        return left
+
+
+class _TimedRequest(urllib.request.Request):
+    """A request with the clock of its attempt."""
+
+    clock: _Clock
 
 
 class _Connection(http.client.HTTPConnection):
-    """Sends a request in one piece; its reply is framed by _Reply."""
+    """Sends requests. What comes back is read by a _Reply."""
 
-    def __init__(self, transport: _Transport, route: _Route, clock: _Clock) -> None:
+    clock: _Clock
+    transport: _Transport  # while it is in use
+    early = b""  # of the reply, if it begins before the request was sent
+    is_stale = False  # it broke before the request was sent and before a reply
+    idle_since = 0.0
+    _timeout = 0.0  # of the socket
+    _is_waiting = False
+    _is_aborted = False
+
+    def __init__(self, route: _Route) -> None:
         super().__init__(route.host, route.port)
-        self.transport = transport
         self.route = route
-        self.clock = clock
-        self.is_sent = False
-        self.owner = os.getpid()
-        self.idle_since = 0.0
-        self._poll: Any = None
-        self._timeout: float | None = None  # the one that the socket has
-        self._is_waiting = False
-        self._is_aborted = False
+        self._owner = os.getpid()
+
+    def exchange(self, request: _TimedRequest) -> _Reply:
+        """Send a request; the reply, its head read."""
+        self.clock, self.early, self.is_stale = request.clock, b"", False
+        if not self.sock:
+            self.connect()
+        self.clock.enter("write")
+        target = request.selector
+        body: Any = request.data or b""
+        headers = {"Host": request.host, **request.headers}
+        if self.route.proxy and not self.route.tls:
+            target = request.full_url
+            headers.update(self.route.login)
+        if body:
+            headers["Content-Length"] = str(len(body))
+        try:
+            self._send_request(request.get_method(), target, headers, body)
+        except _TIMEOUTS:
+            raise
+        except OSError:
+            self.early += self._receive_now() or b""
+            self.is_stale = not self.early
+            if self.is_stale:
+                raise
+        self.clock.enter("read")
+        return _Reply(self)
 
     def connect(self) -> None:
-        if not self.route.is_usable:
-            raise http.client.InvalidURL("the environment's proxy: no http://host:port")
-        self.sock = self._dialled()
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._dial()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _TCP_OPTIONS.items():
+            if hasattr(socket, name):
+                option = getattr(socket, name)
+                self.sock.setsockopt(socket.IPPROTO_TCP, option, value)
         if self.route.tls:
             if self.route.proxy:
                 self._open_tunnel()
-            # a TLS end without close_notify is a cut, not an end
-            self.sock = self.transport.tls_context().wrap_socket(
-                self.sock,
-                server_hostname=self.host,
-                do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,
+            wrap, sock = self.transport.tls_context().wrap_socket, self.sock
+            self.sock = self._call(
+                self.clock,
+                # a TLS end without close_notify is a cut, not an end
+                lambda: wrap(
+                    sock, server_hostname=self.host, suppress_ragged_eofs=False
+                ),
             )
-            self._timeout = None  # that of the socket underneath
-            self._limit(self.sock)
-            self.sock.do_handshake()
 
-    def _dialled(self) -> socket.socket:
-        """A socket to the first address that answers."""
-        found = socket.getaddrinfo(*self.route.dial, 0, socket.SOCK_STREAM)
-        for untried, (family, kind, protocol, _, address) in enumerate(
-            found, 1 - len(found)
-        ):
-            sock = socket.socket(family, kind, protocol)
+    def _dial(self) -> None:
+        """Connect to the first address that answers."""
+        host, port = self.route.dial
+        if not host:
+            raise _ProxyError("only proxies of the form http://host:port can be used")
+        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        while found:
+            family, kind, protocol, _, address = found.pop(0)
+            clock = self.clock
+            if found:  # a silent address must leave time for those behind it
+                clock = _Clock(min(_DIAL_SECONDS, clock.left() / (1 + len(found))))
             try:
-                left = self.clock.left()
-                if untried:  # a dead first address must not take all the time
-                    left = min(_DIAL_SECONDS, (left or _LONGEST_WAIT) / (1 - untried))
-                sock.settimeout(left)
-                sock.connect(address)
-                return sock
-            except BaseException as error:
-                sock.close()
-                if not untried or not isinstance(error, OSError):
+                self.sock, self._timeout = socket.socket(family, kind, protocol), 0.0
+                self._call(clock, self.sock.connect, address)
+                return
+            except OSError as error:
+                self.close()
+                if not found or _is_foreign_timeout(error):
                     raise
         raise OSError("the host has no address")
 
     def _open_tunnel(self) -> None:
         """Through the proxy, which gets its own credentials and never the key."""
         target = self.route.authority
-        self.send_request("CONNECT", target, {"Host": target, **self.route.login})
-        reply = _Reply(self)
-        reply.begin()
-        if not 200 <= reply.status < 300:
-            raise OSError(f"the proxy refuses to connect: status {reply.status}")
+        self._send_request("CONNECT", target, {"Host": target, **self.route.login})
+        status = _Reply(self).status
+        if status >= 300:
+            kind = OSError if status >= 500 else _ProxyError
+            raise kind(f"the proxy refused to open a tunnel, with status {status}")
 
-    def send_request(
+    def _send_request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
     ) -> None:
-        """Send in one piece, but a large body uncopied. A view's repr shows no header."""
-        lines = _Secret("".join([f"{name}: {headers[name]}\r\n" for name in headers]))
-        head = _Secret(f"{method} {target} HTTP/1.1\r\n{lines}\r\n")
-        is_small = len(body) <= _READ_SIZE
-        views = [memoryview(head.encode("latin-1") + (body if is_small else b""))]
-        for view in views if is_small else [*views, memoryview(body)]:
-            while view:
-                self._limit(self.sock)
-                view = view[self.sock.send(view) :]
+        """Send a request, or as much of it as the server takes: one that refuses a large
+        body says so at once and closes, and a reset can destroy a reply that was not
+        received yet. A view's repr shows no header."""
+        lines = map(": ".join, headers.items())
+        first = f"{method} {target} HTTP/1.1"
+        head = _Secret("\r\n".join([first, *lines, "", ""]))
+        view = memoryview(body)
+        piece = memoryview(head.encode("latin-1") + view[:_READ_SIZE])
+        self._call(self.clock, self.sock.sendall, piece)
+        view = view[_READ_SIZE:]
+        while view and not _REFUSAL.search(self.early):
+            self.clock.left()  # raises when all time is up
+            clock, piece = _Clock(_SEND_SECONDS), view[:_SEND_SIZE]
+            try:
+                view = view[self._call(clock, self.sock.send, piece) :]
+            except _ClockTimeout:
+                pass
+            self.early += self._receive_now() or b""
 
-    def _limit(self, sock: socket.socket) -> None:
-        """Limit the next wait. Setting a timeout costs a system call: 10 ms late will do."""
-        left = self.clock.left()
-        known = self._timeout
-        if known is None or left is None or not -0.01 < known - left < 0.01:
-            sock.settimeout(left)
-            self._timeout = left
+    def _receive_now(self) -> bytes | None:
+        """What is there: b"" if the connection ended or broke, None for nothing yet."""
+        self._timeout = 0.0
+        try:
+            self.sock.settimeout(0.0)
+            raw: bytes = self.sock.recv(_READ_SIZE)
+            return raw
+        except OSError as error:
+            if _is_foreign_timeout(error) and str(error) != "timed out":  # of eventlet
+                raise
+            return None if error.errno in _NOTHING_YET else b""
+
+    def _call(self, clock: _Clock, method: Any, *arguments: Any) -> Any:
+        """Call a method of the socket, within the time that is left."""
+        left = clock.left()
+        # setting it costs a system call: better up to 40 ms late, and never early
+        if not 0 <= self._timeout - left < 0.04:
+            self._timeout = left + 0.02
+            self.sock.settimeout(self._timeout)
+        try:
+            return method(*arguments)
+        except socket.timeout:
+            clock.left()  # raises when the time is up
+            raise
 
     def receive(self) -> bytes:
         """The next bytes, b"" at the end. Raises OSError after `abort`."""
         self._is_waiting = True
         try:
-            sock = self.sock
-            if self._is_aborted or not sock:
+            if self._is_aborted:
                 raise OSError("the connection was closed")
-            self._limit(sock)
-            raw: bytes = sock.recv(_READ_SIZE)
+            raw: bytes = self._call(self.clock, self.sock.recv, _READ_SIZE)
             return raw
         finally:
             self._is_waiting = False
@@ -3836,10 +3900,11 @@ class _Connection(http.client.HTTPConnection):
         the descriptor's number could be another socket's by the time it wakes."""
         self._is_aborted = True
         sock = self.sock
-        is_ours = self.owner == os.getpid()  # a child leaves its parent's reply alone
-        if sock and is_ours:
+        if (
+            sock and self._owner == os.getpid()
+        ):  # not in a child: it is its parent's too
             try:
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # it is not connected any more
         if not self._is_waiting:
@@ -3847,18 +3912,20 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Young, this process's, and with nothing to read, which would be its end."""
-        if time.monotonic() - self.idle_since > IDLE_SECONDS:
+        is_old = time.monotonic() - self.idle_since > IDLE_SECONDS
+        if is_old or self._owner != os.getpid():
             return False
-        if not hasattr(select, "poll"):  # Windows; select() fails above descriptor 1023
-            return not select.select([self.sock], [], [], 0)[0]
-        if not self._poll:
-            self._poll = select.poll()
-            self._poll.register(self.sock, select.POLLIN)
-        return not self._poll.poll(0) and self.owner == os.getpid()
+        if not hasattr(select, "poll"):  # Windows, or eventlet took it away
+            return self._receive_now() is None
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
 
 
 # --- routes and idle connections ---
 # The opener's handler: which way an origin is reached, and the connections between uses.
+
+_LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
 
 
 class _Route:
@@ -3872,18 +3939,18 @@ class _Route:
         self.port = parts.port or (443 if self.tls else 80)
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{host}:{self.port}"
-        self.dial = (self.host, self.port)
+        self.dial = (self.host, self.port)  # no host: a proxy that cannot be used
         self.idle: list[_Connection] = []  # the one used last is the last
-        self.proxy = ""
-        self.is_usable = True
+        self.proxy = ""  # as messages show it
         self.login: dict[str, str] = {}
         proxy = proxies.get(scheme) or proxies.get("all")
-        if proxy and not self._is_direct(authority, proxies):
-            kind, host, port, login = _proxy_parts(proxy)
-            self.is_usable = kind == "http" and bool(host)
-            self.dial = (host, port or 80)
-            self.proxy = f"http://{host}:{port or 80}"
-            self.login = {"Proxy-authorization": login} if login else {}
+        exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
+        if (
+            proxy
+            and not any(map(self._matches, exempt.split()))
+            and not urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
+        ):
+            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
 
     def pop_idle(self) -> _Connection | None:
         try:
@@ -3891,27 +3958,35 @@ class _Route:
         except IndexError:  # another thread may have been quicker than any check
             return None
 
-    def _is_direct(self, authority: str, proxies: Mapping[str, str]) -> bool:
-        """Loopback always is, the rest as urllib reads NO_PROXY."""
-        local = r"localhost|.*\.localhost|127\.[0-9.]+|0\.0\.0\.0|::1"
-        if re.fullmatch(local, self.host):
+    def _matches(self, entry: str) -> bool:
+        """Whether an entry of NO_PROXY names this host: `*`, an address or a network, or a
+        name, which stands for its subdomains too; names may have a port."""
+        suffix = "." + entry.lstrip("*.")
+        is_name = f".{self.host}".endswith(suffix)
+        if entry == "*" or is_name or f".{self.authority}".endswith(suffix):
             return True
-        urllib_request: Any = urllib.request  # whose stubs lack the next name
-        return bool(urllib_request.proxy_bypass_environment(authority, proxies))
+        import ipaddress
 
+        try:
+            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
+            return ipaddress.ip_address(self.host) in network
+        except ValueError:
+            return False
 
-def _proxy_parts(url: str) -> tuple[str, str, int, _Secret]:
-    """Scheme, host, port and Basic credentials of a proxy's URL; no scheme: no URL."""
-    try:
-        parts = urllib.parse.urlsplit(url if "://" in url else "http://" + url)
-        host, port = parts.hostname or "", parts.port or 0
-    except ValueError:
-        return "", "", 0, _Secret()
-    if parts.username is None:
-        return parts.scheme, host, port, _Secret()
-    pair = f"{parts.username}:{parts.password or ''}"
-    token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode("ascii")
-    return parts.scheme, host, port, _Secret("Basic " + token)
+    def _use_proxy(self, url: str) -> None:
+        self.proxy = re.sub("//.*@", "//", url)
+        self.dial = ("", 0)
+        try:
+            parts = urllib.parse.urlsplit(url)
+            if parts.scheme == "http":
+                self.dial = (parts.hostname or "", parts.port or 80)
+        except ValueError:
+            return
+        if parts.username:
+            pair = f"{parts.username}:{parts.password or ''}"
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair))
+            login = _Secret("Basic " + token.decode("ascii"))
+            self.login = {"Proxy-authorization": login}
 
 
 class _Transport(urllib.request.BaseHandler):
@@ -3930,45 +4005,21 @@ class _Transport(urllib.request.BaseHandler):
     def add_parent(self, parent: Any) -> None:
         """Not to know the opener lets both be freed at once."""
 
-    def http_open(self, request: urllib.request.Request) -> _Reply:
-        """The reply, its head read. `request.timeout` is the attempt's clock."""
-        clock: Any = request.timeout
+    def http_open(self, request: _TimedRequest) -> _Reply:
+        """The reply to a request, its head read."""
         route = self.route(request)
         while True:
-            connection = self._take(route)
-            is_new = connection is None
-            connection = connection or _Connection(self, route, clock)
-            connection.clock, connection.is_sent = clock, False
+            kept = self._pop_usable(route)
+            connection = kept or _Connection(route)
             connection.transport = self
             try:
-                return self._exchange(connection, request)
-            except BaseException as error:
+                return connection.exchange(request)
+            except BaseException:
                 connection.close()
-                # a kept connection that turns out dead before all was sent is replaced
-                is_stale = isinstance(error, OSError) and not connection.is_sent
-                if is_new or not is_stale or isinstance(error, socket.timeout):
+                if not (kept and connection.is_stale):
                     raise
 
     https_open = http_open
-
-    def _exchange(self, connection: _Connection, request: Any) -> _Reply:
-        if not connection.sock:
-            connection.connect()
-        connection.clock.enter("write")
-        route, target, body = connection.route, request.selector, request.data
-        headers = {"Host": request.host, **request.headers}
-        if route.proxy and not route.tls:
-            target = request.full_url
-            headers.update(route.login)
-        if body is not None:
-            headers["Content-Length"] = str(len(body))
-        method = request.get_method()
-        connection.send_request(method, target, headers, body or b"")
-        connection.is_sent = True
-        connection.clock.enter("read")
-        reply = _Reply(connection)
-        reply.begin()
-        return reply
 
     def route(self, request: urllib.request.Request) -> _Route:
         key = (request.type, request.host)
@@ -3986,16 +4037,15 @@ class _Transport(urllib.request.BaseHandler):
 
     def keep(self, connection: _Connection) -> None:
         """Keep a connection whose reply ended exactly."""
-        route = connection.route
-        connection.idle_since = time.monotonic()
-        del connection.transport  # a cycle: a dropped client would not close it
-        route.idle.append(connection)
-        if self.closed or len(route.idle) > MAX_IDLE_CONNECTIONS:
-            surplus = route.pop_idle()
-            if surplus:
-                surplus.close()
+        idle = connection.route.idle
+        if self.closed or len(idle) >= MAX_IDLE_CONNECTIONS:
+            connection.close()
+        else:
+            connection.idle_since = time.monotonic()
+            del connection.transport  # a cycle: a dropped client would not close it
+            idle.append(connection)
 
-    def _take(self, route: _Route) -> _Connection | None:
+    def _pop_usable(self, route: _Route) -> _Connection | None:
         """The idle connection that was used last, if one can be used."""
         for connection in iter(route.pop_idle, None):
             if connection.is_usable():
@@ -4011,45 +4061,156 @@ class _Transport(urllib.request.BaseHandler):
 
 
 # --- replies ---
-# One reply, framed by RFC 9112 section 6.3 without http.client's trust in its peer, which
-# takes cut heads for whole, ends cut or corrupt streams quietly, and waits on endless
-# interim replies (gh-115997, gh-150743). Raises OSError and HTTPException, in bounded time
-# and memory, and never with what the server wrote.
+# Received bytes -> the head and the body of a reply, by HTTP's own rules: a body is whole
+# when its framing says so, never because the connection ended first. What is cut, corrupt
+# or endless raises OSError or HTTPException, in bounded time and memory, and with nothing
+# in the message that the server wrote.
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?: .*)?")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \n])")
+_HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?![^\n])")
+_FOLD = re.compile(r"\n[ \t]+")
+_LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
 _FIRST_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _NEXT_CHUNK = re.compile(rb"\r?\n" + _FIRST_CHUNK.pattern)
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
 _MAX_HEAD = 65536  # bytes of a response's head, of a chunk's head, of trailers
 _MAX_INTERIM = 10  # 1xx replies before the real one
-_SETTLE_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connection
+_FINISH_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connection
+
+
+class _BadReply(http.client.HTTPException):
+    """A reply that HTTP does not allow, or that is too large."""
+
+
+class _Source:
+    """The bytes of a reply, as `receive` delivers them."""
+
+    def __init__(self, receive: Callable[[], bytes], buffer: bytes) -> None:
+        self.receive = receive
+        self.buffer = buffer  # received and not read yet
+
+    def grow(self) -> None:
+        if len(self.buffer) > _MAX_HEAD:
+            raise _BadReply("an endless head, chunk head or trailer")
+        raw = self.receive()
+        if not raw:
+            raise http.client.RemoteDisconnected("the server closed in mid-reply")
+        self.buffer += raw
+
+    def read_until(self, end: re.Pattern[bytes]) -> bytes:
+        while True:
+            found = end.search(self.buffer)
+            if found:
+                raw = self.buffer[: found.start()]
+                self.buffer = self.buffer[found.end() :]
+                return raw
+            self.grow()
+
+
+def _parse_head(head: str) -> tuple[str, int, dict[str, str]]:
+    """HTTP's minor version, the status, and the headers by their lower-case names."""
+    text = _FOLD.sub(" ", head.replace("\r\n", "\n"))
+    status, lines = _STATUS_LINE.match(text), _HEADER.findall(text)
+    if not status:
+        raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
+    if len(lines) != text.count("\n"):
+        raise _BadReply("a malformed header line")
+    headers: dict[str, str] = {}
+    for name, value in lines:
+        name, value = name.lower(), value.strip()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return status[1], int(status[2]), headers
+
+
+def _read_to_the_end(source: _Source) -> Iterator[bytes]:
+    """A body that ends with the connection."""
+    if source.buffer:
+        yield source.buffer
+    yield from iter(source.receive, b"")
+
+
+def _read_length(source: _Source, left: int) -> Iterator[bytes]:
+    """A body of Content-Length bytes."""
+    while left:
+        if not source.buffer:
+            source.grow()
+        raw, source.buffer = source.buffer[:left], source.buffer[left:]
+        left -= len(raw)
+        yield raw
+
+
+def _read_chunked(source: _Source) -> Iterator[bytes]:
+    """A body in chunks, each behind its size: the data of all that are there at once."""
+    form, left, is_last = _FIRST_CHUNK, 0, False
+    while True:
+        raw, at, pieces = source.buffer, 0, []
+        while at < len(raw) and not is_last:
+            if not left:
+                head = form.match(raw, at)
+                if not head:
+                    break
+                at, form = head.end(), _NEXT_CHUNK
+                left = int(head[1], 16)
+                is_last = not left
+            pieces.append(raw[at : at + left])
+            at += len(pieces[-1])
+            left -= len(pieces[-1])
+        source.buffer = raw[at:]
+        data = b"".join(pieces)
+        if data:
+            yield data
+        if is_last:
+            break
+        if b"\n" in source.buffer[2:]:
+            raise _BadReply("a corrupt chunk")
+        source.grow()
+    source.read_until(_TRAILERS_END)
+
+
+def _read_body(
+    source: _Source, status: int, headers: dict[str, str]
+) -> Iterator[bytes]:
+    """The body in pieces, to its exact end. Raises where it is cut."""
+    coding = headers.get("transfer-encoding")
+    length = headers.get("content-length")
+    if status in (204, 304):
+        return iter(())
+    if coding is not None:
+        if coding.lower() != "chunked":
+            raise _BadReply("a transfer coding that was not asked for")
+        return _read_chunked(source)
+    if length is None:
+        return _read_to_the_end(source)
+    size = _LENGTH.fullmatch(length)
+    if not size:
+        raise _BadReply("a Content-Length that is not one number")
+    return _read_length(source, int(size[1]))
 
 
 class _Reply:
-    """One response: its head, then its body piece by piece."""
+    """One reply: its head, which is read at once, and its body piece by piece."""
 
     def __init__(self, connection: _Connection) -> None:
-        self.status = 0
-        self.headers = Headers()
         self._connection = connection
-        self._buffer = b""
-        self._peeked = b""
         self._is_over = False
-        self._is_reusable = False
-        self._left: int | None = None  # bytes of the body to come; None: until the end
-        self._chunked = False
-        self._chunk_head = _FIRST_CHUNK
-        self._chunk_left = 0
-        self._last_chunk = False
-
-    def begin(self) -> None:
-        """Read the head, passing over interim replies."""
+        self._source = source = _Source(connection.receive, connection.early)
         for _ in range(_MAX_INTERIM):
-            version, headers = self._read_head()
+            head = source.read_until(_HEAD_END).decode("latin-1")
+            version, self.status, headers = _parse_head(head)
             if self.status >= 200:
-                return self._choose_framing(version, headers)
-        raise http.client.HTTPException("too many interim (1xx) replies")
+                break
+        else:
+            raise _BadReply("too many interim (1xx) replies")
+        self.headers = Headers(headers)
+        self._body = _read_body(source, self.status, headers)
+        self._is_reusable = (
+            version == "1"
+            and "close" not in headers.get("connection", "").lower()
+            and ("content-length" in headers) != ("transfer-encoding" in headers)
+            and self.status < 500  # uvicorn closes behind one, silently
+            and not connection.early
+        )
 
     def abort(self) -> None:
         """Close the connection, unless the body's end has let it go."""
@@ -4057,166 +4218,64 @@ class _Reply:
             self._is_over = True
             self._connection.abort()
 
-    def _received(self) -> bytes:
-        raw = self._connection.receive()
-        if not raw:
-            raise http.client.RemoteDisconnected("the server closed in mid-reply")
-        return raw
-
-    def _read_head(self) -> tuple[str, dict[str, str]]:
-        """HTTP's minor version and the headers, by lower-case names."""
-        end = None
-        while not end:
-            end = _HEAD_END.search(self._buffer)
-            if not end:
-                if len(self._buffer) > _MAX_HEAD:
-                    raise http.client.HTTPException("an endless response head")
-                self._buffer += self._received()
-        head = self._buffer[: end.start()].decode("latin-1").replace("\r\n", "\n")
-        self._buffer = self._buffer[end.end() :]
-        first, *lines = head.split("\n")
-        status = _STATUS_LINE.fullmatch(first)
-        if not status:
-            raise http.client.HTTPException("no HTTP/1 reply: is it an HTTP server?")
-        headers: dict[str, str] = {}
-        for line in lines:
-            name, colon, value = line.partition(":")
-            name, value = name.lower(), value.strip()
-            if not colon or not name or " " in name or "\t" in name:
-                raise http.client.HTTPException("a malformed header line")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        self.status, self.headers = int(status[2]), Headers(headers)
-        return status[1], headers
-
-    def _choose_framing(self, version: str, headers: dict[str, str]) -> None:
-        wish = headers.get("connection", "").lower()
-        keeps = "close" not in wish and (version == "1" or "keep-alive" in wish)
-        coding = headers.get("transfer-encoding")
-        length = headers.get("content-length")
-        if self.status in (204, 304):
-            self._left = 0
-        elif coding is not None:
-            if coding.lower() != "chunked":
-                raise http.client.HTTPException("a transfer coding not asked for")
-            self._chunked = True
-            keeps = keeps and length is None
-        elif length is not None:
-            if not (length.isdigit() and length.isascii() and len(length) < 19):
-                raise http.client.HTTPException("a Content-Length that is no number")
-            self._left = int(length)
-        else:
-            keeps = False
-        self._is_reusable = keeps
-
     def read_next(self) -> bytes:
-        """`read_some` of a stream, whose limit is for each wait."""
-        raw, self._peeked = self._peeked, b""
-        if raw:
-            return raw
+        """A stream's next bytes, b"" at its end. The timeout limits each wait."""
         self._connection.clock.restart("read")
-        return self.read_some()
+        return self._read_some()
+
+    def read(self, limit: int) -> bytes:
+        """The whole body. Raises where it is larger."""
+        pieces = []
+        for raw in iter(self._read_some, b""):
+            pieces.append(raw)
+            limit -= len(raw)
+            if limit < 0:
+                raise _BadReply("a body larger than MAX_REPLY_BYTES")
+        return b"".join(pieces)
 
     def push_back(self, raw: bytes) -> None:
         """Bytes of the body that `read_next` is to return once more."""
-        self._peeked = raw
+        self._body = itertools.chain((raw,), self._body)
 
-    def read_some(self) -> bytes:
-        """The next bytes of the body, b"" at its exact end. Raises where it is cut."""
+    def read_error(self, seconds: float | None = None) -> bytes:
+        """What comes of an error's body, in so many seconds: its status is known, so it
+        need not be whole."""
+        if seconds is not None:
+            self._connection.clock = _Clock(seconds)
+        return self._read_rest(MAX_ERROR_BYTES)
+
+    def finish(self) -> None:
+        """The answer is whole: keep the connection if the body's end is there too."""
+        if not self._is_over:  # or the connection may be another request's by now
+            self._connection.clock = _Clock(_FINISH_SECONDS)
+            self._read_rest(0)
+
+    def _read_rest(self, limit: int) -> bytes:
+        body = bytearray()
+        try:
+            for raw in iter(self._read_some, b""):
+                body += raw
+                if len(body) > limit:
+                    break
+        except (OSError, http.client.HTTPException) as error:
+            if _is_foreign_timeout(error):
+                raise
+        finally:
+            self.abort()
+        return bytes(body[:limit])
+
+    def _read_some(self) -> bytes:
+        """The next bytes of the body; at its end, keep or close the connection."""
         if self._is_over:
             return b""
-        raw = self._read_chunks() if self._chunked else self._read_plain()
+        raw = next(self._body, b"")
         if not raw:
             self._is_over = True
-            if self._is_reusable and not self._buffer:
+            if self._is_reusable and not self._source.buffer:
                 self._connection.transport.keep(self._connection)
             else:
                 self._connection.close()
         return raw
-
-    def read(self, limit: int) -> bytes:
-        """The whole body. Raises where it is, or says that it is, larger."""
-        pieces: list[bytes] = []
-        size = self._left or 0
-        while size <= limit:
-            raw = self.read_some()
-            if not raw:
-                return b"".join(pieces)
-            pieces.append(raw)
-            size += 0 if self._left is not None else len(raw)
-        raise http.client.HTTPException("a body larger than MAX_REPLY_BYTES")
-
-    def read_error(self, seconds: float | None = None) -> bytes:
-        """What comes of an error's body: its status is known, so it need not be whole."""
-        body = io.BytesIO()
-        if seconds:
-            self._connection.clock = _Clock(seconds)
-        try:
-            while body.tell() < MAX_ERROR_BYTES:
-                raw = self.read_some()
-                if not raw:
-                    break
-                body.write(raw)
-        except (OSError, http.client.HTTPException):
-            pass
-        self.abort()
-        return body.getvalue()[:MAX_ERROR_BYTES]
-
-    def settle(self) -> None:
-        """The answer is whole: if the body's end is there too, keep the connection."""
-        if self._is_over:
-            return  # the connection may be another request's by now
-        self._connection.clock = _Clock(_SETTLE_SECONDS)
-        try:
-            if self.read_some():
-                self.abort()
-        except (OSError, http.client.HTTPException):
-            self.abort()
-
-    def _read_plain(self) -> bytes:
-        if self._left == 0:
-            return b""
-        raw, self._buffer = self._buffer, b""
-        if self._left is None:
-            return raw or self._connection.receive()
-        raw = raw or self._received()
-        raw, self._buffer = raw[: self._left], raw[self._left :]
-        self._left -= len(raw)
-        return raw
-
-    def _read_chunks(self) -> bytes:
-        """The data of the chunks that are there, or b"" behind the last one."""
-        while True:
-            pieces = self._buffered_chunks()
-            if pieces:
-                return b"".join(pieces)
-            end = _TRAILERS_END.search(self._buffer) if self._last_chunk else None
-            if end:
-                self._buffer = self._buffer[end.end() :]
-                return b""
-            if len(self._buffer) > _MAX_HEAD:
-                raise http.client.HTTPException("an endless chunk head or trailer")
-            self._buffer += self._received()
-
-    def _buffered_chunks(self) -> list[bytes]:
-        pieces = []
-        buffer, at = self._buffer, 0
-        while at < len(buffer) and not self._last_chunk:
-            if self._chunk_left:
-                pieces.append(buffer[at : at + self._chunk_left])
-                at += len(pieces[-1])
-                self._chunk_left -= len(pieces[-1])
-                continue
-            head = self._chunk_head.match(buffer, at)
-            if not head:
-                if b"\n" in buffer[at + 2 :] and not pieces:
-                    raise http.client.HTTPException("a corrupt chunk")
-                break
-            at = head.end()
-            self._chunk_head = _NEXT_CHUNK
-            self._chunk_left = int(head[1], 16)
-            self._last_chunk = not self._chunk_left
-        self._buffer = buffer[at:]
-        return pieces
 
 
 # --- command line ---

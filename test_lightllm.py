@@ -20,6 +20,7 @@ import http.server
 import importlib
 import inspect
 import io
+import itertools
 import json
 import logging
 import multiprocessing
@@ -2705,8 +2706,8 @@ class Time(TransportTest):
             with self.subTest(name):
                 self.server.says(reply)
                 started = time.monotonic()
-                error = self.error(timeout=0.12)
-                self.assertLess(time.monotonic() - started, 0.4)
+                error = self.error(timeout=0.2)
+                self.assertLess(time.monotonic() - started, 0.6)
                 kind = lightllm.APITimeoutError
                 if name == "a slow error":
                     kind = lightllm.InternalServerError
@@ -2726,8 +2727,10 @@ class Time(TransportTest):
             with self.subTest(name):
                 self.server.says(reply)
                 started = time.monotonic()
-                self.error(lightllm.APIConnectionError, timeout=4)
+                error = self.error(lightllm.APIConnectionError, timeout=4)
                 self.assertLess(time.monotonic() - started, 1.0)
+                said = "too many interim" if name == "interim replies" else "endless"
+                self.assertIn(said, str(error))
 
     def test_a_server_that_reads_nothing(self):
         listener = self.listener(lambda connection: time.sleep(3))
@@ -2750,6 +2753,24 @@ class Time(TransportTest):
         started = time.monotonic()
         self.error(lightllm.APITimeoutError, timeout=0.2, stream=True)
         self.assertLess(time.monotonic() - started, 0.5)
+
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "needs signals")
+    def test_a_signal_handlers_timeout_is_not_ours(self):
+        def interrupt(*_):
+            raise TimeoutError("the job's time is up")
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        client = self.new_client(max_retries=2)
+        head = "HTTP/1.1 500 X\r\nContent-Length: 9\r\n\r\n"
+        for reply in (raw(1.0), raw(self.HEAD, 1.0), raw(head, 1.0)):
+            for stream in (False, True):
+                self.server.says(reply)
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                with self.assertRaisesRegex(TimeoutError, "the job's time is up"):
+                    list(self.ask(client, stream=stream))
+        self.server.says(answer())
+        self.ask(client)
 
     def test_forms_of_a_timeout(self):
         class Phases:
@@ -2799,15 +2820,33 @@ class WholeOrError(TransportTest):
             "nameless header": raw(
                 ok + f"Content-Length: {len(body)}\r\n: x\r\n\r\n" + body
             ),
+            **{
+                name: raw(ok + f"{line}\r\nContent-Length: {len(body)}\r\n\r\n" + body)
+                for name, line in (
+                    ("NUL", "X: \0"),
+                    ("CR", "X: \ry"),
+                    ("X CR", "X\r: y"),
+                )
+            },
             "no header": raw(ok + f"Content-Length: {len(body)}\r\nX\r\n\r\n" + body),
             "not http": raw("SSH-2.0-OpenSSH_9.2\r\n\r\n"),
             "binary": raw(bytes(range(256)) * 20),
             "http/2": raw("HTTP/2 200\r\n\r\n" + body),
         }
+        said = {
+            "not one number": "endless length|no number|negative length|two lengths",
+            "corrupt chunk": "negative chunk|underscore .*|overflowing .*",
+            "not asked for": "unknown coding",
+            "malformed header": "malformed header|nameless .*|no header|NUL|.*CR.*",
+            "is it an HTTP server": "not http|http/2",
+            "closed in mid-reply": ".*",
+        }
         for name, reply in table.items():
             with self.subTest(name):
                 self.server.says(reply)
-                self.error(lightllm.APIConnectionError)
+                error = self.error(lightllm.APIConnectionError)
+                words = [text for text in said if re.fullmatch(said[text], name)]
+                self.assertIn(words[0], str(error))
 
     def test_good_status_with_something_else(self):
         table = {
@@ -2906,6 +2945,9 @@ class WholeOrError(TransportTest):
             "any case": f"HTTP/1.1 200 OK\r\ncOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}",
             "bare newlines": f"HTTP/1.1 200 OK\n{size}\n\n{body}",
             "interim": f"HTTP/1.1 102 P\r\n\r\nHTTP/1.1 200 OK\r\n{size}\r\n\r\n{body}",
+            "one length twice": f"HTTP/1.1 200 OK\r\n{size}\r\n{size}\r\n\r\n{body}",
+            "one length, twice": f"HTTP/1.1 200 OK\r\n{size}, {len(body)}\r\n\r\n{body}",
+            "folded": f"HTTP/1.1 200 OK\r\nX: y\r\n\t z\r\n{size}\r\n\r\n{body}",
             "extension": "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n"
             f"{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n",
         }
@@ -2914,6 +2956,98 @@ class WholeOrError(TransportTest):
                 self.server.says(raw(text))
                 message = self.ask(self.new_client()).choices[0].message
                 self.assertEqual(message.content, "Hello")
+
+    def read(self, pieces):
+        """The body of a reply that is received in these pieces."""
+        receive = functools.partial(next, iter(pieces), b"")
+        connection = unittest.mock.Mock(receive=receive, early=b"")
+        return lightllm._Reply(connection).read(1000)
+
+    def test_cuts_between_cr_and_lf(self):
+        text = b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n"
+        text += b"3;x\r\nabc\r\n2\r\nde\r\n0\r\nX: y\r\n\r\n"
+        for cut in range(1, len(text)):
+            self.assertEqual(self.read([text[:cut], text[cut:]]), b"abcde", cut)
+
+    def test_random_framings_agree_with_a_reference(self):
+        def reference(text):  # all there, and nothing malformed
+            head, _, text = text.partition(b"\r\n\r\n")
+            if b"Content-Length: " in head:
+                return text[: int(head.rpartition(b" ")[2])]
+            body, size = b"", 1
+            while size:
+                line, _, text = text.partition(b"\r\n")
+                size = int(line.partition(b";")[0], 16)
+                body, text = body + text[:size], text[size + 2 :]
+            return body
+
+        rng = random.Random(16)
+        for _ in range(300):
+            parts = [
+                bytes(rng.choices(b"a\r\n0;", k=rng.choice((1, 40)))) for _ in "12"
+            ]
+            body = b"".join(parts)
+            sized = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            chunks = b"".join(b"%X;q\r\n%b\r\n" % (len(part), part) for part in parts)
+            trailers = b"T: 1\r\n" * rng.randrange(2) + b"\r\n"
+            coded = b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + trailers
+            for text in (b"HTTP/1.1 200 OK\r\n" + framed for framed in (sized, coded)):
+                cuts = sorted(rng.choices(range(1, len(text)), k=rng.randrange(9)))
+                ends = zip([0, *cuts], [*cuts, len(text)])
+                found = self.read([text[a:b] for a, b in ends if a < b] + [b"next"])
+                self.assertEqual(found, reference(text))
+                self.assertEqual(found, body)
+                with self.assertRaises(ConnectionError):
+                    self.read([text[:-1]])
+
+    def test_an_early_reply_to_a_large_upload_is_the_answer(self):
+        reply = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n{}"
+        table = [
+            [reply], [200_000, reply[:9], 0.02, reply[9:]], [reply, "end", 0.02],
+            [b"HTTP/1.1 102 Wait\r\n\r\n" + reply], [reply, 10**9], [reply, 0.5],
+        ]  # fmt: skip
+
+        def behave(connection):
+            uploads.append(connection.recv(1000))
+            for step in steps:
+                if isinstance(step, bytes):
+                    connection.sendall(step)
+                elif isinstance(step, float):
+                    time.sleep(step)
+                elif step == "end":
+                    connection.shutdown(socket.SHUT_WR)
+                else:
+                    while step > 0:
+                        step -= len(connection.recv(65536)) or step
+            connection.close()
+
+        listener, big = self.listener(behave), [user("x" * 10_000_000)]
+        for steps, retries in itertools.product(table, (0, 2)):
+            with self.subTest(steps=steps, retries=retries):
+                uploads, client = [], self.client_of(listener, max_retries=retries)
+                with self.assertRaisesRegex(lightllm.APIStatusError, "413"):
+                    self.ask(client, messages=big)
+                self.assertEqual(len(uploads), 1)
+
+    def test_a_large_upload_that_is_cut_without_a_reply_is_an_error(self):
+        listener = self.listener(lambda connection: connection.close())
+        client = self.client_of(listener)
+        with self.assertRaises(lightllm.APIConnectionError):
+            self.ask(client, messages=[user("x" * 3_000_000)])
+        self.assertEqual(len(listener.accepted), 1)
+
+    def test_a_reply_that_begins_early_does_not_stop_the_upload(self):
+        body = answer("early")[2][0]
+
+        def behave(connection):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            read_request(connection)
+            head = f"Content-Length: {len(body)}\r\n\r\n".encode()
+            connection.sendall(head + body)
+
+        client = self.client_of(self.listener(behave))
+        completion = self.ask(client, messages=[user("x" * 3_000_000)])
+        self.assertEqual(completion.choices[0].message.content, "early")
 
 
 class Pool(TransportTest):
@@ -2933,6 +3067,12 @@ class Pool(TransportTest):
             "close": (200, {"Connection": "close"}, [body]),
             "glued second reply": (200, {"Content-Length": str(len(body))}, [body * 2]),
             "error": (500, {"Content-Length": "9"}, [b"x", 0.02, HANGUP]),
+            "whole error": (500, {}, [b"x"]),
+            "bytes behind the last chunk": (
+                200,
+                {"Transfer-Encoding": "chunked"},
+                [chunked(body) + b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"],
+            ),
             "two framings": (
                 200,
                 {"Content-Length": "5", "Transfer-Encoding": "chunked"},
@@ -2946,7 +3086,7 @@ class Pool(TransportTest):
         for name, reply in table.items():
             with self.subTest(name):
                 self.server.says(reply, answer("next"))
-                if name == "error":
+                if "error" in name:
                     self.error(lightllm.InternalServerError)
                 else:
                     self.assertEqual(self.ask().choices[0].message.content, "Hello")
@@ -2966,9 +3106,43 @@ class Pool(TransportTest):
     def test_an_idle_connection_that_cannot_send_is_replaced_unseen(self):
         self.server.says(answer(), answer("second"))
         self.ask()
-        self.idle()[0].sock.shutdown(socket.SHUT_WR)
+        connection = self.idle()[0]
+        connection.is_usable = lambda: True  # as if it broke a moment later
+        connection.sock.shutdown(socket.SHUT_WR)
         self.assertEqual(self.ask().choices[0].message.content, "second")
         self.assertEqual(len(self.server.heard), 2)
+
+    @unittest.skipUnless(hasattr(socket, "TCP_KEEPIDLE"), "needs the option")
+    def test_silent_connections_are_kept_alive(self):
+        self.server.says(answer())
+        self.ask()
+        option = self.idle()[0].sock.getsockopt
+        self.assertTrue(option(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        self.assertTrue(option(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertEqual(option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
+
+    def test_descriptors_above_1023(self):
+        files = [open(os.devnull)]
+        self.addCleanup(lambda: [file.close() for file in files])
+        try:
+            while files[-1].fileno() < 1100:
+                files.append(open(os.devnull))
+        except OSError:
+            self.skipTest("this process may not open as many")
+        self.server.says(answer(), answer())
+        self.ask()
+        self.ask()
+        self.assertEqual(len({h.connection for h in self.server.heard}), 1)
+
+    def test_a_stream_that_is_held_holds_no_connection(self):
+        for last in ({"error": {"message": "oops"}}, DONE):
+            self.server.aborted.clear()
+            self.server.says(events(delta("a"), STOP, last, 0.5))
+            stream = self.ask(stream=True)
+            with contextlib.suppress(lightllm.APIError):
+                list(stream)
+            self.assertTrue(self.server.aborted.wait(0.4))
+            del stream
 
     def test_a_closed_client_keeps_no_connection(self):
         self.server.says(events(delta("a"), STOP, DONE))
@@ -3598,6 +3772,8 @@ class Errors(TransportTest):
 
 
 class Proxies(TransportTest):
+    refusal = "HTTP/1.1 407 Auth\r\nContent-Length: 0\r\n\r\n"
+
     def proxy(self):
         """A proxy that answers plain requests itself, and refuses or opens tunnels."""
         self.seen = []
@@ -3609,9 +3785,7 @@ class Proxies(TransportTest):
                     return
                 self.seen.append(request.decode("latin-1"))
                 if request.startswith(b"CONNECT"):
-                    connection.sendall(
-                        b"HTTP/1.1 407 Auth\r\nContent-Length: 0\r\n\r\n"
-                    )
+                    connection.sendall(self.refusal.encode())
                     return
                 body = answer("via proxy")[2][0]
                 head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -3659,11 +3833,59 @@ class Proxies(TransportTest):
         self.ask(client)
         self.assertNotIn("proxy", str(self.error(client=far)))
 
+    def test_what_no_proxy_exempts(self):
+        table = [
+            ("m.example", "m.example", True), ("m.example", "M.example:8000", True),
+            ("m.example", "m.example:80", False), ("m.example", "10.0.0.0/8", False),
+            ("a.m.example", "m.example", True), ("a.m.example", "x, .m.example", True),
+            ("a.m.example", "x *.m.example", True), ("am.example", "m.example", False),
+            ("m.example", "*", True), ("m.example", "", False),
+            ("10.1.2.3", "10.0.0.0/8", True), ("10.1.2.3", "11.0.0.0/8", False),
+            ("10.1.2.3", "10.1.2.3", True), ("127.8.8.8", "", True),
+            ("[2001:db8::1]", "2001:db8::1", True),
+            ("[2001:db8::1]", "2001:DB8:0::1", True),
+            ("[2001:db8::1]", "[2001:db8::1]:8000", True),
+            ("[2001:db8::1]", "2001:db8::/32", True),
+            ("[2001:db8::1]", "2001:db9::/32", False), ("a.localhost", "", True),
+            ("exempt.on.macos", "m.example", True),
+        ]  # fmt: skip
+        proxy, real = self.proxy(), socket.getaddrinfo
+        ports = {8000: self.server.server_address[1]}  # every host is this server
+        socket.getaddrinfo = lambda host, port, *rest: real(
+            "127.0.0.1", ports.get(port, port), *rest
+        )
+        self.addCleanup(setattr, socket, "getaddrinfo", real)
+        library = lightllm.urllib.request
+        self.addCleanup(setattr, library, "proxy_bypass", library.proxy_bypass)
+        library.proxy_bypass = lambda host: host == "exempt.on.macos"
+        self.server.answers(lambda heard: answer("direct"))
+        for host, no_proxy, is_direct in table:
+            with self.subTest(host=host, no_proxy=no_proxy):
+                url = f"http://127.0.0.1:{proxy.port}"
+                with proxy_environment(http_proxy=url, no_proxy=no_proxy):
+                    client = self.new_client(base_url=f"http://{host}:8000")
+                content = self.ask(client).choices[0].message.content
+                self.assertEqual(content, "direct" if is_direct else "via proxy")
+
+    def test_a_refusal_to_open_a_tunnel_is_not_tried_again(self):
+        self.addCleanup(setattr, time, "sleep", time.sleep)
+        time.sleep = lambda seconds: None
+        for status, attempts in ((407, 1), (403, 1), (503, 3)):
+            self.refusal = f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"
+            with proxy_environment(https_proxy=f"127.0.0.1:{self.proxy().port}"):
+                options = {"base_url": "https://model.example", "max_retries": 2}
+                client = self.new_client(**options)
+            error = self.error(lightllm.APIConnectionError, client)
+            said = f"the proxy refused to open a tunnel, with status {status}"
+            self.assertIn(said, str(error))
+            self.assertEqual(len(self.seen), attempts)
+
     def test_dead_and_unusable_proxies_are_named(self):
         table = {
             "http://127.0.0.1:9": "the proxy http://127.0.0.1:9",
-            "socks5://user:hunter22@127.0.0.1:9": "no http://host:port",
-            "http://127.0.0.1:notaport": "no http://host:port",
+            "https://user:hunter22@127.0.0.1:9": "the proxy https://127.0.0.1:9",
+            "socks5://user:hunter22@127.0.0.1:9": "of the form http://host:port",
+            "http://127.0.0.1:notaport": "of the form http://host:port",
         }
         for proxy, named in table.items():
             with proxy_environment(http_proxy=proxy):
@@ -3804,9 +4026,13 @@ class Addresses(TransportTest):
 
     def test_a_dead_first_address(self):
         self.resolve_to_first(("127.0.0.1", 9))
-        for timeout in (5, None):
-            self.server.says(answer())
-            self.ask(self.new_client(timeout=timeout))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for timeout in (5, None):
+                self.server.says(answer())
+                self.ask(self.new_client(timeout=timeout))
+            gc.collect()
+        self.assertEqual([str(w.message) for w in caught], [])  # no socket left open
 
     def test_a_silent_first_address(self):
         with contextlib.ExitStack() as stack:
