@@ -50,7 +50,10 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
 
     _Answer = TypeVar("_Answer")
-    _Found = tuple[list["_Call"], int]
+    _Calls = list["_Call"]
+    _Found = tuple[_Calls, int]
+    _Pattern = re.Pattern[str]
+    _Token = tuple[str, int]
     _Json = dict[str, Any]
     _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
@@ -2055,12 +2058,10 @@ class _ServerCalls:
             call.add(delta, function)
         return begins
 
-    def take(
-        self, text: str, has_next: bool, is_over: bool, is_cut: bool
-    ) -> list[_Call]:
+    def take(self, text: str, has_next: bool, is_over: bool, is_cut: bool) -> _Calls:
         """The calls in front that are whole and behind which another has begun; in the
         end all that are whole. `text`: that of the answer, which may show damage."""
-        calls: list[_Call] = []
+        calls: _Calls = []
         if is_over and is_cut and text.count("</tool_call>") < len(self.held):
             del self.held[-1]  # the server may have closed it itself
         while self.held[not (has_next or is_over) :]:
@@ -2166,7 +2167,7 @@ class _ChoiceState:
 
     def _read(
         self, text: str, has_deltas: bool, is_over: bool, is_cut: bool
-    ) -> tuple[str, list[_Call]]:
+    ) -> tuple[str, _Calls]:
         """What of the text is certain to be text, and the calls in it."""
         pieces: list[Any] = [text]
         if self._reader:
@@ -2322,19 +2323,12 @@ class _AnswerBuilder:
         """A new choice. Its calls are read from its text, unless the caller wants none."""
         reads_calls = reads_calls and self._request.get("tool_choice") != "none"
         reader = _CallReader(self._schemas, self.is_stream) if reads_calls else None
-        stop = (
-            _StopFilter(self._stops, self._measure_echo(index)) if self._stops else None
-        )
+        prompt: Any = self._request.get("prompt") if self._request.get("echo") else ""
+        skip = len(prompt) if isinstance(prompt, str) else sys.maxsize  # of a list
+        stop = _StopFilter(self._stops, skip) if self._stops else None
         state = _ChoiceState(self._schemas, stop, reader, not self.is_stream)
         self._choices[index] = state
         return state
-
-    def _measure_echo(self, index: int) -> int:
-        """The length of the prompt that stands before a continuation: no stop cuts it."""
-        prompt: Any = self._request.get("prompt") if self._request.get("echo") else ""
-        if isinstance(prompt, list) and prompt:
-            prompt = prompt[index // (self._request.get("n") or 1) % len(prompt)]
-        return len(prompt) if isinstance(prompt, str) else sys.maxsize  # token ids
 
 
 def _objects(items: Any) -> list[_Json]:
@@ -2620,7 +2614,7 @@ class _CallReader:
         return end
 
 
-def _read_calls(text: str, tools: Iterable[_Json]) -> list[_Call]:
+def _read_calls(text: str, tools: Iterable[_Json]) -> _Calls:
     """The calls in a whole text."""
     reader = _CallReader(_parameter_schemas(tools), is_stream=False)
     out = reader.feed(text) + reader.finish() if _TAG.search(text) else []
@@ -2643,9 +2637,7 @@ def _failure_at_end(text: str) -> Exception:
     return _NotACall(len(text)) if text.endswith(_END) else _Unfinished()
 
 
-def _take(
-    text: str, pos: int, *tokens: str, space: re.Pattern[str] = _SPACE
-) -> tuple[str, int]:
+def _take(text: str, pos: int, *tokens: str, space: _Pattern = _SPACE) -> _Token:
     """The token behind the space at pos, or "", and where that ends."""
     found = space.match(text, pos)
     pos = found.end() if found else pos
@@ -2658,7 +2650,7 @@ def _take(
     return "", pos
 
 
-def _match(text: str, pos: int, pattern: re.Pattern[str]) -> re.Match[str]:
+def _match(text: str, pos: int, pattern: _Pattern) -> re.Match[str]:
     """The match at pos of a pattern that takes 400 characters at the most."""
     found = pattern.match(text, pos)
     if not found:
@@ -2680,11 +2672,11 @@ def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     fence, pos = _take(text, pos, "```")
     if fence:
         pos = _take(text, pos, "json")[1]
-    calls: list[_Call] = []
+    calls: _Calls = []
     tokens: tuple[str, ...] = ("{", "[", "<function=")
     while True:
         token, pos = _take(text, pos, *tokens, space=_FILLER if calls else _SPACE)
-        found: list[_Call] = []
+        found: _Calls = []
         if token in ("{", "["):
             found, pos = _read_json(text, pos - 1)
         elif token == "<function=":
@@ -2695,22 +2687,22 @@ def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
         elif not calls:
             found, pos = _read_named_call(text, pos, schemas)
         elif token not in ("```", "</function>"):
-            return calls, _find_region_end(text, pos, token, calls[-1].is_json)
+            return calls, _find_region_end(text, pos, token)
         calls += found
         tokens = ("{", "[", "<function=", "<code>", "```", "</function>")
         tokens += ("</tool_call>", "<tool_call>")
 
 
-def _find_region_end(text: str, pos: int, token: str, is_json: bool) -> int:
+def _find_region_end(text: str, pos: int, token: str) -> int:
     """Where the text goes on behind the token that follows the calls of a region."""
     if token:
         return pos - len(token) if token == "<tool_call>" else pos
-    part, end = text[pos : pos + 12].split(_END)[0], _length(text)
-    if end < len(text) and pos + len(part) == end:
-        if part[1:] and "<tool_call>".startswith(part):
+    part = text[pos : pos + 12]
+    if part.endswith(_END) and part != "<" + _END:  # which may begin <code>
+        if "<tool_call>".startswith(part[:-1]):
             return pos
-        if "</tool_call>".startswith(part) and not (is_json and part == "<"):
-            return end  # a lone "<" may begin <code>
+        if "</tool_call>".startswith(part[:-1]):
+            return _length(text)
     raise _NotACall(pos)
 
 
@@ -2751,7 +2743,7 @@ def _read_json(text: str, pos: int) -> _Found:
     raise _failure_at_end(text)
 
 
-def _read_code(text: str, pos: int) -> tuple[str, int]:
+def _read_code(text: str, pos: int) -> _Token:
     """The code behind <code>, in which pairs of that tag may stand, and its end."""
     depth = 1
     for found in _CODE_TAG.finditer(text, pos):
@@ -2836,11 +2828,10 @@ def _read_arguments(
     raise _NotACall(pos)
 
 
-def _read_value(text: str, start: int, form: Any, unset: Any) -> tuple[str, int]:
+def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
     """A value, and where what follows it stands. A tag of the form that opens in it is
     data, and so is the tag that closes that. `unset`: the arguments that may follow."""
     opened: list[str] = []  # the end tags of what the value's own tags opened
-    depth = {form.end: 0, form.outer_end: 0}
     has_argument = False  # whether something like an undeclared argument began
     for found in form.tags.finditer(text, start):
         tag, key = found[0].lstrip(), found["key"]
@@ -2851,11 +2842,11 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> tuple[str, int]
             has_argument = has_argument or not opened
         if tag[1] != "/":
             opened.append(form.outer_end if tag.startswith(form.outer) else form.end)
-            depth[opened[-1]] += 1
-        elif depth[tag]:
-            while opened[-1] != tag:
-                depth[opened.pop()] -= 1
-            depth[opened.pop()] -= 1
+            if len(opened) > _MAX_DEPTH:
+                raise _NotACall(found.end())
+        elif tag in opened:
+            while opened.pop() != tag:
+                pass
         else:
             follow = (form.begin, form.outer_end, "</tool_call>")
             token, after = _take(text, found.end(), *follow)
@@ -2906,13 +2897,11 @@ class _Call:
         values: _Json,
         text: str | None = None,
         fields: _Json | None = None,
-        is_json: bool = False,
     ) -> None:
         self.name = name
         self.values = values
         self.text = text
         self.fields = fields or {}  # of a call that the server made
-        self.is_json = is_json  # whether it was read from JSON, which <code> may follow
 
     @property
     def arguments(self) -> str:
@@ -2924,7 +2913,7 @@ class _Call:
         self.values, self.text = {**self.values, key: value}, None
 
 
-def _parse_calls(text: str) -> list[_Call]:
+def _parse_calls(text: str) -> _Calls:
     """The calls of an object, or of all objects of an array; none if one is no call."""
     try:
         data, is_strict = _parse_json(text, _ARGUMENT_DECODER), True
@@ -2933,7 +2922,7 @@ def _parse_calls(text: str) -> list[_Call]:
             data, is_strict = _parse_json(_rewrite(text), _ARGUMENT_DECODER), False
         except ValueError:
             return []
-    calls: list[_Call] = []
+    calls: _Calls = []
     at = 0
     for item in data if isinstance(data, list) else [data]:
         call = _parse_call(item)
@@ -2959,7 +2948,7 @@ def _parse_call(item: Any) -> _Call | None:
             values = _parse_json(values.strip() or "{}", _ARGUMENT_DECODER)
         except ValueError:
             return None
-    return _Call(name, values, is_json=True) if isinstance(values, dict) else None
+    return _Call(name, values) if isinstance(values, dict) else None
 
 
 def _keep_text(call: _Call, text: str, at: int) -> int:

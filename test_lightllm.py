@@ -4468,7 +4468,7 @@ class StopStrings(ServerTest):
 
         table = [
             ("a END b", ["a END b and c END"], ["a END b and c "]),
-            (["END 1", "2 END"], ["END 1 END", "2 END x END"], ["END 1 ", "2 END x "]),
+            (["END 1", "2 END"], ["END 1 END", "2 END x END"], ["END 1 END", "2 END x END"]),
             ([1, 2, 3], ["a END b"], ["a END b"]),
         ]
         for prompt, texts, expected in table:
