@@ -2214,25 +2214,21 @@ class _AnswerBuilder:
         self.native: _NativeReplies | None = None
         self.sends_tools = False  # to the server, which then reads the calls itself
         self.head: _Json = {}  # the fields that all chunks share
+        self.usage: Any = None
         self._is_chat = is_chat
         self._key = "content" if is_chat else "text"
-        self._make_chunk = (
-            ChatCompletionChunk if is_chat else Completion
-        ).model_validate
+        self._reply: Any = ChatCompletion if is_chat else Completion
+        self._chunk: Any = ChatCompletionChunk if is_chat else Completion
         self._request = request
         self._stops = _stop_strings(request.get("stop"))
         self._schemas = _parameter_schemas(tools)
-        self._has_tools = bool(self._schemas)
         self._choices: dict[int, _ChoiceState] = {}
-        self.usage: Any = None
         self._has_usage = self._has_null_role = False
 
     @property
     def problem(self) -> str:
         """Why the answer is not what it claims to be, or ""."""
-        return next(
-            filter(None, (state.problem for state in self._choices.values())), ""
-        )
+        return "".join([state.problem for state in self._choices.values()])
 
     def build_reply(self, data: Any) -> Any:
         """The answer of a plain reply. Raises where it is none, or lost a call."""
@@ -2245,11 +2241,9 @@ class _AnswerBuilder:
                 calls = _objects(fields.get("tool_calls"))
                 for number, call in enumerate(calls):
                     call["index"] = number  # builds of 2026 say -1 of each
-                self._find_choice(index, not calls).settle(
-                    choice, fields, self._key, True
-                )
-        kind: Any = ChatCompletion if self._is_chat else Completion
-        answer = kind.model_validate(data)
+                state = self._add_choice(index, not calls)
+                state.settle(choice, fields, self._key, True)
+        answer = self._reply.model_validate(data)
         if self.problem:
             raise _LostCall(self.problem, answer)
         return answer
@@ -2257,7 +2251,7 @@ class _AnswerBuilder:
     def build_chunk(self, data: _Json) -> Any:
         """The chunk that goes out for an event."""
         data = self.native.chunk(data) if self.native else data
-        if len(self.head) < len(_HEAD_FIELDS):
+        if len(self.head) < 4:
             known = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
             self.head = {**known, **self.head}
         self.usage = data.get("usage") or self.usage
@@ -2272,11 +2266,10 @@ class _AnswerBuilder:
             if fields.get("role", "") is None:
                 self._has_null_role = True
             index = index if isinstance(index, int) else 0
-            state = self._choices.get(index) or self._find_choice(
-                index, self._has_tools
-            )
+            state = self._choices.get(index)
+            state = state or self._add_choice(index, bool(self._schemas))
             state.settle(choice, fields, self._key)
-        return self._make_chunk(data)
+        return self._chunk.model_validate(data)
 
     def build_end(self) -> Iterator[Any]:
         """The chunk that ends choices whose finish_reason did not come by itself."""
@@ -2288,7 +2281,7 @@ class _AnswerBuilder:
                 state.settle(choice, fields, self._key, True)
                 choices.append(choice)
         if choices:
-            yield self._make_chunk({**self.head, "choices": choices})
+            yield self._chunk.model_validate({**self.head, "choices": choices})
 
     def is_whole(self) -> bool:
         """Whether every choice has said why it ended."""
@@ -2305,30 +2298,25 @@ class _AnswerBuilder:
         """The answer so far."""
         choices = []
         for index, state in sorted(self._choices.items()):
-            reason = None if state.problem else state.reason
-            choice: _Json = {
-                "index": index,
-                "message": state.message(),
-                "finish_reason": reason,
-            }
-            if not self._is_chat:
-                choice["text"] = choice.pop("message")["content"]
-            choices.append(choice)
+            message, reason = state.message(), None if state.problem else state.reason
+            place = {"message": message, "text": message["content"]}
+            del place["text" if self._is_chat else "message"]
+            choices.append({"index": index, **place, "finish_reason": reason})
         data = {**self.head, "choices": choices, "usage": self.usage}
-        if self._is_chat:
-            return ChatCompletion.model_validate({**data, "object": "chat.completion"})
-        return Completion.model_validate({**data, "object": "text_completion"})
+        data["object"] = "chat.completion" if self._is_chat else "text_completion"
+        return self._reply.model_validate(data)
 
-    def _find_choice(self, index: int, reads_calls: bool) -> _ChoiceState:
+    def _add_choice(self, index: int, reads_calls: bool) -> _ChoiceState:
         """A new choice. Its calls are read from its text, unless the caller wants none."""
         reads_calls = reads_calls and self._request.get("tool_choice") != "none"
         reader = _CallReader(self._schemas, self.is_stream) if reads_calls else None
         prompt: Any = self._request.get("prompt") if self._request.get("echo") else ""
         skip = len(prompt) if isinstance(prompt, str) else sys.maxsize  # of a list
         stop = _StopFilter(self._stops, skip) if self._stops else None
-        state = _ChoiceState(self._schemas, stop, reader, not self.is_stream)
-        self._choices[index] = state
-        return state
+        self._choices[index] = _ChoiceState(
+            self._schemas, stop, reader, not self.is_stream
+        )
+        return self._choices[index]
 
 
 def _objects(items: Any) -> list[_Json]:
@@ -2916,10 +2904,10 @@ class _Call:
 def _parse_calls(text: str) -> _Calls:
     """The calls of an object, or of all objects of an array; none if one is no call."""
     try:
-        data, is_strict = _parse_json(text, _ARGUMENT_DECODER), True
+        data, is_strict = _parse_strict(text), True
     except ValueError:
         try:
-            data, is_strict = _parse_json(_rewrite(text), _ARGUMENT_DECODER), False
+            data, is_strict = _parse_strict(_rewrite(text)), False
         except ValueError:
             return []
     calls: _Calls = []
@@ -2945,7 +2933,7 @@ def _parse_call(item: Any) -> _Call | None:
     values: Any = next((value for value in written if value is not None), {})
     if isinstance(values, str):
         try:
-            values = _parse_json(values.strip() or "{}", _ARGUMENT_DECODER)
+            values = _parse_strict(values.strip() or "{}")
         except ValueError:
             return None
     return _Call(name, values) if isinstance(values, dict) else None
@@ -2955,10 +2943,10 @@ def _keep_text(call: _Call, text: str, at: int) -> int:
     """Give a call the text of its arguments, as it stands behind `at` in a JSON text, so
     that numbers and spaces stay as the model wrote them; return where that ended."""
     for found in _ARGUMENTS.finditer(text, at):
-        values, end = _ARGUMENT_DECODER.raw_decode(text, found.end())
+        values, end = _DECODER.raw_decode(text, found.end())
         if values == call.values:
             call.text = text[found.end() : end]
-            return int(end)
+            return end
     return at
 
 
@@ -3016,7 +3004,7 @@ def _convert_value(text: str, schema: Any, root: _Json) -> Any:
         kinds.add("integer")
     is_text = "string" in kinds
     try:
-        value = _parse_json(text if is_text else _rewrite(text), _ARGUMENT_DECODER)
+        value = _parse_strict(text if is_text else _rewrite(text))
     except ValueError:
         return text
     kind = _KINDS[type(value)]
@@ -3073,7 +3061,7 @@ def _text(raw: bytes) -> str:
     return text[1:] if text[:1] == "\ufeff" else text
 
 
-def _parse_json(text: str, decoder: json.JSONDecoder = _DECODER) -> Any:
+def _parse_json(text: str) -> Any:
     """Decoded JSON, with U+FFFD for halves of surrogate pairs, which nobody can print.
     Raises ValueError."""
     if "\\ud" in text or "\\uD" in text:
@@ -3081,31 +3069,22 @@ def _parse_json(text: str, decoder: json.JSONDecoder = _DECODER) -> Any:
     if len(text) > _MAX_DEPTH and _is_deep(text):
         raise ValueError("JSON of too many levels")
     try:
-        data, end = decoder.raw_decode(text)
+        data, end = _DECODER.raw_decode(text)
         if end == len(text):
             return data
     except (ValueError, RecursionError):
         pass
     try:
-        return decoder.decode(text)  # takes spaces around it too
+        return _DECODER.decode(text)  # takes spaces around it too
     except RecursionError:
         raise ValueError("JSON of too many levels") from None
 
 
-def _parse_finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text} is out of range")
-    return number
-
-
-def _refuse_constant(name: str) -> Never:
-    raise ValueError(f"{name} is not JSON")
-
-
-_ARGUMENT_DECODER = json.JSONDecoder(
-    strict=False, parse_float=_parse_finite, parse_constant=_refuse_constant
-)
+def _parse_strict(text: str) -> Any:
+    """`_parse_json`, but NaN and infinity, which are not JSON, are a ValueError too."""
+    data = _parse_json(text)
+    _dump_request(data)
+    return data
 
 
 def _split_objects(text: str) -> list[tuple[_Json, str]]:
@@ -3115,8 +3094,9 @@ def _split_objects(text: str) -> list[tuple[_Json, str]]:
     text, pos = text.strip(), 0
     try:
         while pos < len(text):
-            data, end = _ARGUMENT_DECODER.raw_decode(text, pos)
-            if not isinstance(data, dict) or _is_deep(text[pos:end]):
+            end = _DECODER.raw_decode(text, pos)[1]
+            data = _parse_strict(text[pos:end])
+            if not isinstance(data, dict):
                 return []
             found.append((data, text[pos:end]))
             pos = _take(text, end)[1]
