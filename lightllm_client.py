@@ -2491,7 +2491,7 @@ _TAGS = ("<tool_call>", "<think>", "</think>", "<function=")
 _TAG = re.compile("|".join(_TAGS))
 _THOUGHT_END = re.compile("</think>")
 _REGION_END = re.compile(r"</?tool_call>|</function>")
-_SHORT_REGION = 2000  # characters: up to this, an open region is read at every piece
+_SHORT_REGION = 500  # characters: up to this, an open region is read at every piece
 _READINGS = 16  # of a longer one, when a tag came that may end it; then when it doubled
 _SPACE = re.compile(r"\s*")
 _FILLER = re.compile(r"[\s,}]*")
@@ -2821,12 +2821,20 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
     data, and so is the tag that closes that. `unset`: the arguments that may follow."""
     opened: list[str] = []  # the end tags of what the value's own tags opened
     has_argument = False  # whether something like an undeclared argument began
+    end = after = 0  # where it ends if its end tag is missing: unless that still comes
     for found in form.tags.finditer(text, start):
         tag, key = found[0].lstrip(), found["key"]
         at = found.end() - len(tag)
+        token, rest = "", 0
+        if tag[1] == "/":
+            follow = (form.begin, form.outer_end, "</tool_call>")
+            token, rest = _take(text, found.end(), *follow)
+        elif end:
+            break
         if key and (found["line"] is not None or at == start):
             if _strip_quotes(key) in unset:
-                return _drop_last_end_tag(text[start : found.start()]), at
+                end, after = found.start(), at
+                break
             has_argument = has_argument or not opened
         if tag[1] != "/":
             opened.append(form.outer_end if tag.startswith(form.outer) else form.end)
@@ -2835,17 +2843,17 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
         elif tag in opened:
             while opened.pop() != tag:
                 pass
-        else:
-            follow = (form.begin, form.outer_end, "</tool_call>")
-            token, after = _take(text, found.end(), *follow)
-            if tag == form.end:
-                if not opened and (token or _ends_at(text, after)):
-                    return text[start : found.start()], after - len(token)
-            elif "</tool_call>" in (tag, token):
-                if has_argument:
-                    raise _NotACall(found.end())
-                return _drop_last_end_tag(text[start : found.start()]), at
-    raise _failure_at_end(text)
+        elif tag == form.end:
+            if not opened and (token or _ends_at(text, rest)):
+                return text[start : found.start()], rest - len(token)
+        elif "</tool_call>" in (tag, token) and not end:
+            if has_argument:
+                raise _NotACall(found.end())
+            end, after = found.start(), at
+    else:
+        if not end or not text.endswith(_END):
+            raise _failure_at_end(text)
+    return _drop_last_end_tag(text[start:end]), after
 
 
 def _drop_last_end_tag(value: str) -> str:
