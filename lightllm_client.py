@@ -2490,7 +2490,7 @@ _END = "\ud800"  # half of a surrogate pair, which no decoded text holds
 _TAGS = ("<tool_call>", "<think>", "</think>", "<function=")
 _TAG = re.compile("|".join(_TAGS))
 _THOUGHT_END = re.compile("</think>")
-_REGION_END = re.compile(r"</?tool_call>|</function>")
+_REGION_END = re.compile("</tool_call>|</function>")
 _SHORT_REGION = 500  # characters: up to this, an open region is read at every piece
 _READINGS = 16  # of a longer one, when a tag came that may end it; then when it doubled
 _SPACE = re.compile(r"\s*")
@@ -2500,7 +2500,8 @@ _JSON_TOKEN = re.compile(
     re.DOTALL,
 )
 _HOPELESS = re.compile(  # behind a <tool_call>: what is seen at a glance to be no call
-    r"\s*(?:[{\[]\s*<|<[^f]|[^\s<`{\[\w.-]|[\w.-]{1,128}\s+[^\s<])"
+    r"\s*(?:(?:```(?:json)?\s*)?<[^f]|[{\[]\s*<|[^\s<`{\[\w.-]"
+    r"|[\w.-]{1,128}\s*(?:<[^a/]|[^\s<\w.-]))"
 )
 _CODE_TAG = re.compile("</?code>")
 _BARE_NAME = re.compile(r"[\w.-]{1,128}")
