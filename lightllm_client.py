@@ -2037,7 +2037,7 @@ class _ServerCalls:
         self.held: list[_ServerCall] = []
         self.lost: list[str] = []  # what to say of those that did not come whole
         self._schemas = schemas
-        self._last = _ServerCall("", None)  # the one given last
+        self._last: _ServerCall | None = None  # the one given last
 
     def add(self, delta: _Json) -> bool:
         """Take a delta; return whether it begins a call."""
@@ -2084,8 +2084,9 @@ class _ServerCalls:
                 objects = [({}, "{}")]  # LightLLM streams "" for no arguments
             if damage or not (objects or is_copy or is_cut):
                 self.lost.append(f"a call of {call.name!r} did not come whole{damage}")
-            elif objects and call.repeats(self._last):
-                call = _ServerCall("", None)
+            elif self._last and objects and call.repeats(self._last):
+                self._last = None
+                continue
             else:
                 calls += [_Call(call.name, *found, call.fields) for found in objects]
             self._last = call
@@ -2130,8 +2131,9 @@ class _ChoiceState:
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
         reason = choice.get("finish_reason")
-        reason = None if reason in ("", "null") else reason  # as gateways send it
-        if deltas and not is_over and reason:
+        if reason in ("", "null"):  # as gateways say "none"
+            reason = None
+        if reason and deltas and not is_over:
             self.pending, reason = reason, None
         is_over = is_over or reason is not None
         is_cut = reason not in _NATURAL_ENDS
@@ -2139,7 +2141,11 @@ class _ChoiceState:
         if self._stop:
             ready = self._stop.feed(ready)
             ready += self._stop.finish(reason) if is_over else ""
-        shown, calls = self._read(ready, bool(deltas), is_over, is_cut)
+        shown = ready
+        calls: _Calls = []
+        if self._reader:
+            shown, calls = self._read(ready, bool(deltas), is_over, is_cut)
+        self._text.write(shown)
         has_begun = any([self._server.add(delta) for delta in deltas])
         if self._server.held and (calls or has_begun or is_over):
             text_so_far = self._text.getvalue()
@@ -2147,7 +2153,7 @@ class _ChoiceState:
         given = [self._record(call) for call in calls]
         if is_over:
             self._end(reason, is_cut)
-        if isinstance(text, str) or shown:
+        if shown or isinstance(text, str):
             self._has_text = True
             fields[key] = ready if self._is_plain else shown
         if given or "tool_calls" in fields:
@@ -2169,16 +2175,13 @@ class _ChoiceState:
         self, text: str, has_deltas: bool, is_over: bool, is_cut: bool
     ) -> tuple[str, _Calls]:
         """What of the text is certain to be text, and the calls in it."""
-        pieces: list[Any] = [text]
-        if self._reader:
-            pieces = self._reader.feed(text)
-            if has_deltas:
-                self._reader.drop_open_tag()
-            if is_over:
-                pieces += self._reader.finish(not is_cut)
-        shown = "".join([piece for piece in pieces if isinstance(piece, str)])
-        self._text.write(shown)
-        return shown, [piece for piece in pieces if isinstance(piece, _Call)]
+        pieces = self._reader.feed(text)
+        if has_deltas:
+            self._reader.drop_open_tag()
+        if is_over:
+            pieces += self._reader.finish(not is_cut)
+        calls = [piece for piece in pieces if isinstance(piece, _Call)]
+        return "".join([piece for piece in pieces if isinstance(piece, str)]), calls
 
     def _record(self, call: _Call) -> _Json:
         """Note a whole call; the fields that give it out."""
@@ -2194,10 +2197,10 @@ class _ChoiceState:
     def _end(self, reason: Any, is_cut: bool) -> None:
         """Say why it ended, and whether it is what it claims to be."""
         self._stop = self._reader = None
-        has_content = self._calls or self._text.getvalue().strip()
+        claims_calls = reason in ("tool_calls", "function_call") and not self._calls
         if self._server.lost and not is_cut:
             self.problem = self._server.lost[0]
-        elif reason in ("tool_calls", "function_call") and not has_content:
+        elif claims_calls and not self._text.getvalue().strip():
             self.problem = f"finish_reason is {reason!r}, with neither a call nor text"
         if not is_cut and (reason or self._calls or not self._is_plain):
             reason = "tool_calls" if self._calls else "stop"
@@ -2238,11 +2241,16 @@ class _AnswerBuilder:
         for index, choice in enumerate(_objects(data["choices"])):
             fields = choice.get("message", choice)
             if isinstance(fields, dict):
-                calls = _objects(fields.get("tool_calls"))
-                for number, call in enumerate(calls):
+                calls = fields.get("tool_calls")
+                for number, call in enumerate(_objects(calls)):
                     call["index"] = number  # builds of 2026 say -1 of each
-                state = self._add_choice(index, not calls)
-                state.settle(choice, fields, self._key, True)
+                has_tags = not calls and _TAG.search(str(fields.get(self._key)))
+                is_plain = choice.get("finish_reason") in ("stop", "length")
+                if calls or has_tags or self._stops or not is_plain:
+                    state = self._add_choice(index, bool(has_tags))
+                    state.settle(choice, fields, self._key, True)
+                elif "tool_calls" in fields:
+                    fields["tool_calls"] = None
         answer = self._reply.model_validate(data)
         if self.problem:
             raise _LostCall(self.problem, answer)
@@ -2320,7 +2328,9 @@ class _AnswerBuilder:
 
 
 def _objects(items: Any) -> list[_Json]:
-    return [i for i in items if isinstance(i, dict)] if isinstance(items, list) else []
+    if not items or not isinstance(items, list):
+        return []
+    return [item for item in items if isinstance(item, dict)]
 
 
 def _drop_none(fields: _Json) -> _Json:
