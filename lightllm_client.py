@@ -1489,7 +1489,8 @@ def _as_function(item: Any, what: str) -> _Json:
     """A tool or a tool call, as a dict with a dict as its function."""
     item = _as_dict(item, what)
     function = _as_dict(item.get("function") or {}, what)
-    if not isinstance(function.get("name"), str):
+    name = function.get("name")
+    if not name or not isinstance(name, str):
         form = '{"type": "function", "function": {"name": ...}}'
         raise ValueError(f"{what} must be like {form}, got {item!r:.80}")
     return {**item, "function": function}
@@ -1497,9 +1498,10 @@ def _as_function(item: Any, what: str) -> _Json:
 
 def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
     sent = _as_dict(message, "a message")
-    if not isinstance(sent.get("role"), str):
+    role = sent.get("role")
+    if not role or not isinstance(role, str):
         raise ValueError(f"a message must have a role, got {sent!r:.80}")
-    if sent["role"] == "developer":
+    if role == "developer":
         sent["role"] = "system"  # templates ignore roles that they do not know
     content = sent["content"] = _prepare_content(sent.get("content"), client)
     if sent.get("tool_calls"):
@@ -1632,7 +1634,7 @@ def _shrink(url: str, side: int) -> str:
         raise ValueError("max_image_side needs Pillow: pip install pillow") from None
     raw = io.BytesIO(base64.b64decode(url.partition(",")[2]))
     try:
-        with Image.open(raw, formats="JPEG PNG WEBP GIF BMP".split()) as image:
+        with Image.open(raw, formats=list(_IMAGE_TYPE.groupindex)) as image:
             return _png_url(image, side) if max(image.size) > side else url
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
@@ -1664,13 +1666,13 @@ _SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
 _PASSED = """
     do_sample frequency_penalty ignore_eos n presence_penalty repetition_penalty seed
     temperature top_k top_p
-""".split()
+"""
 _LEFT_OUT = """
     max_completion_tokens max_tokens messages metadata model parallel_tool_calls
     prediction prompt_cache_key prompt_cache_options prompt_cache_retention
     response_format safety_identifier service_tier stop store stream stream_options
     stream_reasoning tool_choice user
-""".split()
+"""
 
 
 def _select_tools(tools: _JsonList, choice: Any) -> tuple[_JsonList, str]:
@@ -1749,7 +1751,8 @@ def _native_parameters(body: _Json) -> _Json:
     n, length = body.get("n", 1), body.get("max_tokens")
     if body.get("stream") and n != 1:
         raise ValueError("the native API streams only one choice: leave out n")
-    refused = [name for name in body if body[name] and name not in _PASSED + _LEFT_OUT]
+    known = (_PASSED + _LEFT_OUT).split()
+    refused = [name for name in body if body[name] and name not in known]
     if refused:
         raise ValueError(f"the native API has no {', '.join(refused)}: leave it out")
     parameters = {
@@ -1758,7 +1761,7 @@ def _native_parameters(body: _Json) -> _Json:
         "max_new_tokens": body.get("max_completion_tokens", length),
         "stop_sequences": _stop_strings(body.get("stop")),
         **_constraint(body.get("response_format", {"type": "text"})),
-        **{name: body[name] for name in _PASSED if name in body},
+        **{name: body[name] for name in _PASSED.split() if name in body},
     }
     return _drop_none(parameters)
 
@@ -1843,8 +1846,8 @@ def _native_usage(data: _Json) -> _Json:
 # A Python function -> its schema, for `tools=[search, visit]`.
 
 _PARAMETER = (  # x: ..., x (int): ..., - x: ..., numpy's x : int, :param int x: ...
-    r"(?:\n *(?:Args|Arguments|Params|Parameters):? *)?\n[-*\s]*"
-    r"(?:[:@](?:param|arg)\w* (?:[^:\n]* )?)?(%s)(?: ?\(.*?\))?(?= ?:)"
+    r"(?:\n *(?:Arg|Param)\w*:? *)?\n[-*\s]*(?:[:@](?:param|arg)\w* (?:[^:\n]* )?)?"
+    r"(%s)(?: : .*(?=\n {4})|(?: ?\(.*?\))? ?:)"
 )
 _PARAMETER_END = r"\n\s*(?:\n|:|@|(?:Returns|Raises|Yields):)"
 _LINE_END = r"(?<=\S) *\n *(?=\S)"
@@ -1894,9 +1897,7 @@ def _parse_docstring(text: str, names: str) -> _StrDict:
     described: _StrDict = {}
     for name, told in zip(fields[::2], fields[1::2]):
         told = re.split(_PARAMETER_END, told)[0]
-        if told[0] == " ":  # numpy's type, and the text below it
-            told = told.partition("\n")[2] or told
-        described.setdefault(name, " ".join(told.lstrip(" :").split()))
+        described.setdefault(name, " ".join(told.split()))
     described[""] = re.sub(_LINE_END, " ", head).strip()
     return described
 
@@ -1910,16 +1911,6 @@ def _hints(function: Any) -> _Json:
         raise TypeError(f"cannot read the types of {function!r}: {error}") from None
 
 
-_JSON_TYPES = {
-    str: "string",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    dict: "object",
-    list: "array",
-}
-
-
 def _type_schema(kind: Any, where: str) -> _Json:
     import typing
 
@@ -1927,10 +1918,10 @@ def _type_schema(kind: Any, where: str) -> _Json:
     inner = [one for one in typing.get_args(kind) if one is not type(None)]
     if hasattr(kind, "__members__"):  # an Enum
         origin, inner = typing.Literal, [member.value for member in kind]
-    if origin in _JSON_TYPES:
+    if origin in _KINDS:
         part = "items" if origin is list else "additionalProperties"
         inside = {part: _type_schema(inner[-1], where)} if inner else {}
-        return {"type": _JSON_TYPES[origin], **inside}
+        return {"type": _KINDS[origin], **inside}
     if origin is typing.Literal and len(set(map(type, inner))) == 1:
         return {**_type_schema(type(inner[0]), where), "enum": inner}
     if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
