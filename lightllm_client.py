@@ -1463,7 +1463,7 @@ _IMAGE_TYPE = re.compile(  # told by the first bytes, whatever the name says
 )
 
 
-def _sendable_messages(messages: Any, client: LightLLMClient) -> list[_Json]:
+def _sendable_messages(messages: Any, client: LightLLMClient) -> _JsonList:
     messages = _make_list(messages, "messages must be a list")
     if not messages:
         raise ValueError("messages must not be empty")
@@ -1553,9 +1553,10 @@ def _prepare_part(part: Any, client: LightLLMClient) -> Any:
     if isinstance(part, str):
         return part
     part = _as_dict(part, "a part of content")
-    if part.get("type") == "text":
+    kind = part.get("type")
+    if kind == "text":
         return _prepare_content(part.get("text"), client)
-    if part.get("type") == "image_url":
+    if kind == "image_url":
         image = part.get("image_url")
         image = image if isinstance(image, dict) else {"url": image}
         part["image_url"] = {**image, "url": _image_url(image.get("url"), client)}
@@ -1760,23 +1761,17 @@ def _native_parameters(body: _Json) -> _Json:
         "best_of": n,
         "max_new_tokens": body.get("max_completion_tokens", length),
         "stop_sequences": _stop_strings(body.get("stop")),
-        **_constraint(body.get("response_format", {"type": "text"})),
         **{name: body[name] for name in _PASSED.split() if name in body},
     }
-    return _drop_none(parameters)
-
-
-def _constraint(response_format: Any) -> _Json:
-    """The parameter for a response_format; builds of 2025 have a form of their own."""
-    wanted = _as_dict(response_format, "response_format")
-    schema = (wanted.get("json_schema") or wanted).get("schema")
+    wanted = _as_dict(body.get("response_format", {"type": "text"}), "response_format")
+    schema = (wanted.get("json_schema") or wanted).get("schema")  # as in builds of 2025
     if schema:
-        return {"guided_json": _dump_request(schema)}
-    if wanted.get("type") == "json_object":
-        return {"guided_grammar": "json"}
-    if wanted.get("type") != "text":
+        parameters["guided_json"] = _dump_request(schema)
+    elif wanted.get("type") == "json_object":
+        parameters["guided_grammar"] = "json"
+    elif wanted.get("type") != "text":
         raise ValueError(f"the native API has no response_format {wanted!r:.80}")
-    return {}
+    return _drop_none(parameters)
 
 
 def _chatml_turn(message: _Json) -> str:
@@ -1853,7 +1848,7 @@ _PARAMETER_END = r"\n\s*(?:\n|:|@|(?:Returns|Raises|Yields):)"
 _LINE_END = r"(?<=\S) *\n *(?=\S)"
 
 
-def _tool_list(tools: Any) -> list[_Json]:
+def _tool_list(tools: Any) -> _JsonList:
     """Schemas as they are, functions as their schemas."""
     return [
         _function_schema(tool) if callable(tool) else _as_function(tool, "a tool")
@@ -4288,7 +4283,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     import argparse
+    import hashlib
 
+    with open(
+        __file__, "rb"
+    ) as file:  # the same whichever line ends a checkout gave it
+        digest = hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
     parser = argparse.ArgumentParser(
         description="Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY.",
         epilog=_EPILOG,
@@ -4311,16 +4311,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add("--json", action="store_true", help="print the whole completion as JSON")
     add("--models", action="store_true", help="list the served models")
     add("--check", action="store_true", help="tell what the server is, how to use it")
-    add("--version", action="version", version=f"{__version__} sha256 {_digest()}")
-    return parser.parse_intermixed_args(arguments)
-
-
-def _digest() -> str:
-    """The beginning of this file's sha256, whichever line ends a checkout gave it."""
-    import hashlib
-
-    with open(__file__, "rb") as file:
-        return hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
+    add("--version", action="version", version=f"{__version__} sha256 {digest}")
+    options = parser.parse_intermixed_args(arguments)
+    system = {"role": "system", "content": options.system}
+    options.history = [system] if options.system else []
+    return options
 
 
 def _image_part(path: str) -> _Json:
@@ -4351,25 +4346,26 @@ def _run(client: LightLLMClient, options: Any) -> int:
             _report("note: stdin is not all UTF-8, what is not became U+FFFD")
         if not text.strip():
             raise ValueError("a prompt is needed, as arguments or on stdin")
-        _print_answer(client, options, text, [])
+        _print_answer(client, options, text)
     return 0
 
 
 def _chat(client: LightLLMClient, options: Any) -> None:
     """Answer each line that is typed, with the history before it."""
+    import importlib
+
     try:
-        __import__("readline")  # to edit and recall lines
+        importlib.import_module("readline")  # to edit and recall lines
     except ImportError:
         pass
     _report("/quit or Ctrl-D ends the chat, Ctrl-C stops an answer.")
-    history: list[Any] = []
     while True:
         try:
             text = input("> ").strip()
             if text == "/quit":
                 return
             if text:
-                _print_answer(client, options, text, history)
+                _print_answer(client, options, text)
         except EOFError:
             return print()
         except KeyboardInterrupt:
@@ -4378,18 +4374,14 @@ def _chat(client: LightLLMClient, options: Any) -> None:
             _report(f"error: {error}")
 
 
-def _print_answer(
-    client: LightLLMClient, options: Any, text: str, history: list[Any]
-) -> None:
+def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     """Print an answer as it comes; the history grows by it and its question."""
-    parts = [*options.image, {"type": "text", "text": text}]
-    question = {"role": "user", "content": parts if options.image else text}
-    system = [{"role": "system", "content": options.system}] if options.system else []
+    question = {"role": "user", "content": [*options.image, text]}
     options.model = options.model or _find_model(client)["id"]
     is_plain = options.json or options.no_stream
     answer: Any = client.chat.completions.create(
         model=options.model,
-        messages=[*system, *history, question],
+        messages=[*options.history, question],
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
@@ -4398,27 +4390,29 @@ def _print_answer(
     )
     if options.json:
         return print(answer.to_json())
-    thoughts, said, reason = "", "", None
+    said, is_thinking, reason = "", False, None
     try:
         for chunk in [answer] if is_plain else answer:
             for choice in chunk.choices:
                 piece = choice.message if is_plain else choice.delta
                 reason = choice.finish_reason or reason
-                thought = getattr(piece, "reasoning", None) or ""
-                print(thought, end="", file=sys.stderr, flush=True)
-                thoughts += thought
+                thought = getattr(piece, "reasoning", None)
+                if thought:
+                    print(thought, end="", file=sys.stderr, flush=True)
+                    is_thinking = True
                 if piece.content:
-                    if thoughts and not said:
+                    if is_thinking:
                         _report("")
-                    said += piece.content
+                        is_thinking = False
                     print(piece.content, end="", flush=True)
+                    said += piece.content
     finally:
-        if thoughts and not said:
+        if is_thinking:
             _report("")
         if said:
             print(flush=True)
             options.image = []  # it is in the history now
-            history += [question, {"role": "assistant", "content": said}]
+            options.history += [question, {"role": "assistant", "content": said}]
     if reason == "length" or not said:
         _report(f"note: the answer is {'cut off' if said else 'empty'} ({reason})")
 
