@@ -3601,7 +3601,7 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
     key: Any = client.api_key
-    key = _Secret(key() if callable(key) else key)  # now no variable shows it
+    key = _hide_values({"": key() if callable(key) else key})[""]  # in variables
     key = _checked_key(key)
     headers = {
         "Accept": "application/json",
