@@ -1749,8 +1749,7 @@ def _generate_body(
 
 
 def _native_parameters(body: _Json) -> _Json:
-    n, length = body.get("n", 1), body.get("max_tokens")
-    if body.get("stream") and n != 1:
+    if body.get("stream") and body.get("n", 1) != 1:
         raise ValueError("the native API streams only one choice: leave out n")
     known = (_PASSED + _LEFT_OUT).split()
     refused = [name for name in body if body[name] and name not in known]
@@ -1758,8 +1757,8 @@ def _native_parameters(body: _Json) -> _Json:
         raise ValueError(f"the native API has no {', '.join(refused)}: leave it out")
     parameters = {
         "do_sample": True,  # builds of 2025 are greedy without it
-        "best_of": n,
-        "max_new_tokens": body.get("max_completion_tokens", length),
+        "best_of": body.get("n", 1),
+        "max_new_tokens": body.get("max_completion_tokens", body.get("max_tokens")),
         "stop_sequences": _stop_strings(body.get("stop")),
         **{name: body[name] for name in _PASSED.split() if name in body},
     }
@@ -1859,7 +1858,7 @@ def _tool_list(tools: Any) -> _JsonList:
 def _tool_name(function: Any) -> str:
     import inspect
 
-    name = str(getattr(function, "__name__", ""))
+    name: str = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise TypeError(f"a tool must have a name: write a def for {function!r}")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -3601,7 +3600,7 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
     key: Any = client.api_key
-    key = _hide_values({"": key() if callable(key) else key})[""]  # in variables
+    key = _hide_values({"": key() if callable(key) else key})[""]  # no variable has it
     key = _checked_key(key)
     headers = {
         "Accept": "application/json",
@@ -4265,10 +4264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
     options = _parse_arguments(arguments)
+    key = os.environ.get("LIGHTLLM_API_KEY", "")
     try:
-        client = LightLLMClient(
-            os.environ.get("LIGHTLLM_API_KEY", ""), options.base_url, options.timeout
-        )
+        client = LightLLMClient(key, options.base_url, options.timeout)
         status = _run(client, options)
         print(end="", flush=True)  # a closed pipe must show here, not at exit
         return status
@@ -4390,7 +4388,7 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     )
     if options.json:
         return print(answer.to_json())
-    said, is_thinking, reason = "", False, None
+    said, line_end, reason = "", "", None
     try:
         for chunk in [answer] if is_plain else answer:
             for choice in chunk.choices:
@@ -4399,16 +4397,13 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
                 thought = getattr(piece, "reasoning", None)
                 if thought:
                     print(thought, end="", file=sys.stderr, flush=True)
-                    is_thinking = True
+                    line_end = "\n"
                 if piece.content:
-                    if is_thinking:
-                        _report("")
-                        is_thinking = False
+                    print(end=line_end, file=sys.stderr)
                     print(piece.content, end="", flush=True)
-                    said += piece.content
+                    said, line_end = said + piece.content, ""
     finally:
-        if is_thinking:
-            _report("")
+        print(end=line_end, file=sys.stderr)
         if said:
             print(flush=True)
             options.image = []  # it is in the history now
