@@ -1843,8 +1843,6 @@ _PARAMETER = (  # x: ..., x (int): ..., - x: ..., numpy's x : int, :param int x:
     r"(?:\n *(?:Arg|Param)\w*:? *)?\n[-*\s]*(?:[:@](?:param|arg)\w* (?:[^:\n]* )?)?"
     r"(%s)(?: : .*(?=\n {4})|(?: ?\(.*?\))? ?:)"
 )
-_PARAMETER_END = r"\n\s*(?:\n|:|@|(?:Returns|Raises|Yields):)"
-_LINE_END = r"(?<=\S) *\n *(?=\S)"
 
 
 def _tool_list(tools: Any) -> _JsonList:
@@ -1890,9 +1888,9 @@ def _parse_docstring(text: str, names: str) -> _StrDict:
     head, *fields = re.split(_PARAMETER % names, "\n" + text)
     described: _StrDict = {}
     for name, told in zip(fields[::2], fields[1::2]):
-        told = re.split(_PARAMETER_END, told)[0]
+        told = re.split(r"\n\s*(?:\n|:|@|(?:Returns|Raises|Yields):)", told)[0]
         described.setdefault(name, " ".join(told.split()))
-    described[""] = re.sub(_LINE_END, " ", head).strip()
+    described[""] = re.sub(r"(?<=\S) *\n *(?=\S)", " ", head).strip()
     return described
 
 
@@ -4283,9 +4281,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     import argparse
     import hashlib
 
-    with open(
-        __file__, "rb"
-    ) as file:  # the same whichever line ends a checkout gave it
+    with open(__file__, "rb") as file:  # the same whichever line ends it got
         digest = hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
     parser = argparse.ArgumentParser(
         description="Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY.",
