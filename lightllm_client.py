@@ -4396,8 +4396,8 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
                     line_end = "\n"
                 if piece.content:
                     print(end=line_end, file=sys.stderr)
-                    print(piece.content, end="", flush=True)
                     said, line_end = said + piece.content, ""
+                    print(piece.content, end="", flush=True)
     finally:
         print(end=line_end, file=sys.stderr)
         if said:
