@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     _Pattern = re.Pattern[str]
     _Token = tuple[str, int]
     _Json = dict[str, Any]
+    _JsonList = list[_Json]
     _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
 else:
@@ -1259,15 +1260,14 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
     function come back as text that the model can act on; its other exceptions are for
     the caller, and are raised.
     """
-    asked = _as_function(call, "a tool call")["function"]
-    name, text = asked["name"], asked.get("arguments")
-    functions = {getattr(f, "__name__", ""): f for f in tools if callable(f)}
+    asked = _prepare_call(call)["function"]
+    name, text = asked["name"], asked["arguments"]
+    functions = {_tool_name(tool): tool for tool in tools if callable(tool)}
     if name not in functions:
         return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
     function = functions[name]
-    _tool_name(function)  # refuses asynchronous ones
     try:
-        arguments = _parse_json(text or "{}")
+        arguments = _parse_json(text)
         for key, kind in _hints(function).items():
             if key in arguments and hasattr(kind, "__members__"):  # an Enum
                 arguments[key] = kind(arguments[key])
@@ -1461,13 +1461,12 @@ def _split_options(given: _Json, defaults: _Json, kind: Any) -> tuple[_Json, _Js
 # would let a message reach into this network.
 
 _IMAGE_TYPE = re.compile(  # told by the first bytes, whatever the name says
-    rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)"
-    rb"|(?P<webp>RIFF.{4}WEBP)",
-    re.DOTALL,
+    rb"(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)"
+    rb"|(?P<webp>RIFF.{4}WEBP)"
 )
 
 
-def _sendable_messages(messages: Any, client: LightLLMClient) -> list[_Json]:
+def _sendable_messages(messages: Any, client: LightLLMClient) -> _JsonList:
     messages = _make_list(messages, "messages must be a list")
     if not messages:
         raise ValueError("messages must not be empty")
@@ -1484,12 +1483,8 @@ def _as_dict(item: Any, what: str) -> _Json:
     """A copy of a dict, or of what was set of an object of ours or openai's."""
     if hasattr(item, "model_dump"):
         item = item.model_dump(exclude_unset=True)
-        if item.get("tool_calls", 0) is None:
-            del item["tool_calls"]
     if not isinstance(item, dict):
-        raise TypeError(
-            f"{what} must be a dict or an answer's object, got {item!r:.80}"
-        )
+        raise TypeError(f"{what} must be a dict or an answer's part, got {item!r:.80}")
     return dict(item)
 
 
@@ -1497,19 +1492,19 @@ def _as_function(item: Any, what: str) -> _Json:
     """A tool or a tool call, as a dict with a dict as its function."""
     item = _as_dict(item, what)
     function = _as_dict(item.get("function") or {}, what)
-    if not isinstance(function.get("name"), str):
-        raise ValueError(
-            f'{what} must be like {{"type": "function", "function": {{"name": ...}}}},'
-            f" got {item!r:.80}"
-        )
+    name = function.get("name")
+    if not name or not isinstance(name, str):
+        form = '{"type": "function", "function": {"name": ...}}'
+        raise ValueError(f"{what} must be like {form}, got {item!r:.80}")
     return {**item, "function": function}
 
 
 def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
     sent = _as_dict(message, "a message")
-    if not isinstance(sent.get("role"), str):
+    role = sent.get("role")
+    if not role or not isinstance(role, str):
         raise ValueError(f"a message must have a role, got {sent!r:.80}")
-    if sent["role"] == "developer":
+    if role == "developer":
         sent["role"] = "system"  # templates ignore roles that they do not know
     content = sent["content"] = _prepare_content(sent.get("content"), client)
     if sent.get("tool_calls"):
@@ -1526,9 +1521,8 @@ def _prepare_call(call: Any) -> _Json:
     """LightLLM silently drops a call whose arguments are not JSON text."""
     sent = _as_function(call, "a tool call")
     arguments = sent["function"].get("arguments") or {}
-    if not isinstance(arguments, str):
-        arguments = _dump_json(arguments)
-    sent["function"]["arguments"] = arguments
+    is_text = isinstance(arguments, str)
+    sent["function"]["arguments"] = arguments if is_text else _dump_json(arguments)
     return sent
 
 
@@ -1550,14 +1544,22 @@ def _join_parts(parts: list[Any]) -> Any:
     ]
 
 
+def _split_parts(content: Any) -> list[Any]:
+    """The parts of what _join_parts made, each text as a str."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] if part.get("type") == "text" else part for part in content]
+
+
 def _prepare_part(part: Any, client: LightLLMClient) -> Any:
     """The text of a text part; what is sent for another."""
     if isinstance(part, str):
         return part
     part = _as_dict(part, "a part of content")
-    if part.get("type") == "text":
+    kind = part.get("type")
+    if kind == "text":
         return _prepare_content(part.get("text"), client)
-    if part.get("type") == "image_url":
+    if kind == "image_url":
         image = part.get("image_url")
         image = image if isinstance(image, dict) else {"url": image}
         part["image_url"] = {**image, "url": _image_url(image.get("url"), client)}
@@ -1586,10 +1588,10 @@ def _image_url(image: Any, client: LightLLMClient) -> str:
 
 def _read_image(url: str, root: Any) -> str:
     """The data: URL of a file:// URL. `root` is the client's image_root."""
-    host, _, path = url[len("file://") :].partition("/")
-    if host not in ("", "localhost"):
-        raise ValueError("on another host; write file:///path")
-    path = os.path.realpath(urllib.request.url2pathname("/" + path))
+    start = re.match("file:(/|///+|//localhost/+)(?!/)", url, re.IGNORECASE)
+    if not start:
+        raise ValueError("on another host, or not a whole path; write file:///path")
+    path = os.path.realpath(urllib.request.url2pathname("/" + url[start.end() :]))
     inside = root and path.startswith(os.path.join(os.path.realpath(root), ""))
     if not inside and root is not None:
         raise ValueError("not allowed by image_root")
@@ -1600,7 +1602,7 @@ def _read_image(url: str, root: Any) -> str:
     found = _IMAGE_TYPE.match(raw)
     if not found:
         raise ValueError("not a JPEG, PNG, WebP, GIF or BMP image")
-    return _data_url(str(found.lastgroup), raw)
+    return f"data:image/{found.lastgroup};base64,{base64.b64encode(raw).decode()}"
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -1610,10 +1612,6 @@ def _open_regular(path: str, flags: int) -> int:
         os.close(handle)
         raise ValueError("not a regular file")
     return handle
-
-
-def _data_url(kind: str, raw: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
 
 
 def _png_url(image: Any, side: int | None) -> str:
@@ -1629,7 +1627,7 @@ def _png_url(image: Any, side: int | None) -> str:
         image.save(buffer, format="PNG")
     except OSError:  # a mode that PNG lacks, such as CMYK
         image.convert("RGB").save(buffer, format="PNG")
-    return _data_url("png", buffer.getvalue())
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _shrink(url: str, side: int) -> str:
@@ -1640,7 +1638,7 @@ def _shrink(url: str, side: int) -> str:
         raise ValueError("max_image_side needs Pillow: pip install pillow") from None
     raw = io.BytesIO(base64.b64decode(url.partition(",")[2]))
     try:
-        with Image.open(raw, formats="JPEG PNG WEBP GIF BMP".split()) as image:
+        with Image.open(raw, formats=list(_IMAGE_TYPE.groupindex)) as image:
             return _png_url(image, side) if max(image.size) > side else url
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
@@ -1651,92 +1649,79 @@ def _shrink(url: str, side: int) -> str:
 # and results as text, ChatML for the native API, and its replies as chat replies. Source:
 # the chat templates of Qwen2.5 and Qwen3.
 
-_TOOLS_HEAD = """# Tools
+_TOOLS = """# Tools
 
 You may call one or more functions to assist with the user query.
 
 You are provided with function signatures within <tools></tools> XML tags:
 <tools>
-"""
-_TOOLS_FOOT = """
+%s
 </tools>
 
 For each function call, return a json object with function name and arguments within \
 <tool_call></tool_call> XML tags:
 <tool_call>
 {"name": <function-name>, "arguments": <args-json-object>}
-</tool_call>"""
+</tool_call>%s"""
 _SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
-_ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
 
-# Options and the native API's names for them; None: dropped, since the prompt says it,
-# or since it does not change the answer.
-_NATIVE_NAMES: _Json = {
-    **dict.fromkeys(
-        "messages metadata model parallel_tool_calls prediction prompt_cache_key"
-        " prompt_cache_options prompt_cache_retention response_format safety_identifier"
-        " service_tier stop store stream stream_options stream_reasoning tool_choice"
-        " user".split()
-    ),
-    **{
-        name: name
-        for name in (
-            "do_sample frequency_penalty ignore_eos n presence_penalty"
-            " repetition_penalty seed temperature top_k top_p"
-        ).split()
-    },
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-}
+# Options that the native API takes by the same name; and those that have another way
+# there, that the prompt says, or that do not change the answer.
+_PASSED = """
+    do_sample frequency_penalty ignore_eos n presence_penalty repetition_penalty seed
+    temperature top_k top_p
+"""
+_LEFT_OUT = """
+    max_completion_tokens max_tokens messages metadata model parallel_tool_calls
+    prediction prompt_cache_key prompt_cache_options prompt_cache_retention
+    response_format safety_identifier service_tier stop store stream stream_options
+    stream_reasoning tool_choice user
+"""
 
 
-def _select_tools(tools: list[_Json], choice: Any) -> tuple[list[_Json], str]:
+def _select_tools(tools: _JsonList, choice: Any) -> tuple[_JsonList, str]:
     """The tools that tool_choice leaves, and the sentence for what it asks."""
     if isinstance(choice, dict):
-        name = (choice.get("function") or choice).get("name")
+        name = _as_dict(choice.get("function") or choice, "tool_choice").get("name")
         tools = [tool for tool in tools if tool["function"]["name"] == name]
         if not tools:
             raise ValueError(f"tool_choice names {name!r}, which is not a tool")
         return tools, f"\n\nYou must call the function {name} now."
-    _check_choice("tool_choice", choice or "auto", ("auto", "none", "required"))
+    _check_choice("tool_choice", choice, (None, "auto", "none", "required"))
     if choice == "required":
         return tools, "\n\nYou must call at least one of these functions now."
     return ([] if choice == "none" else tools), ""
 
 
-def _flatten_messages(
-    messages: list[_Json], tools: list[_Json], choice: Any
-) -> list[_Json]:
+def _flatten_messages(messages: _JsonList, tools: _JsonList, choice: Any) -> _JsonList:
     """Messages whose contents say it all: the tools, the calls and their results."""
-    flat: list[_Json] = []
-    was_result = False
+    flat: _JsonList = []
+    results: _Json = {}  # the turn of neighbouring results, as in Qwen's templates
     for message in messages:
-        content, is_result = message["content"], message["role"] in ("tool", "function")
-        parts = content if isinstance(content, list) else [content]
-        if is_result:
+        parts = _split_parts(message["content"])
+        if message["role"] in ("tool", "function"):
             if not str(parts[0]).lstrip().startswith("<tool_response>"):
                 parts = ["<tool_response>", *parts, "</tool_response>"]
-            if not was_result:  # Qwen's templates put neighbours into one turn
-                flat.append({"role": "user", "content": []})
-            flat[-1]["content"] += parts
+            if not results:
+                results = {"role": "user", "content": []}
+                flat.append(results)
+            results["content"] += parts
         else:
+            results = {}
             calls = map(_call_text, message.pop("tool_calls", None) or ())
             flat.append({**message, "content": [*filter(None, parts), *calls]})
-        was_result = is_result
     shown, wish = _select_tools(tools, choice)
     if shown:
-        block = _TOOLS_HEAD + "\n".join(map(_dump_json, shown)) + _TOOLS_FOOT + wish
+        block = _TOOLS % ("\n".join(map(_dump_json, shown)), wish)
         if flat[0]["role"] == "system":
             flat[0]["content"] += ["\n" + block]
         else:
             flat.insert(0, {"role": "system", "content": [block]})
-    for message in flat:
-        message["content"] = _join_parts(message["content"])
-    return flat
+    return [{**message, "content": _join_parts(message["content"])} for message in flat]
 
 
 def _call_text(call: _Json) -> str:
-    arguments, name = call["function"]["arguments"], call["function"]["name"]
+    name, arguments = map(call["function"].get, ("name", "arguments"))
     if not _is_object(arguments):
         arguments = _dump_json(arguments)
     name = _dump_json(name)
@@ -1744,11 +1729,10 @@ def _call_text(call: _Json) -> str:
 
 
 def _generate_body(
-    body: _Json, tools: list[_Json], extra: _Json, client: LightLLMClient
+    body: _Json, tools: _JsonList, extra: _Json, client: LightLLMClient
 ) -> _Json:
     """The native API's request for a chat request, with `extra` merged into it."""
-    parameters = {**_native_parameters(body), **(extra.get("parameters") or {})}
-    images: list[_Json] = []
+    images: _JsonList = []
     choice, messages = body.get("tool_choice"), body["messages"]
     if not client.render:
         messages = _flatten_messages(messages, tools, choice)
@@ -1762,38 +1746,34 @@ def _generate_body(
         prompt = client.render(messages, _select_tools(tools, choice)[0] or None)
     else:
         prompt = "".join(map(_chatml_turn, messages)) + "<|im_start|>assistant\n"
-    native: _Json = {"inputs": prompt}
-    if images:
-        native["multimodal_params"] = {"images": images}
-    return {**native, **extra, "parameters": parameters}
+    media = {"multimodal_params": {"images": images}} if images else {}
+    parameters = {**_native_parameters(body), **(extra.get("parameters") or {})}
+    return {"inputs": prompt, **media, **extra, "parameters": parameters}
 
 
 def _native_parameters(body: _Json) -> _Json:
     if body.get("stream") and body.get("n", 1) != 1:
         raise ValueError("the native API streams only one choice: leave out n")
-    refused = [name for name in body if body[name] and name not in _NATIVE_NAMES]
+    known = (_PASSED + _LEFT_OUT).split()
+    refused = [name for name in body if body[name] and name not in known]
     if refused:
         raise ValueError(f"the native API has no {', '.join(refused)}: leave it out")
-    return {
+    parameters = {
         "do_sample": True,  # builds of 2025 are greedy without it
         "best_of": body.get("n", 1),
+        "max_new_tokens": body.get("max_completion_tokens", body.get("max_tokens")),
         "stop_sequences": _stop_strings(body.get("stop")),
-        **_constraint(body.get("response_format", {"type": "text"})),
-        **{_NATIVE_NAMES[name]: body[name] for name in body if _NATIVE_NAMES.get(name)},
+        **{name: body[name] for name in _PASSED.split() if name in body},
     }
-
-
-def _constraint(response_format: Any) -> _Json:
-    """The parameter for a response_format; builds of 2025 have a form of their own."""
-    wanted = _as_dict(response_format, "response_format")
-    schema = (wanted.get("json_schema") or wanted).get("schema")
+    wanted = _as_dict(body.get("response_format", {"type": "text"}), "response_format")
+    schema = (wanted.get("json_schema") or wanted).get("schema")  # as in builds of 2025
     if schema:
-        return {"guided_json": _dump_request(schema)}
-    if wanted.get("type") == "json_object":
-        return {"guided_grammar": "json"}
-    if wanted.get("type") != "text":
+        parameters["guided_json"] = _dump_request(schema)
+    elif wanted.get("type") == "json_object":
+        parameters["guided_grammar"] = "json"
+    elif wanted.get("type") != "text":
         raise ValueError(f"the native API has no response_format {wanted!r:.80}")
-    return {}
+    return _drop_none(parameters)
 
 
 def _chatml_turn(message: _Json) -> str:
@@ -1802,30 +1782,21 @@ def _chatml_turn(message: _Json) -> str:
     return f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
 
 
-def _prompt_text(content: Any, images: list[_Json], tag: str) -> str:
+def _prompt_text(content: Any, images: _JsonList, tag: str) -> str:
     """The text of a content, with a tag for each image. A special token in it, such as
     <|im_end|>, gets a space behind its first bar, so that no text forges a turn."""
     texts = []
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    for part in content:
-        if part.get("type") == "text":
-            texts.append(_SPECIAL_TOKEN.sub("<| ", part["text"]))
+    for part in _split_parts(content):
+        if isinstance(part, str):
+            texts.append(_SPECIAL_TOKEN.sub("<| ", part))
         elif part.get("type") == "image_url":
-            url = part["image_url"]["url"]
-            data = url.partition(";base64,")[2]
-            kind = "base64" if data else "url"
-            images.append({"type": kind, "data": data or url})
+            _, mark, data = part["image_url"]["url"].rpartition(";base64,")
+            images.append({"type": "base64" if mark else "url", "data": data})
             texts.append(tag)
         else:
             form = "extra_body={'multimodal_params': ...}"
             raise ValueError(f"{part!r:.80} is not text or an image; use {form}")
     return "\n".join(texts)
-
-
-def _stop_strings(stop: Any) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else stop or []
-    return [text for text in stops if isinstance(text, str) and text]
 
 
 class _NativeReplies:
@@ -1834,30 +1805,19 @@ class _NativeReplies:
     finished = False
 
     def __init__(self, model: Any) -> None:
-        self._head = {
-            "id": f"gen-{next(_ids)}",
-            "created": int(time.time()),
-            "model": model,
-        }
+        now = int(time.time())
+        self._head = {"id": f"gen-{next(_ids)}", "created": now, "model": model}
 
     def completion(self, data: _Json) -> _Json:
         texts, reasons = data["generated_text"], data.get("finish_reason")
-        texts = [texts] if isinstance(texts, str) else texts
-        reasons = reasons if isinstance(reasons, list) else [reasons] * len(texts)
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": text},
-                "finish_reason": reasons[index],
-            }
-            for index, text in enumerate(texts)
-        ]
-        return {
-            **self._head,
-            "object": "chat.completion",
-            "choices": choices,
-            "usage": _native_usage(data),
-        }
+        choices = []
+        for index, text in enumerate([texts] if isinstance(texts, str) else texts):
+            message = {"role": "assistant", "content": text}
+            reason = reasons[index] if isinstance(reasons, list) else reasons
+            choice = {"index": index, "message": message, "finish_reason": reason}
+            choices.append(choice)
+        reply = {**self._head, "object": "chat.completion", "choices": choices}
+        return {**reply, "usage": _native_usage(data)}
 
     def chunk(self, event: _Json) -> _Json:
         token = event.get("token")
@@ -1871,9 +1831,8 @@ class _NativeReplies:
 
 
 def _native_usage(data: _Json) -> _Json:
-    prompt, completion = data.get("prompt_tokens"), data.get("count_output_tokens")
-    if isinstance(completion, list):  # one count for each choice
-        completion = sum(completion)
+    prompt, counts = data.get("prompt_tokens"), data.get("count_output_tokens")
+    completion = sum(counts) if isinstance(counts, list) else counts  # of all choices
     usage: _Json = {"prompt_tokens": prompt, "completion_tokens": completion}
     if isinstance(prompt, int) and isinstance(completion, int):
         usage["total_tokens"] = prompt + completion
@@ -1884,14 +1843,12 @@ def _native_usage(data: _Json) -> _Json:
 # A Python function -> its schema, for `tools=[search, visit]`.
 
 _PARAMETER = (  # x: ..., x (int): ..., - x: ..., numpy's x : int, :param int x: ...
-    r"(?:\n *(?:Args|Arguments|Params|Parameters):? *)?\n[-*\s]*"
-    r"(?:[:@](?:param|arg)\w* (?:[^:\n]* )?)?(%s)(?: ?\(.*?\))?(?= ?:)"
+    r"(?:\n *(?:Arg|Param)\w*:? *)?\n[-*\s]*(?:[:@](?:param|arg)\w* (?:[^:\n]* )?)?"
+    r"(%s)(?: : .*(?=\n {4})|(?: ?\(.*?\))? ?:)"
 )
-_PARAMETER_END = r"\n\s*(?:\n|:|@|(?:Returns|Raises|Yields):)"
-_LINE_END = r"(?<=\S) *\n *(?=\S)"
 
 
-def _tool_list(tools: Any) -> list[_Json]:
+def _tool_list(tools: Any) -> _JsonList:
     """Schemas as they are, functions as their schemas."""
     return [
         _function_schema(tool) if callable(tool) else _as_function(tool, "a tool")
@@ -1902,7 +1859,7 @@ def _tool_list(tools: Any) -> list[_Json]:
 def _tool_name(function: Any) -> str:
     import inspect
 
-    name = str(getattr(function, "__name__", ""))
+    name: str = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise TypeError(f"a tool must have a name: write a def for {function!r}")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -1934,11 +1891,9 @@ def _parse_docstring(text: str, names: str) -> _StrDict:
     head, *fields = re.split(_PARAMETER % names, "\n" + text)
     described: _StrDict = {}
     for name, told in zip(fields[::2], fields[1::2]):
-        told = re.split(_PARAMETER_END, told)[0]
-        if told[0] == " ":  # numpy's type, and the text below it
-            told = told.partition("\n")[2] or told
-        described.setdefault(name, " ".join(told.lstrip(" :").split()))
-    described[""] = re.sub(_LINE_END, " ", head).strip()
+        told = re.split(r"\n\s*(?:\n|:|@|(?:Returns|Raises|Yields):)", told)[0]
+        described.setdefault(name, " ".join(told.split()))
+    described[""] = re.sub(r"(?<=\S) *\n *(?=\S)", " ", head).strip()
     return described
 
 
@@ -1951,16 +1906,6 @@ def _hints(function: Any) -> _Json:
         raise TypeError(f"cannot read the types of {function!r}: {error}") from None
 
 
-_JSON_TYPES = {
-    str: "string",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    dict: "object",
-    list: "array",
-}
-
-
 def _type_schema(kind: Any, where: str) -> _Json:
     import typing
 
@@ -1968,10 +1913,10 @@ def _type_schema(kind: Any, where: str) -> _Json:
     inner = [one for one in typing.get_args(kind) if one is not type(None)]
     if hasattr(kind, "__members__"):  # an Enum
         origin, inner = typing.Literal, [member.value for member in kind]
-    if origin in _JSON_TYPES:
+    if origin in _KINDS:
         part = "items" if origin is list else "additionalProperties"
         inside = {part: _type_schema(inner[-1], where)} if inner else {}
-        return {"type": _JSON_TYPES[origin], **inside}
+        return {"type": _KINDS[origin], **inside}
     if origin is typing.Literal and len(set(map(type, inner))) == 1:
         return {**_type_schema(type(inner[0]), where), "enum": inner}
     if origin is typing.Union or getattr(origin, "__name__", "") == "UnionType":
@@ -1986,6 +1931,7 @@ def _type_schema(kind: Any, where: str) -> _Json:
 # path of a stream of one piece. A call that was announced and did not come whole is an
 # error that names tool_mode="prompt". A finish_reason has one name for each meaning.
 
+_ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
 _NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
 _HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
@@ -2428,7 +2374,8 @@ class _StreamSource:
 
     def raise_error(self) -> None:
         """Raise what ended the stream, if it failed: a copy, since what was raised holds
-        its frames, they the stream, and the stream the error; and so nothing is freed."""
+        its frames, they the stream, and the stream the error; and so nothing is freed.
+        """
         if self.error:
             import copy
 
@@ -2529,7 +2476,8 @@ class _NotACall(Exception):
 
 class _CallReader:
     """Takes the calls out of a model's text. It may come in any pieces: the outcome does
-    not depend on the cuts. What may become a call is held back until that is certain."""
+    not depend on the cuts. What may become a call is held back until that is certain.
+    """
 
     def __init__(self, schemas: _Json, is_stream: bool = True) -> None:
         self._schemas = schemas
@@ -3226,6 +3174,11 @@ class _EventDecoder:
 # What may come after a stop string is held back; pure.
 
 
+def _stop_strings(stop: Any) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    return [text for text in stops if isinstance(text, str) and text]
+
+
 class _StopFilter:
     """Text up to the first stop string; what may begin one is held back. The first `skip`
     characters, an echoed prompt, are not looked at."""
@@ -3633,7 +3586,7 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
     key: Any = client.api_key
-    key = _Secret(key() if callable(key) else key)  # now no variable shows it
+    key = _hide_values({"": key() if callable(key) else key})[""]  # no variable has it
     key = _checked_key(key)
     headers = {
         "Accept": "application/json",
@@ -4297,10 +4250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
     options = _parse_arguments(arguments)
+    key = os.environ.get("LIGHTLLM_API_KEY", "")
     try:
-        client = LightLLMClient(
-            os.environ.get("LIGHTLLM_API_KEY", ""), options.base_url, options.timeout
-        )
+        client = LightLLMClient(key, options.base_url, options.timeout)
         status = _run(client, options)
         print(end="", flush=True)  # a closed pipe must show here, not at exit
         return status
@@ -4315,7 +4267,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     import argparse
+    import hashlib
 
+    with open(__file__, "rb") as file:  # the same whichever line ends it got
+        digest = hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
     parser = argparse.ArgumentParser(
         description="Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY.",
         epilog=_EPILOG,
@@ -4338,16 +4293,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add("--json", action="store_true", help="print the whole completion as JSON")
     add("--models", action="store_true", help="list the served models")
     add("--check", action="store_true", help="tell what the server is, how to use it")
-    add("--version", action="version", version=f"{__version__} sha256 {_digest()}")
-    return parser.parse_intermixed_args(arguments)
-
-
-def _digest() -> str:
-    """The beginning of this file's sha256, whichever line ends a checkout gave it."""
-    import hashlib
-
-    with open(__file__, "rb") as file:
-        return hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
+    add("--version", action="version", version=f"{__version__} sha256 {digest}")
+    options = parser.parse_intermixed_args(arguments)
+    system = {"role": "system", "content": options.system}
+    options.history = [system] if options.system else []
+    return options
 
 
 def _image_part(path: str) -> _Json:
@@ -4378,25 +4328,26 @@ def _run(client: LightLLMClient, options: Any) -> int:
             _report("note: stdin is not all UTF-8, what is not became U+FFFD")
         if not text.strip():
             raise ValueError("a prompt is needed, as arguments or on stdin")
-        _print_answer(client, options, text, [])
+        _print_answer(client, options, text)
     return 0
 
 
 def _chat(client: LightLLMClient, options: Any) -> None:
     """Answer each line that is typed, with the history before it."""
+    import importlib
+
     try:
-        __import__("readline")  # to edit and recall lines
+        importlib.import_module("readline")  # to edit and recall lines
     except ImportError:
         pass
     _report("/quit or Ctrl-D ends the chat, Ctrl-C stops an answer.")
-    history: list[Any] = []
     while True:
         try:
             text = input("> ").strip()
             if text == "/quit":
                 return
             if text:
-                _print_answer(client, options, text, history)
+                _print_answer(client, options, text)
         except EOFError:
             return print()
         except KeyboardInterrupt:
@@ -4405,18 +4356,14 @@ def _chat(client: LightLLMClient, options: Any) -> None:
             _report(f"error: {error}")
 
 
-def _print_answer(
-    client: LightLLMClient, options: Any, text: str, history: list[Any]
-) -> None:
+def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     """Print an answer as it comes; the history grows by it and its question."""
-    parts = [*options.image, {"type": "text", "text": text}]
-    question = {"role": "user", "content": parts if options.image else text}
-    system = [{"role": "system", "content": options.system}] if options.system else []
+    question = {"role": "user", "content": [*options.image, text]}
     options.model = options.model or _find_model(client)["id"]
     is_plain = options.json or options.no_stream
     answer: Any = client.chat.completions.create(
         model=options.model,
-        messages=[*system, *history, question],
+        messages=[*options.history, question],
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
@@ -4425,27 +4372,26 @@ def _print_answer(
     )
     if options.json:
         return print(answer.to_json())
-    thoughts, said, reason = "", "", None
+    said, line_end, reason = "", "", None
     try:
         for chunk in [answer] if is_plain else answer:
             for choice in chunk.choices:
                 piece = choice.message if is_plain else choice.delta
                 reason = choice.finish_reason or reason
-                thought = getattr(piece, "reasoning", None) or ""
-                print(thought, end="", file=sys.stderr, flush=True)
-                thoughts += thought
+                thought = getattr(piece, "reasoning", None)
+                if thought:
+                    print(thought, end="", file=sys.stderr, flush=True)
+                    line_end = "\n"
                 if piece.content:
-                    if thoughts and not said:
-                        _report("")
-                    said += piece.content
+                    print(end=line_end, file=sys.stderr)
+                    said, line_end = said + piece.content, ""
                     print(piece.content, end="", flush=True)
     finally:
-        if thoughts and not said:
-            _report("")
+        print(end=line_end, file=sys.stderr)
         if said:
             print(flush=True)
             options.image = []  # it is in the history now
-            history += [question, {"role": "assistant", "content": said}]
+            options.history += [question, {"role": "assistant", "content": said}]
     if reason == "length" or not said:
         _report(f"note: the answer is {'cut off' if said else 'empty'} ({reason})")
 

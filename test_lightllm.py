@@ -661,6 +661,11 @@ class Clients(ServerTest):
         raised(self, TypeError, lambda: self.ask(api_key=KEY))
         client = self.new_client(api_key=lambda: KEY + "\nX: y")
         raised(self, ValueError, lambda: self.ask(client))
+        client.api_key = lambda: None
+        with self.assertRaisesRegex(
+            TypeError, "api_key must be a str .*, got NoneType"
+        ):
+            self.ask(client)
         client.api_key = KEY + "\n"
         self.server.says(answer())
         self.ask(client)
@@ -1196,6 +1201,7 @@ class Messages(ServerTest):
                 "file://server/share/x.png": "another host",
                 "file:///x%00.png": "null",
                 "/just/a/path.png": "file:///path",
+                "file:just/a/path.png": "file:///path",
                 "ftp://h/x.png": "not a URL",
             }
             for url, reason in table.items():
@@ -1222,7 +1228,13 @@ class Messages(ServerTest):
             nothing = self.new_client(image_root=False)
             url = f"{folder.as_uri()}/in/a.png"
             self.assertIn("image_root", self.image_error(url, nothing))
-            for local in (url, url.replace("file://", "FILE://localhost")):
+            other = url.replace("file://", "FILE://localhost")
+            for local in (
+                url,
+                other,
+                url.replace("///", "/"),
+                url.replace("///", "////"),
+            ):
                 self.assertIn("data:image/png;", self.sent_url(local, client))
 
     def test_pil_images_are_taken_by_their_save(self):
@@ -4245,18 +4257,35 @@ class PromptMode(ServerTest):
     def test_images_in_results_and_beside_calls_stay_images(self):
         image = {"type": "image_url", "image_url": {"url": "http://h/x"}}
         calls = [call_to("f", "{}")]
+        ready = ["<tool_response>\nr3", image, "</tool_response>"]
         sent = self.prompted([
             {"role": "assistant", "content": ["see", image], "tool_calls": calls},
             {"role": "tool", "content": [image]},
             {"role": "tool", "content": "r2"},
+            {"role": "tool", "content": ready},
             {"role": "assistant", "content": [image, {"type": "new"}]},
         ])  # fmt: skip
         text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
         start, end = "<tool_response>", "</tool_response>"
         shown = [[part.get("text", part) for part in one["content"]] for one in sent]
         self.assertEqual(shown[0], ["see", image, text])
-        self.assertEqual(shown[1], [start, image, end, start, "r2", end])
+        self.assertEqual(shown[1], [start, image, end, start, "r2", end, *ready])
         self.assertEqual(shown[2], [image, {"type": "new"}])
+
+    def test_parameters_that_are_a_list_pass_as_they_are(self):
+        of_qwen_agent = [{"name": "query", "type": "string", "required": True}]
+        function = {"name": "search", "parameters": of_qwen_agent}
+        tool = {"type": "function", "function": function}
+        pair = "<arg_key>query</arg_key>\n<arg_value>1</arg_value>"
+        for text in (CALL, f"<tool_call>search\n{pair}\n</tool_call>"):
+            for mode in ("server", "prompt"):
+                self.server.says(answer(text), events(delta(text), STOP, DONE))
+                ask = functools.partial(self.ask, tools=[tool], tool_mode=mode)
+                for reply in (ask(), ask(stream=True).get_final_completion()):
+                    call = reply.choices[0].message.tool_calls[0]
+                    self.assertEqual(call.function.name, "search")
+                    self.assertIn('"query"', call.function.arguments)
+            self.assertIn(json.dumps(tool), self.sent["messages"][0]["content"])
 
 
 class NativeApi(ServerTest):
@@ -5107,7 +5136,8 @@ class CommandLine(ServerTest):
             ("fail\n", "\n> "),
             ("slow\n", "begun"),
             ("\x03", "\n> "),  # stops the answer
-            ("half\x03", "\n> "),  # clears the line
+            ("half", "half"),
+            ("\x03", "\n> "),  # clears the line
             ("two\n", "<two>\n> "),
         ):
             chat.types(keys, until=shown)
@@ -5158,14 +5188,19 @@ class Terminal:
         signal.signal(signal.SIGINT, before)  # if ignored here, it was not there
 
     def types(self, text, until=None):
-        """Press keys, and wait for what they bring: text, or the end."""
+        """Press keys, and wait for what they bring: text, or the end. Ctrl-C is pressed
+        again if nothing comes: the kernel drops what the terminal has not shown yet, which
+        may be the answer to it, and readline misses a signal right before it waits."""
         os.write(self.ours, text.encode())
-        seen = ""
+        seen, deadline = "", time.monotonic() + 20
         while until and until not in seen:
-            if not select.select([self.ours], [], [], 5)[0]:
+            if select.select([self.ours], [], [], 2)[0]:
+                seen += os.read(self.ours, 1000).decode().replace("\r", "")
+            elif time.monotonic() > deadline:
                 raise AssertionError(f"no {until!r} in {seen!r}")
-            seen += os.read(self.ours, 1000).decode().replace("\r", "")
-        return None if until else self.process.wait(5)
+            elif text == "\x03":
+                os.write(self.ours, b"\x03")
+        return None if until else self.process.wait(20)
 
     def stop(self):
         self.process.kill()
