@@ -1965,7 +1965,7 @@ class _ServerCall:
     def objects(self) -> list[tuple[_Json, str]]:
         """The arguments of the calls that this is: of several where a server ran them
         together, of none where it is not whole."""
-        copies = [sum(self.copies, []), *self.copies] if self.name else []
+        copies = [itertools.chain(*self.copies), *self.copies] if self.name else []
         found = (_split_objects("".join(pieces)) for pieces in copies)
         return next(filter(None, found), [])
 
@@ -2092,8 +2092,8 @@ class _ChoiceState:
         if self._reader:
             shown, calls = self._read(ready, bool(deltas), is_over, is_cut)
         self._text.write(shown)
-        has_begun = any([self._server.add(delta) for delta in deltas])
-        if self._server.held and (calls or has_begun or is_over):
+        has_begun = [self._server.add(delta) for delta in deltas]
+        if self._server.held and (calls or any(has_begun) or is_over):
             text_so_far = self._text.getvalue()
             calls[:0] = self._server.take(text_so_far, bool(calls), is_over, is_cut)
         given = [self._record(call) for call in calls]
@@ -2953,15 +2953,15 @@ _KINDS = {
 
 def _parameter_schemas(tools: Iterable[Any]) -> _Json:
     """The schema of the parameters of each offered tool, by its name."""
-    schemas: _Json = {}
-    for tool in _objects(list(tools)):
-        function = tool.get("function")
-        if isinstance(function, dict):
-            schema = function.get("parameters")
-            schemas[str(function.get("name"))] = (
-                schema if isinstance(schema, dict) else {}
-            )
-    return schemas
+    functions = _objects([tool.get("function") for tool in _objects(list(tools))])
+    found = {
+        str(function.get("name")): function.get("parameters") for function in functions
+    }
+    # another form than a schema's, as qwen-agent has it, may require what it likes
+    return {
+        name: schema if isinstance(schema, dict) else {"required": bool(schema)}
+        for name, schema in found.items()
+    }
 
 
 def _convert_value(text: str, schema: Any, root: _Json) -> Any:
