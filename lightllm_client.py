@@ -1234,9 +1234,9 @@ class Stream(Generic[_Answer]):
     def get_final_completion(self: Stream[ChatCompletionChunk]) -> ChatCompletion: ...
 
     @overload
-    def get_final_completion(self: Stream[Completion]) -> Completion: ...
+    def get_final_completion(self: Stream[Completion]) -> Completion: ...  # noqa: F811
 
-    def get_final_completion(self) -> Any:
+    def get_final_completion(self) -> Any:  # noqa: F811
         """The whole answer, after reading what is left of it: a ChatCompletion with
         content, tool_calls, reasoning, usage, finish_reason (of `completions`: a
         Completion). Raises as the loop does."""
