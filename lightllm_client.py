@@ -1936,7 +1936,8 @@ _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
 _NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
 _HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
 _VALUE_TAGS = {"</arg_value>": "<arg_value>", "</parameter>": "<parameter="}
-_THOUGHT = re.compile("<think>.*?</think>", re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_CALL_TAG = re.compile(r"<\W?tool.call|<(?:\WDSML\W)?function[=_]")
 
 
 class _LostCall(ValueError):
@@ -1950,7 +1951,7 @@ class _ServerCall:
         self.name = name
         self.index = index
         self.fields: _Json = {"function": {}}
-        self.copies: list[Any] = []  # the pieces of its arguments, anew for each head
+        self.copies: list[list[str]] = []  # pieces of its arguments, anew for each head
 
     def add(self, delta: _Json, function: _Json) -> None:
         self.fields["function"].update(_drop_none(function))
@@ -1958,22 +1959,34 @@ class _ServerCall:
         if function.get("name") or not self.copies:
             self.copies.append([])
         arguments = function.get("arguments")
-        if arguments:
+        if arguments not in (None, ""):
             is_text = isinstance(arguments, str)
             self.copies[-1].append(arguments if is_text else _dump_json(arguments))
+
+    def is_whole(self) -> bool:
+        """Whether all that came is the arguments of a call, or of several."""
+        has_end = self.copies[-1] and self.copies[-1][-1].rstrip().endswith("}")
+        return bool(has_end and _split_objects("".join(itertools.chain(*self.copies))))
 
     def objects(self) -> list[tuple[_Json, str]]:
         """The arguments of the calls that this is: of several where a server ran them
         together, of none where it is not whole."""
-        copies = [itertools.chain(*self.copies), *self.copies] if self.name else []
-        found = (_split_objects("".join(pieces)) for pieces in copies)
-        return next(filter(None, found), [])
+        copies = [_split_objects("".join(pieces)) for pieces in self.copies]
+        joined = _split_objects("".join(itertools.chain(*self.copies)))
+        found = joined or (list(itertools.chain(*copies)) if any(copies[-1:]) else [])
+        return found if self.name.strip() else []
 
     def repeats(self, other: _ServerCall) -> bool:
         """Whether it is the other call once more, in pieces where that came in one."""
+        call_id, sizes = (
+            self.fields.get("id"),
+            (len(other.copies[-1]), len(self.copies[-1])),
+        )
+        is_twin = (
+            call_id and call_id == other.fields.get("id") and self.index == other.index
+        )
         is_same = (self.name, self.objects()) == (other.name, other.objects())
-        is_same = is_same and self.fields.get("id") == other.fields.get("id")
-        return is_same and len(other.copies[-1]) == 1 < len(self.copies[-1])
+        return bool(is_twin and is_same and sizes[0] == 1 < sizes[1])
 
 
 class _ServerCalls:
@@ -1990,17 +2003,20 @@ class _ServerCalls:
         function = delta.get("function")
         function = function if isinstance(function, dict) else {}
         index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
-        held = [c for c in self.held if not isinstance(index, int) or c.index == index]
+        held = [call for call in self.held if index is None or call.index == index]
         call = held[-1] if held else None
-        if call and name:  # a head: of this call again, or of the next one?
+        if (
+            call and name and call.name
+        ):  # a head: of this call again, or of the next one?
             is_other = call_id and call_id != call.fields.get("id", call_id)
-            if is_other or name != call.name or call.objects():
+            if is_other or name != call.name or call.is_whole():
                 call = None
-        begins = not call and bool(name or function.get("arguments"))
+        begins = not call and bool(name or call_id or function.get("arguments"))
         if begins:
-            call = _ServerCall(str(name or ""), index)
+            call = _ServerCall("", index)
             self.held.append(call)
         if call:
+            call.name = call.name or (name if isinstance(name, str) else "")
             call.add(delta, function)
         return begins
 
@@ -2008,13 +2024,11 @@ class _ServerCalls:
         """The calls in front that are whole and behind which another has begun; in the
         end all that are whole. `text`: that of the answer, which may show damage."""
         calls: _Calls = []
-        if is_over and is_cut and text.count("</tool_call>") < len(self.held):
-            del self.held[-1]  # the server may have closed it itself
         while self.held[not (has_next or is_over) :]:
             call, following = [*self.held, _ServerCall("", None)][:2]
             objects, damage = call.objects(), _find_damage(text, call.name)
             is_copy = call.name == following.name and (
-                not is_over or following.objects()
+                not is_over or bool(following.objects())
             )
             if not is_over and (is_copy or damage or not objects):
                 break  # glm47 sends a call twice, and perhaps cuts it
@@ -2041,10 +2055,15 @@ class _ServerCalls:
 
 def _find_damage(text: str, name: str) -> str:
     """What the text of an answer says against a call that its server made."""
-    thoughts = "".join(_THOUGHT.findall(text))
-    if "<think>" in _THOUGHT.sub("", text):
+    found = list(_THOUGHT.finditer(text))
+    if found and not found[-1][1]:
         return ": it stands in a thought that does not end"
-    if re.search(r"<\W?(?:tool|function)", thoughts) and name in thoughts:
+    head, end, _ = text.partition("</think>")
+    orphaned = (
+        head if end and "<think>" not in head else ""
+    )  # its begin is in the prompt
+    thoughts = "".join([orphaned, *[thought[0] for thought in found]])
+    if name in thoughts and _CALL_TAG.search(thoughts):
         return ": it stands in a thought"
     for end, begin in _VALUE_TAGS.items():
         if text.count(end) > text.count(begin):
@@ -2092,10 +2111,7 @@ class _ChoiceState:
         if self._reader:
             shown, calls = self._read(ready, bool(deltas), is_over, is_cut)
         self._text.write(shown)
-        has_begun = [self._server.add(delta) for delta in deltas]
-        if self._server.held and (calls or any(has_begun) or is_over):
-            text_so_far = self._text.getvalue()
-            calls[:0] = self._server.take(text_so_far, bool(calls), is_over, is_cut)
+        calls = self._take_server_calls(deltas, calls, is_over, is_cut)
         given = [self._record(call) for call in calls]
         if is_over:
             self._end(reason, is_cut)
@@ -2105,6 +2121,10 @@ class _ChoiceState:
         if given or "tool_calls" in fields:
             fields["tool_calls"] = given or None
         choice["finish_reason"] = self.reason if is_over else None
+
+    @property
+    def holds_calls(self) -> bool:
+        return bool(self._server.held)
 
     def message(self) -> _Json:
         """The message as far as it is certain."""
@@ -2129,6 +2149,22 @@ class _ChoiceState:
         calls = [piece for piece in pieces if isinstance(piece, _Call)]
         return "".join([piece for piece in pieces if isinstance(piece, str)]), calls
 
+    def _take_server_calls(
+        self, deltas: list[_Json], calls: _Calls, is_over: bool, is_cut: bool
+    ) -> _Calls:
+        """Calls that were read from the text, with the server's that are certain now."""
+        server = self._server
+        if calls:  # what the server made before them is over
+            calls = server.take(self._text.getvalue(), True, False, False) + calls
+        has_begun = [server.add(delta) for delta in deltas]
+        if any(has_begun) or is_over:
+            text = self._text.getvalue().rstrip()
+            ends = text.count("</tool_call>") if text.endswith("</tool_call>") else 0
+            if is_over and is_cut and not (self._is_plain and ends >= len(server.held)):
+                del server.held[-1:]  # the server may have closed it itself
+            calls += server.take(text, False, is_over, is_cut)
+        return calls
+
     def _record(self, call: _Call) -> _Json:
         """Note a whole call; the fields that give it out."""
         index, call_id = len(self._calls), call.fields.get("id")
@@ -2150,7 +2186,8 @@ class _ChoiceState:
             self.problem = f"finish_reason is {reason!r}, with neither a call nor text"
         if not is_cut and (reason or self._calls or not self._is_plain):
             reason = "tool_calls" if self._calls else "stop"
-        self.reason = self.reason or reason
+        if self.reason in (None, "stop"):  # a call may come behind it
+            self.reason = reason
 
 
 class _AnswerBuilder:
@@ -2182,21 +2219,23 @@ class _AnswerBuilder:
     def build_reply(self, data: Any) -> Any:
         """The answer of a plain reply. Raises where it is none, or lost a call."""
         data = self.native.completion(data) if self.native else data
-        if not data["choices"]:
+        choices = _objects(data["choices"])
+        if not choices:
             raise ValueError("no choices")
-        for index, choice in enumerate(_objects(data["choices"])):
+        for index, choice in enumerate(choices):
             fields = choice.get("message", choice)
-            if isinstance(fields, dict):
-                calls = fields.get("tool_calls")
-                for number, call in enumerate(_objects(calls)):
-                    call["index"] = number  # builds of 2026 say -1 of each
-                has_tags = not calls and _TAG.search(str(fields.get(self._key)))
-                is_plain = choice.get("finish_reason") in ("stop", "length")
-                if calls or has_tags or self._stops or not is_plain:
-                    state = self._add_choice(index, bool(has_tags))
-                    state.settle(choice, fields, self._key, True)
-                elif "tool_calls" in fields:
-                    fields["tool_calls"] = None
+            calls = fields.get("tool_calls")
+            for number, call in enumerate(_objects(calls)):
+                call["index"] = number  # builds of 2026 say -1 of each
+            has_tags = not calls and _TAG.search(str(fields.get(self._key)))
+            is_usual = choice.get("finish_reason") in ("stop", "length")
+            if calls or has_tags or self._stops or not is_usual:
+                state = self._add_choice(index, bool(has_tags))
+                state.settle(choice, fields, self._key, True)
+                if calls and state.reason == "stop":
+                    state.problem = state.problem or "its tool_calls hold no call"
+            elif "tool_calls" in fields:
+                fields["tool_calls"] = None
         answer = self._reply.model_validate(data)
         if self.problem:
             raise _LostCall(self.problem, answer)
@@ -2229,8 +2268,9 @@ class _AnswerBuilder:
         """The chunk that ends choices whose finish_reason did not come by itself."""
         choices = []
         for index, state in self._choices.items():
-            if not state.reason:
-                choice: _Json = {"index": index, "finish_reason": state.pending}
+            if not state.reason or state.holds_calls:
+                reason = state.reason or state.pending
+                choice: _Json = {"index": index, "finish_reason": reason}
                 fields = choice.setdefault("delta", {}) if self._is_chat else choice
                 state.settle(choice, fields, self._key, True)
                 choices.append(choice)
@@ -2492,6 +2532,8 @@ class _CallReader:
         self._held.append(text)
         self._size += len(text)
         self._tail = (self._tail + text)[-len(text) - 11 :]  # a tag may have been cut
+        if not self._is_stream:
+            return []  # a whole text is read once, by `finish`
         is_due = self._size <= _SHORT_REGION or self._size >= self._due
         if not is_due and self._readings and _REGION_END.search(self._tail):
             self._readings -= 1
@@ -2630,6 +2672,8 @@ def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
             found, pos = _read_function(text, pos, schemas)
         elif token == "<code>":
             code, pos = _read_code(text, pos)
+            if calls[-1].values.get("code"):
+                raise _NotACall(pos)
             calls[-1].add("code", code)
         elif not calls:
             found, pos = _read_named_call(text, pos, schemas)
@@ -2677,6 +2721,8 @@ def _read_json(text: str, pos: int) -> _Found:
             continue
         if mark == "<":
             if depth != 1 or not _take(text, start, "</tool_call>")[0]:
+                if text[start - 1] in "\"'" and text[start + 1] != "/":
+                    break  # a quote that was not escaped: this is a string's text
                 raise _NotACall(start)
             end, missing = start, "}"  # just the outer brace
         depth += 1 if mark in "{[" else -1
@@ -2803,7 +2849,7 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
             while opened.pop() != tag:
                 pass
         elif tag == form.end:
-            if not opened and (token or _ends_at(text, rest)):
+            if token or _ends_at(text, rest):
                 return text[start : found.start()], rest - len(token)
         elif "</tool_call>" in (tag, token) and not end:
             if has_argument:
@@ -2812,12 +2858,15 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
     else:
         if not end or not text.endswith(_END):
             raise _failure_at_end(text)
-    return _drop_last_end_tag(text[start:end]), after
+    return _drop_last_end_tag(text[start:end], form), after
 
 
-def _drop_last_end_tag(value: str) -> str:
-    """A value without a misspelt end tag: one that stands alone on the last line and
-    closes nothing in the value."""
+def _drop_last_end_tag(value: str, form: Any) -> str:
+    """A value without the end tag that it ends in: its own, which seemed to close a tag
+    that it only mentions, or a misspelt one alone on the last line that closes nothing."""
+    if value.rstrip().endswith(form.end):
+        value = value.rstrip()[: -len(form.end)]
+        return re.sub(r"\r?\n\Z", "", value) if form is _Qwen3Coder else value
     found = _LAST_END_TAG.search(value)
     return value[: found.start()] if found and f"<{found[1]}" not in value else value
 
@@ -2833,9 +2882,9 @@ def _strip_quotes(name: str) -> str:
 
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _LENIENT_TOKEN = re.compile(  # strings, Python's words, commas before brackets
-    r'"[^"\\]*(?:\\.[^"\\]*)*"'
-    r"|'[^'\\]*(?:\\.[^'\\]*)*'"
-    r"|\b(?:True|False|None)\b|,(?=\s*[}\]])",
+    r'"[^"\\]*(?:\\.[^"\\]*)*(?:(")|\Z)'
+    r"|'[^'\\]*(?:\\.[^'\\]*)*(?:(')|\Z)"
+    r"|\b(?:True|False|None)\b|(?<![{\[,]),(?=\s*[}\]])",
     re.DOTALL,
 )
 _ESCAPE = re.compile(
@@ -2883,7 +2932,8 @@ def _parse_calls(text: str) -> _Calls:
         call = _parse_call(item)
         if not call:
             return []
-        if is_strict:
+        written = (item.get("arguments"), item.get("parameters"))
+        if is_strict and any(isinstance(values, dict) for values in written):
             at = _keep_text(call, text, at)
         calls.append(call)
     return calls
@@ -2897,7 +2947,7 @@ def _parse_call(item: Any) -> _Call | None:
     written = [item[key] for key in ("arguments", "parameters") if key in item]
     if not written and item.keys() - {"name", "type", "id"}:
         return None  # arguments beside the name: without them it would be another call
-    values: Any = next((value for value in written if value is not None), {})
+    values: Any = next((one for one in written if one not in (None, "", {})), {})
     if isinstance(values, str):
         try:
             values = _parse_strict(values.strip() or "{}")
@@ -2911,7 +2961,7 @@ def _keep_text(call: _Call, text: str, at: int) -> int:
     that numbers and spaces stay as the model wrote them; return where that ended."""
     for found in _ARGUMENTS.finditer(text, at):
         values, end = _DECODER.raw_decode(text, found.end())
-        if values == call.values:
+        if _dump_json(values) == _dump_json(call.values):  # 1 == 1.0 == True
             call.text = text[found.end() : end]
             return end
     return at
@@ -2925,6 +2975,8 @@ def _rewrite(text: str) -> str:
 def _rewrite_token(found: re.Match[str]) -> str:
     token = found[0]
     if token[0] in "\"'":
+        if not (found[1] or found[2]):
+            return token  # it does not end
         return '"' + _ESCAPE.sub(_rewrite_escape, token[1:-1]) + '"'
     return {"True": "true", "False": "false", "None": "null"}.get(token, "")
 
@@ -2967,6 +3019,8 @@ def _parameter_schemas(tools: Iterable[Any]) -> _Json:
 def _convert_value(text: str, schema: Any, root: _Json) -> Any:
     """A value by its schema: text, unless another type is wanted and fits."""
     kinds = _find_kinds(schema, root)
+    if kinds <= {"string"}:
+        return text
     if "number" in kinds:
         kinds.add("integer")
     is_text = "string" in kinds
