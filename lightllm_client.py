@@ -163,7 +163,7 @@ class Headers(_StrDict):
         return super().__contains__(str(name).lower())
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return super().get(name.lower(), default)
 
 
 class Request:
@@ -177,20 +177,18 @@ class Request:
 class Response:
     """One HTTP reply. `with_raw_response` returns it; the content of a stream is b""."""
 
+    content = b""
+    retries_taken = 0
+    is_closed = True
+    _seconds = 0.0
+    _parsed: Any = None
+
     def __init__(self, request: Request, status_code: int, headers: Headers) -> None:
         self.request = request
         self.method = request.method
         self.url = request.url
         self.status_code = status_code
         self.headers = headers
-        self.content = b""
-        self.retries_taken = 0
-        self.is_closed = True
-        self._seconds = 0.0
-        self._parsed: Any = None
-
-    def __repr__(self) -> str:
-        return f"<Response [{self.status_code}]>"
 
     @property
     def request_id(self) -> Any:
@@ -317,24 +315,23 @@ class ContentFilterFinishReasonError(OpenAIError):
     """Never raised: for `except` clauses written for openai."""
 
 
-_STATUS_ERRORS: dict[int, tuple[type[APIStatusError], str]] = {
-    400: (BadRequestError, "change what it names"),
-    401: (AuthenticationError, "check api_key"),
-    403: (PermissionDeniedError, "check api_key"),
-    404: (NotFoundError, "check base_url, or this LightLLM build lacks the route"),
-    405: (APIStatusError, "check base_url: is that a LightLLM server?"),
-    407: (APIStatusError, "put the proxy's user and password into HTTP_PROXY"),
-    409: (ConflictError, "try again"),
-    413: (APIStatusError, "send less: smaller images (max_image_side=), fewer messages"),
-    417: (APIStatusError, "check the parameters of the request"),
-    422: (UnprocessableEntityError, "this LightLLM build takes another type there"),
-    429: (RateLimitError, "the server is busy: wait, or raise max_retries"),
-    500: (InternalServerError, "LightLLM of 2025 says so of bad parameters, and where prompt"
-          " and max_tokens (10000 unless given) are too long together: lower max_tokens, or"
-          " see the server's log"),
-    502: (InternalServerError, "does the server behind this gateway run?"),
-    503: (InternalServerError, "the server is busy or starting: wait, then try again"),
+_STATUS_ERRORS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError, 401: AuthenticationError, 403: PermissionDeniedError,
+    404: NotFoundError, 409: ConflictError, 422: UnprocessableEntityError,
+    429: RateLimitError,
 }  # fmt: skip
+_STATUS_HINTS = {
+    401: "check api_key",
+    403: "check api_key",
+    404: "check base_url, or this LightLLM build lacks the route",
+    405: "check base_url: is that a LightLLM server?",
+    407: "put the proxy's user and password into HTTP_PROXY",
+    413: "send less: smaller images (max_image_side=), fewer messages",
+    429: "the server is busy: wait, or raise max_retries",
+    500: "a bad parameter, or too long: lower max_tokens (10000 unless given)",
+    502: "does the server behind this gateway run?",
+    503: "the server is busy or starting: wait, then try again",
+}
 
 # --- answers ---
 # openai's names and fields on top of dicts: `response.choices[0].message` and
@@ -2436,7 +2433,8 @@ class _StreamSource:
 
     def raise_error(self) -> None:
         """Raise what ended the stream, if it failed: a copy, since what was raised holds
-        its frames, they the stream, and the stream the error; and so nothing is freed."""
+        its frames, they the stream, and the stream the error; and so nothing is freed.
+        """
         if self.error:
             import copy
 
@@ -2536,7 +2534,8 @@ class _NotACall(Exception):
 
 class _CallReader:
     """Takes the calls out of a model's text. It may come in any pieces: the outcome does
-    not depend on the cuts. What may become a call is held back until that is certain."""
+    not depend on the cuts. What may become a call is held back until that is certain.
+    """
 
     def __init__(self, schemas: _Json, is_stream: bool = True) -> None:
         self._schemas = schemas
@@ -3290,6 +3289,19 @@ _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNOREC
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
 _NO_SERVER = "is base_url that of a LightLLM server?"
 _REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
+_WORD_FIELDS = re.compile(
+    "(error_?|)(errors?|message|msg|details?|title|reason|description)"
+)
+_TOO_LONG = re.compile(
+    "(?i)token len|total.len|context.(len|window)|(prompt|input).*too long"
+)
+_CAUSE_HINTS = {  # for a broken connection, by the type of what broke it
+    "ConnectionRefusedError": "is a LightLLM server listening there?",
+    "SSLCertVerificationError": "see SSL_CERT_FILE and ssl_context=",
+    "SSLError": "does that port speak https?",
+    "_ClockTimeout": "raise timeout=, or stream long answers",
+    "gaierror": "check the host name",
+}
 
 
 class _Exchange:
@@ -3310,7 +3322,7 @@ class _Exchange:
         query = _query_string({**client.default_query, **(extra_query or {})})
         self._request = Request(method, url + query)
         self._data = None if body is None else _dump_body(body)
-        self._headers = _request_headers(client, self._data, extra_headers or {})
+        self._headers = _request_headers(client, extra_headers or {})
         self._attempts = 0
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
@@ -3318,7 +3330,17 @@ class _Exchange:
     def fetch(self, build: Callable[[Any], Any] | None) -> Response:
         """The reply with its body, and what `build` makes of its JSON."""
         response, _ = self._send(True)
-        response._parsed, problem, hint = _build_answer(response, build)
+        problem, hint = "", _NO_SERVER
+        try:
+            parse = response.json
+            response._parsed = build(parse()) if build else parse()
+        except _LostCall as lost:
+            response._parsed, hint = lost.args[1], _WAY_OUT
+            problem = f"an incomplete answer: {lost.args[0]}"
+        except (AttributeError, LookupError, TypeError, ValueError):
+            problem = "a body that is not the JSON asked for"
+            if not response.content.strip():
+                problem = "nothing in it"
         self.log(response, getattr(response._parsed, "usage", None))
         if problem:  # no frame of this error holds the body, which may echo the key
             error = self._validation_error(response, problem, hint)
@@ -3344,9 +3366,10 @@ class _Exchange:
                     raise
                 import logging
 
-                text, tried = error.message, self._attempts
-                log = logging.getLogger(__name__)
-                log.info("attempt %d failed, next in %.1f s: %s", tried, delay, text)
+                text = (
+                    f"attempt {self._attempts} failed, next in {delay:.1f} s: {error}"
+                )
+                logging.getLogger(__name__).info("%s", text)
             time.sleep(delay)
 
     def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
@@ -3362,19 +3385,18 @@ class _Exchange:
             if _CODINGS.search(reply.headers.get("content-encoding", "")):
                 raise self._validation_error(response, "a coded body, not asked for")
             if whole:
-                response.content = reply.read(MAX_REPLY_BYTES)
+                response.content = reply.read()
             else:
                 self._check_stream(response, reply)
+            response._seconds = time.monotonic() - started
+            return response, reply
         except BaseException as cause:
             if reply:
                 reply.abort()
-            is_connection = isinstance(cause, (OSError, http.client.HTTPException))
-            if not is_connection or _is_foreign_timeout(cause):
+            if not isinstance(cause, OSError) or _is_foreign_timeout(cause):
                 raise
             # without its frames, which hold what was read
             raise self.connection_error(cause) from cause.with_traceback(None)
-        response._seconds = time.monotonic() - started
-        return response, reply
 
     def _follow_redirects(self, clock: _Clock) -> _Reply:
         """The first reply that is not a redirect within the origin: there, the same
@@ -3386,11 +3408,12 @@ class _Exchange:
             wire = _TimedRequest(url, self._data, self._headers, "", method=method)
             wire.clock = clock
             reply: _Reply = opener.open(wire)
+            if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
+                return reply
             target = reply.headers.get("location", "")
-            if target[:1] == "/" != target[1:2]:
+            if re.match("/(?!/)", target):
                 target = urllib.parse.urljoin(url, target)
-            is_last = reply.status not in (307, 308) or hops == _MAX_REDIRECTS
-            if is_last or _origin(target) != _origin(url):
+            if _origin(target) != _origin(url):
                 return reply
             reply.read_error()
             url, hops = target, hops + 1
@@ -3405,14 +3428,16 @@ class _Exchange:
             response.content += reply.read_error(_REFUSAL_SECONDS)
             what = "a body that is not a stream of events"
             raise self._validation_error(response, what)
-        reply.push_back(response.content)
+        reply.pieces = itertools.chain([response.content], reply.pieces)
         response.content = b""
 
     def _retry_delay(self, error: APIError) -> float | None:
         """Seconds until the next attempt; None for none."""
-        seconds, response = 0.0, getattr(error, "response", None)
-        if self._attempts > self._client.max_retries or _is_final(error.__cause__):
+        cause, response = error.__cause__, getattr(error, "response", None)
+        is_final = isinstance(cause, _ProxyError) or hasattr(cause, "verify_message")
+        if is_final or self._attempts > self._client.max_retries:
             return None
+        seconds = 0.0
         if response:
             status, headers = response.status_code, response.headers
             is_retried = status in (408, 409, 429) or status >= 500
@@ -3433,9 +3458,8 @@ class _Exchange:
             usage = usage if isinstance(usage, dict) else {}
             tokens = usage.get("total_tokens", "unknown")
             line = f"{self._label()}: status {response.status_code}, "
-            line += (
-                f"{response._seconds:.3f} s, {tokens} tokens, attempt {self._attempts}"
-            )
+            line += f"{response._seconds:.3f} s, {tokens} tokens, "
+            line += f"attempt {self._attempts}"
             log.debug("%s", self._redact(line))
 
     def error(self, kind: Any, what: str) -> Any:
@@ -3446,15 +3470,19 @@ class _Exchange:
     def connection_error(self, cause: BaseException, what: str = "") -> Any:
         """The error for a connection that could not be made, or that broke; then `what`
         says what is lost."""
-        proxy = self._route().proxy
-        kind, (text, hint) = APIConnectionError, _explain(cause, proxy)
+        kind, proxy = APIConnectionError, self._route().proxy
+        text = getattr(cause, "verify_message", getattr(cause, "strerror", ""))
+        text = text or str(cause) or repr(cause)
         if isinstance(cause, _ClockTimeout):
-            kind, hint = APITimeoutError, "raise timeout=, or stream long answers"
+            kind = APITimeoutError
             text = f"no {'more' if what else 'answer'} within {self._timeout} s"
+        elif isinstance(cause, (_BadReply, ConnectionResetError)):
+            text = f"no valid reply: {text}"
         if not what:
             text += f" ({self._attempts} attempt{'s' * (self._attempts != 1)})"
         if proxy:
-            text = f"through the proxy {proxy} (from the environment): {text}"
+            text = f"through the proxy {proxy} (check HTTP_PROXY and NO_PROXY): {text}"
+        hint = _CAUSE_HINTS.get(type(cause).__name__, "")
         return self.error(kind, "; ".join(filter(None, [what, text, hint])))
 
     def event_error(self, response: Response, text: str, data: Any) -> APIError:
@@ -3480,7 +3508,7 @@ class _Exchange:
         body, words = self._clean(response, response.text)
         status, location = response.status_code, response.headers.get("location")
         other = InternalServerError if status >= 500 else APIStatusError
-        kind, hint = _STATUS_ERRORS.get(status, (other, ""))
+        kind, hint = _STATUS_ERRORS.get(status, other), _STATUS_HINTS.get(status, "")
         if location and 300 <= status < 400:
             words = f"a redirect to {_shown_url(location)}, which is not followed"
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
@@ -3522,56 +3550,6 @@ class _Exchange:
         return text
 
 
-# --- request parts ---
-# Texts, URLs and headers of requests and their errors, without state.
-
-_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_WORD_FIELDS = re.compile(
-    "(error_?|)(errors?|message|msg|details?|title|reason|description)"
-)
-_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
-_PORTS = {"http": "80", "https": "443"}
-_TOO_LONG = re.compile(
-    r"token len|total.len|context.(len|window)|(prompt|input).*too long", re.I
-)
-
-
-def _build_answer(
-    response: Response, build: Callable[[Any], Any] | None
-) -> tuple[Any, str, str]:
-    """The answer, what is wrong with the reply, if anything, and what to try."""
-    try:
-        data = response.json()
-        return (build(data) if build else data), "", ""
-    except _LostCall as lost:
-        return lost.args[1], f"an incomplete answer: {lost.args[0]}", _WAY_OUT
-    except (AttributeError, LookupError, TypeError, ValueError):
-        what = "a body that is not the JSON asked for"
-        return None, what if response.content.strip() else "nothing in it", _NO_SERVER
-
-
-def _is_final(cause: Any) -> bool:
-    """Whether the next attempt would end the same way: a bad certificate, a proxy's 4xx."""
-    return isinstance(cause, _ProxyError) or hasattr(cause, "verify_message")
-
-
-def _explain(cause: Any, proxy: str) -> tuple[str, str]:
-    """Why a connection failed, in words, and what to try."""
-    text = getattr(cause, "strerror", "") or str(cause) or repr(cause)
-    if hasattr(cause, "verify_message"):
-        return cause.verify_message, "see SSL_CERT_FILE and ssl_context="
-    if isinstance(cause, (http.client.HTTPException, ConnectionResetError)):
-        return f"no valid reply: {text}", ""
-    if proxy:
-        return text, "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
-    if isinstance(cause, ConnectionRefusedError):
-        return text, "is a LightLLM server listening there?"
-    if isinstance(cause, socket.gaierror):
-        return text, "check the host name in base_url"
-    is_http = re.search("WRONG_VERSION|RECORD_LAYER", text)
-    return text, "does that port speak https?" if is_http else ""
-
-
 def _advice(words: str, hint: str = "") -> str:
     """What to try: what the server says tells more than the hint for its status."""
     if _TOO_LONG.search(words):
@@ -3605,6 +3583,14 @@ def _error_words(data: Any, text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
 
+# --- request parts ---
+# URLs and headers of requests, and of replies, without state.
+
+_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
+_SENDABLE = re.compile(r"[!-9;-~]+:[\x20-\x7e\x80-\xff]*")
+_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
+
+
 def _retry_after(headers: Headers) -> float:
     """The seconds that a server asks for before the next attempt; 0 if none."""
     from email.utils import mktime_tz, parsedate_tz
@@ -3624,7 +3610,8 @@ def _retry_after(headers: Headers) -> float:
 def _origin(url: str) -> Any:
     """Scheme, host and port; None if it is not a plain HTTP URL."""
     found = _ORIGIN.match(url.lower())
-    return found and (found[1], found[2], found[3] or _PORTS[found[1]])
+    port = found and (found[3] or {"http": "80", "https": "443"}[found[1]])
+    return found and (found[1], found[2], port)
 
 
 def _shown_url(url: str) -> str:
@@ -3643,17 +3630,15 @@ def _query_string(query: Mapping[str, Any]) -> str:
     return "?" + urllib.parse.urlencode(pairs) if pairs else ""
 
 
-def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
+def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
     key: Any = client.api_key
-    key = _Secret(key() if callable(key) else key)  # now no variable shows it
-    key = _checked_key(key)
+    key = _checked_key(_Secret(key()) if callable(key) else key)  # no variable shows it
     headers = {
         "Accept": "application/json",
         "Accept-encoding": "identity",
+        "Content-type": "application/json",
         "User-agent": "lightllm_client/" + __version__,
     }
-    if data is not None:
-        headers["Content-type"] = "application/json"
     if key:
         headers["Authorization"] = _Secret("Bearer " + key)
     account = {
@@ -3672,8 +3657,7 @@ def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
             merged.pop(name, None)
             if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
-                is_named = re.fullmatch("[!-9;-~]+", name)
-                if _UNSENDABLE.search(merged[name]) or not is_named:
+                if not _SENDABLE.fullmatch(f"{name}:{merged[name]}"):
                     what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
@@ -3694,7 +3678,7 @@ _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
 # what recv says where nothing is there yet: eventlet's sockets, plain ones, TLS
-_NOTHING_YET = (None, errno.EAGAIN, errno.EWOULDBLOCK, 2)
+_NOTHING_YET = (None, errno.EWOULDBLOCK, 2)
 # the status line of an error, perhaps behind interim replies
 _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
@@ -3756,26 +3740,25 @@ class _Connection(http.client.HTTPConnection):
     _is_aborted = False
 
     def __init__(self, route: _Route) -> None:
-        super().__init__(route.host, route.port)
+        super().__init__(*route.dial)
         self.route = route
         self._owner = os.getpid()
 
     def exchange(self, request: _TimedRequest) -> _Reply:
         """Send a request; the reply, its head read."""
-        self.clock, self.early, self.is_stale = request.clock, b"", False
+        self.clock = request.clock
         if not self.sock:
             self.connect()
         self.clock.enter("write")
-        target = request.selector
         body: Any = request.data or b""
-        headers = {"Host": request.host, **request.headers}
+        target, headers = request.selector, {"Host": request.host, **request.headers}
         if self.route.proxy and not self.route.tls:
             target = request.full_url
             headers.update(self.route.login)
         if body:
             headers["Content-Length"] = str(len(body))
         try:
-            self._send_request(request.get_method(), target, headers, body)
+            self._send(f"{request.get_method()} {target}", headers, body)
         except _TIMEOUTS:
             raise
         except OSError:
@@ -3791,27 +3774,24 @@ class _Connection(http.client.HTTPConnection):
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _TCP_OPTIONS.items():
             if hasattr(socket, name):
-                option = getattr(socket, name)
-                self.sock.setsockopt(socket.IPPROTO_TCP, option, value)
+                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         if self.route.tls:
             if self.route.proxy:
                 self._open_tunnel()
-            wrap, sock = self.transport.tls_context().wrap_socket, self.sock
             self.sock = self._call(
                 self.clock,
-                # a TLS end without close_notify is a cut, not an end
-                lambda: wrap(
-                    sock, server_hostname=self.host, suppress_ragged_eofs=False
-                ),
+                self.transport.tls_context().wrap_socket,
+                self.sock,
+                server_hostname=self.route.host,
+                suppress_ragged_eofs=False,  # an end without close_notify is a cut
             )
 
     def _dial(self) -> None:
         """Connect to the first address that answers."""
-        host, port = self.route.dial
-        if not host:
+        if not self.host:
             raise _ProxyError("only proxies of the form http://host:port can be used")
-        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        while found:
+        found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_STREAM)
+        while not self.sock:
             family, kind, protocol, _, address = found.pop(0)
             clock = self.clock
             if found:  # a silent address must leave time for those behind it
@@ -3819,40 +3799,34 @@ class _Connection(http.client.HTTPConnection):
             try:
                 self.sock, self._timeout = socket.socket(family, kind, protocol), 0.0
                 self._call(clock, self.sock.connect, address)
-                return
             except OSError as error:
                 self.close()
                 if not found or _is_foreign_timeout(error):
                     raise
-        raise OSError("the host has no address")
 
     def _open_tunnel(self) -> None:
         """Through the proxy, which gets its own credentials and never the key."""
         target = self.route.authority
-        self._send_request("CONNECT", target, {"Host": target, **self.route.login})
+        self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
         status = _Reply(self).status
         if status >= 300:
             kind = OSError if status >= 500 else _ProxyError
             raise kind(f"the proxy refused to open a tunnel, with status {status}")
 
-    def _send_request(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
-    ) -> None:
+    def _send(self, line: str, headers: _StrDict, body: bytes = b"") -> None:
         """Send a request, or as much of it as the server takes: one that refuses a large
         body says so at once and closes, and a reset can destroy a reply that was not
         received yet. A view's repr shows no header."""
         lines = map(": ".join, headers.items())
-        first = f"{method} {target} HTTP/1.1"
-        head = _Secret("\r\n".join([first, *lines, "", ""]))
+        head = _Secret("\r\n".join([line + " HTTP/1.1", *lines, "", ""]))
         view = memoryview(body)
         piece = memoryview(head.encode("latin-1") + view[:_READ_SIZE])
         self._call(self.clock, self.sock.sendall, piece)
         view = view[_READ_SIZE:]
         while view and not _REFUSAL.search(self.early):
-            self.clock.left()  # raises when all time is up
-            clock, piece = _Clock(_SEND_SECONDS), view[:_SEND_SIZE]
+            clock = _Clock(min(_SEND_SECONDS, self.clock.left()))
             try:
-                view = view[self._call(clock, self.sock.send, piece) :]
+                view = view[self._call(clock, self.sock.send, view[:_SEND_SIZE]) :]
             except _ClockTimeout:
                 pass
             self.early += self._receive_now() or b""
@@ -3869,7 +3843,7 @@ class _Connection(http.client.HTTPConnection):
                 raise
             return None if error.errno in _NOTHING_YET else b""
 
-    def _call(self, clock: _Clock, method: Any, *arguments: Any) -> Any:
+    def _call(self, clock: _Clock, method: Any, *arguments: Any, **options: Any) -> Any:
         """Call a method of the socket, within the time that is left."""
         left = clock.left()
         # setting it costs a system call: better up to 40 ms late, and never early
@@ -3877,8 +3851,8 @@ class _Connection(http.client.HTTPConnection):
             self._timeout = left + 0.02
             self.sock.settimeout(self._timeout)
         try:
-            return method(*arguments)
-        except socket.timeout:
+            return method(*arguments, **options)
+        except _TIMEOUTS:
             clock.left()  # raises when the time is up
             raise
 
@@ -3900,9 +3874,7 @@ class _Connection(http.client.HTTPConnection):
         the descriptor's number could be another socket's by the time it wakes."""
         self._is_aborted = True
         sock = self.sock
-        if (
-            sock and self._owner == os.getpid()
-        ):  # not in a child: it is its parent's too
+        if sock and self._owner == os.getpid():  # a child leaves it to its parent
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -3936,20 +3908,17 @@ class _Route:
         parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
         self.tls = scheme == "https"
         self.host = parts.hostname or ""
-        self.port = parts.port or (443 if self.tls else 80)
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        self.authority = f"{host}:{self.port}"
-        self.dial = (self.host, self.port)  # no host: a proxy that cannot be used
+        self.dial = (self.host, parts.port or (443 if self.tls else 80))
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        self.authority = f"{name}:{self.dial[1]}"
         self.idle: list[_Connection] = []  # the one used last is the last
         self.proxy = ""  # as messages show it
-        self.login: dict[str, str] = {}
+        self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
-        if (
-            proxy
-            and not any(map(self._matches, exempt.split()))
-            and not urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
-        ):
+        is_exempt = any(map(self._matches, exempt.split()))
+        # macOS and Windows have exceptions of their own
+        if proxy and not is_exempt and not urllib.request.proxy_bypass(self.host):
             self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
 
     def pop_idle(self) -> _Connection | None:
@@ -3975,7 +3944,7 @@ class _Route:
 
     def _use_proxy(self, url: str) -> None:
         self.proxy = re.sub("//.*@", "//", url)
-        self.dial = ("", 0)
+        self.dial = ("", 0)  # it cannot be used
         try:
             parts = urllib.parse.urlsplit(url)
             if parts.scheme == "http":
@@ -3984,9 +3953,8 @@ class _Route:
             return
         if parts.username:
             pair = f"{parts.username}:{parts.password or ''}"
-            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair))
-            login = _Secret("Basic " + token.decode("ascii"))
-            self.login = {"Proxy-authorization": login}
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
+            self.login = {"Proxy-authorization": _Secret("Basic " + token)}
 
 
 class _Transport(urllib.request.BaseHandler):
@@ -4009,7 +3977,10 @@ class _Transport(urllib.request.BaseHandler):
         """The reply to a request, its head read."""
         route = self.route(request)
         while True:
-            kept = self._pop_usable(route)
+            kept = route.pop_idle()
+            if kept and not kept.is_usable():
+                kept.close()
+                continue
             connection = kept or _Connection(route)
             connection.transport = self
             try:
@@ -4045,14 +4016,6 @@ class _Transport(urllib.request.BaseHandler):
             del connection.transport  # a cycle: a dropped client would not close it
             idle.append(connection)
 
-    def _pop_usable(self, route: _Route) -> _Connection | None:
-        """The idle connection that was used last, if one can be used."""
-        for connection in iter(route.pop_idle, None):
-            if connection.is_usable():
-                return connection
-            connection.close()
-        return None
-
     def close(self) -> None:
         self.closed = True
         for route in list(self._routes.values()):
@@ -4071,15 +4034,14 @@ _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \n])")
 _HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?![^\n])")
 _FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
-_FIRST_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
-_NEXT_CHUNK = re.compile(rb"\r?\n" + _FIRST_CHUNK.pattern)
+_CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
 _MAX_HEAD = 65536  # bytes of a response's head, of a chunk's head, of trailers
 _MAX_INTERIM = 10  # 1xx replies before the real one
 _FINISH_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connection
 
 
-class _BadReply(http.client.HTTPException):
+class _BadReply(ConnectionError):
     """A reply that HTTP does not allow, or that is too large."""
 
 
@@ -4142,16 +4104,16 @@ def _read_length(source: _Source, left: int) -> Iterator[bytes]:
 
 def _read_chunked(source: _Source) -> Iterator[bytes]:
     """A body in chunks, each behind its size: the data of all that are there at once."""
-    form, left, is_last = _FIRST_CHUNK, 0, False
-    while True:
+    source.buffer = b"\n" + source.buffer  # now the first is like the others
+    left, is_last = 0, False
+    while not is_last:
         raw, at, pieces = source.buffer, 0, []
         while at < len(raw) and not is_last:
             if not left:
-                head = form.match(raw, at)
+                head = _CHUNK.match(raw, at)
                 if not head:
                     break
-                at, form = head.end(), _NEXT_CHUNK
-                left = int(head[1], 16)
+                at, left = head.end(), int(head[1], 16)
                 is_last = not left
             pieces.append(raw[at : at + left])
             at += len(pieces[-1])
@@ -4160,21 +4122,17 @@ def _read_chunked(source: _Source) -> Iterator[bytes]:
         data = b"".join(pieces)
         if data:
             yield data
-        if is_last:
-            break
-        if b"\n" in source.buffer[2:]:
-            raise _BadReply("a corrupt chunk")
-        source.grow()
+        if not is_last:
+            if b"\n" in source.buffer[2:]:
+                raise _BadReply("a corrupt chunk")
+            source.grow()
     source.read_until(_TRAILERS_END)
 
 
-def _read_body(
-    source: _Source, status: int, headers: dict[str, str]
-) -> Iterator[bytes]:
+def _read_body(source: _Source, status: int, headers: _StrDict) -> Iterator[bytes]:
     """The body in pieces, to its exact end. Raises where it is cut."""
-    coding = headers.get("transfer-encoding")
-    length = headers.get("content-length")
-    if status in (204, 304):
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if status == 204:
         return iter(())
     if coding is not None:
         if coding.lower() != "chunked":
@@ -4203,7 +4161,7 @@ class _Reply:
         else:
             raise _BadReply("too many interim (1xx) replies")
         self.headers = Headers(headers)
-        self._body = _read_body(source, self.status, headers)
+        self.pieces = self._read_pieces(_read_body(source, self.status, headers))
         self._is_reusable = (
             version == "1"
             and "close" not in headers.get("connection", "").lower()
@@ -4211,6 +4169,15 @@ class _Reply:
             and self.status < 500  # uvicorn closes behind one, silently
             and not connection.early
         )
+
+    def _read_pieces(self, body: Iterator[bytes]) -> Iterator[bytes]:
+        """The body; at its end, keep or close the connection."""
+        yield from body
+        self._is_over = True
+        if self._is_reusable and not self._source.buffer:
+            self._connection.transport.keep(self._connection)
+        else:
+            self._connection.close()
 
     def abort(self) -> None:
         """Close the connection, unless the body's end has let it go."""
@@ -4221,61 +4188,40 @@ class _Reply:
     def read_next(self) -> bytes:
         """A stream's next bytes, b"" at its end. The timeout limits each wait."""
         self._connection.clock.restart("read")
-        return self._read_some()
+        return next(self.pieces, b"")
 
-    def read(self, limit: int) -> bytes:
-        """The whole body. Raises where it is larger."""
-        pieces = []
-        for raw in iter(self._read_some, b""):
-            pieces.append(raw)
-            limit -= len(raw)
-            if limit < 0:
+    def read(self) -> bytes:
+        """The whole body. Raises where it is larger than MAX_REPLY_BYTES."""
+        body, left = [], MAX_REPLY_BYTES
+        for raw in self.pieces:
+            body.append(raw)
+            left -= len(raw)
+            if left < 0:
                 raise _BadReply("a body larger than MAX_REPLY_BYTES")
-        return b"".join(pieces)
-
-    def push_back(self, raw: bytes) -> None:
-        """Bytes of the body that `read_next` is to return once more."""
-        self._body = itertools.chain((raw,), self._body)
+        return b"".join(body)
 
     def read_error(self, seconds: float | None = None) -> bytes:
         """What comes of an error's body, in so many seconds: its status is known, so it
         need not be whole."""
         if seconds is not None:
             self._connection.clock = _Clock(seconds)
-        return self._read_rest(MAX_ERROR_BYTES)
-
-    def finish(self) -> None:
-        """The answer is whole: keep the connection if the body's end is there too."""
-        if not self._is_over:  # or the connection may be another request's by now
-            self._connection.clock = _Clock(_FINISH_SECONDS)
-            self._read_rest(0)
-
-    def _read_rest(self, limit: int) -> bytes:
         body = bytearray()
         try:
-            for raw in iter(self._read_some, b""):
+            for raw in self.pieces:
                 body += raw
-                if len(body) > limit:
+                if len(body) > MAX_ERROR_BYTES:
                     break
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             if _is_foreign_timeout(error):
                 raise
         finally:
             self.abort()
-        return bytes(body[:limit])
+        return bytes(body[:MAX_ERROR_BYTES])
 
-    def _read_some(self) -> bytes:
-        """The next bytes of the body; at its end, keep or close the connection."""
-        if self._is_over:
-            return b""
-        raw = next(self._body, b"")
-        if not raw:
-            self._is_over = True
-            if self._is_reusable and not self._source.buffer:
-                self._connection.transport.keep(self._connection)
-            else:
-                self._connection.close()
-        return raw
+    def finish(self) -> None:
+        """The answer is whole: keep the connection if the body's end is there too."""
+        if not self._is_over:  # or the connection may be another request's by now
+            self.read_error(_FINISH_SECONDS)
 
 
 # --- command line ---
