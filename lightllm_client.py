@@ -762,8 +762,6 @@ class LightLLMClient:
         self.ssl_context = ssl_context
         _merge_headers({}, self.default_headers)  # refuses a bad one before a request
         self._transport = _Transport(ssl_context)
-        self._opener = urllib.request.OpenerDirector()
-        self._opener.add_handler(self._transport)
         self._add_namespaces(False)
 
     def _add_namespaces(self, raw: bool) -> None:
@@ -826,7 +824,7 @@ class LightLLMClient:
         options.update(changes)
         twin = type(self)(**options)
         if twin.ssl_context is self.ssl_context:
-            twin._transport, twin._opener = self._transport, self._opener
+            twin._transport = self._transport
         return twin
 
     with_options = copy
@@ -3289,11 +3287,9 @@ _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNOREC
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
 _NO_SERVER = "is base_url that of a LightLLM server?"
 _REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
-_WORD_FIELDS = re.compile(
-    "(error_?|)(errors?|message|msg|details?|title|reason|description)"
-)
+_WORDS = re.compile("(error_|)(errors?|message|msg|details?|title|reason|description)")
 _TOO_LONG = re.compile(
-    "(?i)token len|total.len|context.(len|window)|(prompt|input).*too long"
+    "(?i)token len|total.len|context.(len|win)|(prompt|input).* long"
 )
 _CAUSE_HINTS = {  # for a broken connection, by the type of what broke it
     "ConnectionRefusedError": "is a LightLLM server listening there?",
@@ -3343,7 +3339,7 @@ class _Exchange:
                 problem = "nothing in it"
         self.log(response, getattr(response._parsed, "usage", None))
         if problem:  # no frame of this error holds the body, which may echo the key
-            error = self._validation_error(response, problem, hint)
+            error = self._body_error(response, problem, hint)
             error.partial = response._parsed
             raise error
         return response
@@ -3366,10 +3362,8 @@ class _Exchange:
                     raise
                 import logging
 
-                text = (
-                    f"attempt {self._attempts} failed, next in {delay:.1f} s: {error}"
-                )
-                logging.getLogger(__name__).info("%s", text)
+                text = f"attempt {self._attempts} failed, next in {delay:.1f} s"
+                logging.getLogger(__name__).info("%s: %s", text, error.message)
             time.sleep(delay)
 
     def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
@@ -3383,7 +3377,7 @@ class _Exchange:
                 response.content = reply.read_error()
                 raise self._status_error(response)
             if _CODINGS.search(reply.headers.get("content-encoding", "")):
-                raise self._validation_error(response, "a coded body, not asked for")
+                raise self._body_error(response, "a coded body, not asked for")
             if whole:
                 response.content = reply.read()
             else:
@@ -3401,13 +3395,12 @@ class _Exchange:
     def _follow_redirects(self, clock: _Clock) -> _Reply:
         """The first reply that is not a redirect within the origin: there, the same
         request is sent again."""
-        opener: Any = self._client._opener
-        method, url, hops = self._request.method, self._request.url, 0
+        request, method = urllib.request.Request, self._request.method
+        url, hops = self._request.url, 0
         while True:
             # no origin, which is for cookies: finding it out would parse the URL again
-            wire = _TimedRequest(url, self._data, self._headers, "", method=method)
-            wire.clock = clock
-            reply: _Reply = opener.open(wire)
+            wire = request(url, self._data, self._headers, "", method=method)
+            reply = self._client._transport.open(wire, clock)
             if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
                 return reply
             target = reply.headers.get("location", "")
@@ -3427,7 +3420,7 @@ class _Exchange:
         if not _STREAM_START.match(response.content):
             response.content += reply.read_error(_REFUSAL_SECONDS)
             what = "a body that is not a stream of events"
-            raise self._validation_error(response, what)
+            raise self._body_error(response, what)
         reply.pieces = itertools.chain([response.content], reply.pieces)
         response.content = b""
 
@@ -3457,9 +3450,10 @@ class _Exchange:
         if log and log.isEnabledFor(logging.DEBUG):
             usage = usage if isinstance(usage, dict) else {}
             tokens = usage.get("total_tokens", "unknown")
-            line = f"{self._label()}: status {response.status_code}, "
-            line += f"{response._seconds:.3f} s, {tokens} tokens, "
-            line += f"attempt {self._attempts}"
+            line = (
+                f"{response._seconds:.3f} s, {tokens} tokens, attempt {self._attempts}"
+            )
+            line = f"{self._label()}: status {response.status_code}, {line}"
             log.debug("%s", self._redact(line))
 
     def error(self, kind: Any, what: str) -> Any:
@@ -3495,14 +3489,12 @@ class _Exchange:
         message += ": an event that is not a JSON object; the answer is incomplete"
         return APIResponseValidationError(response, None, message=message)
 
-    def _validation_error(
-        self, response: Response, what: str, hint: str = _NO_SERVER
-    ) -> APIError:
-        """The error for a good status with something else than was asked for."""
+    def _body_error(self, response: Response, what: str, hint: str = _NO_SERVER) -> Any:
+        """The error for a good status with `what`, which was not asked for."""
         body, words = self._clean(response, response.text)
-        words = words and f": {words}"
-        message = f"{self._label()}: status {response.status_code} with {what}{words}"
-        return APIResponseValidationError(response, body, message=f"{message}; {hint}")
+        message = f"{self._label()}: status {response.status_code} with {what}"
+        message += f"{words and ': '}{words}; {hint}"
+        return APIResponseValidationError(response, body, message=message)
 
     def _status_error(self, response: Response) -> APIStatusError:
         body, words = self._clean(response, response.text)
@@ -3571,7 +3563,7 @@ def _error_words(data: Any, text: str) -> str:
         elif isinstance(value, list):
             rest += reversed(value[:9])
         elif isinstance(value, dict):
-            said = [value[name] for name in value if _WORD_FIELDS.fullmatch(name)]
+            said = [value[name] for name in value if _WORDS.fullmatch(name)]
             steps = value.get("loc")  # FastAPI: the way to the field that is wrong
             if isinstance(steps, list):
                 place = ".".join(str(s) for s in steps if isinstance(s, (str, int)))
@@ -3587,7 +3579,6 @@ def _error_words(data: Any, text: str) -> str:
 # URLs and headers of requests, and of replies, without state.
 
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_SENDABLE = re.compile(r"[!-9;-~]+:[\x20-\x7e\x80-\xff]*")
 _ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
 
 
@@ -3632,7 +3623,8 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
     key: Any = client.api_key
-    key = _checked_key(_Secret(key()) if callable(key) else key)  # no variable shows it
+    key = _Secret(key() if callable(key) else key)  # now no variable shows it
+    key = _checked_key(key)
     headers = {
         "Accept": "application/json",
         "Accept-encoding": "identity",
@@ -3641,10 +3633,8 @@ def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
     }
     if key:
         headers["Authorization"] = _Secret("Bearer " + key)
-    account = {
-        "OpenAI-Organization": client.organization,
-        "OpenAI-Project": client.project,
-    }
+    names = ("OpenAI-Organization", "OpenAI-Project")
+    account = dict(zip(names, (client.organization, client.project)))
     return _merge_headers(headers, account, client.default_headers, extra)
 
 
@@ -3657,17 +3647,18 @@ def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
             merged.pop(name, None)
             if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
-                if not _SENDABLE.fullmatch(f"{name}:{merged[name]}"):
+                is_named = re.fullmatch("[!-9;-~]+", name)
+                if _UNSENDABLE.search(merged[name]) or not is_named:
                     what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
 
 
 # --- connections ---
-# urllib's OpenerDirector with one handler, which keeps http.client's connections. One
-# carries one request at a time, waits no longer than the clock says, and is kept only
-# behind a reply that ended exactly. A request that was sent whole is never sent again
-# from here. There is no lock: a list's append and pop are atomic.
+# urllib's requests on http.client's connections. One carries one request at a time, waits
+# no longer than the clock says, and is kept only behind a reply that ended exactly. A
+# request that was sent whole is never sent again from here. There is no lock: a list's
+# append and pop are atomic.
 
 _READ_SIZE = 65536
 _SEND_SIZE = 262144  # bytes of a large body between two looks for an early reply
@@ -3721,12 +3712,6 @@ class _Clock:
         return left
 
 
-class _TimedRequest(urllib.request.Request):
-    """A request with the clock of its attempt."""
-
-    clock: _Clock
-
-
 class _Connection(http.client.HTTPConnection):
     """Sends requests. What comes back is read by a _Reply."""
 
@@ -3744,9 +3729,9 @@ class _Connection(http.client.HTTPConnection):
         self.route = route
         self._owner = os.getpid()
 
-    def exchange(self, request: _TimedRequest) -> _Reply:
+    def exchange(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
         """Send a request; the reply, its head read."""
-        self.clock = request.clock
+        self.clock = clock
         if not self.sock:
             self.connect()
         self.clock.enter("write")
@@ -3895,7 +3880,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 # --- routes and idle connections ---
-# The opener's handler: which way an origin is reached, and the connections between uses.
+# Which way an origin is reached, and the connections between uses.
 
 _LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
 
@@ -3916,10 +3901,9 @@ class _Route:
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
-        is_exempt = any(map(self._matches, exempt.split()))
-        # macOS and Windows have exceptions of their own
-        if proxy and not is_exempt and not urllib.request.proxy_bypass(self.host):
-            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
+        if proxy and not any(map(self._matches, exempt.split())):
+            if not urllib.request.proxy_bypass(self.host):  # macOS's and Windows's own
+                self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
 
     def pop_idle(self) -> _Connection | None:
         try:
@@ -3957,8 +3941,8 @@ class _Route:
             self.login = {"Proxy-authorization": _Secret("Basic " + token)}
 
 
-class _Transport(urllib.request.BaseHandler):
-    """The opener's handler: idle connections, routes, and the TLS context of a client."""
+class _Transport:
+    """What opens requests: idle connections, routes, and the TLS context of a client."""
 
     def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
         self.closed = False
@@ -3970,10 +3954,7 @@ class _Transport(urllib.request.BaseHandler):
     def __del__(self) -> None:
         self.close()
 
-    def add_parent(self, parent: Any) -> None:
-        """Not to know the opener lets both be freed at once."""
-
-    def http_open(self, request: _TimedRequest) -> _Reply:
+    def open(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
         """The reply to a request, its head read."""
         route = self.route(request)
         while True:
@@ -3984,13 +3965,11 @@ class _Transport(urllib.request.BaseHandler):
             connection = kept or _Connection(route)
             connection.transport = self
             try:
-                return connection.exchange(request)
+                return connection.exchange(request, clock)
             except BaseException:
                 connection.close()
                 if not (kept and connection.is_stale):
                     raise
-
-    https_open = http_open
 
     def route(self, request: urllib.request.Request) -> _Route:
         key = (request.type, request.host)
@@ -4026,8 +4005,8 @@ class _Transport(urllib.request.BaseHandler):
 # --- replies ---
 # Received bytes -> the head and the body of a reply, by HTTP's own rules: a body is whole
 # when its framing says so, never because the connection ended first. What is cut, corrupt
-# or endless raises OSError or HTTPException, in bounded time and memory, and with nothing
-# in the message that the server wrote.
+# or endless raises OSError, in bounded time and memory, and with nothing in the message
+# that the server wrote.
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \n])")
@@ -4070,7 +4049,7 @@ class _Source:
             self.grow()
 
 
-def _parse_head(head: str) -> tuple[str, int, dict[str, str]]:
+def _parse_head(head: str) -> tuple[str, int, _StrDict]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
     text = _FOLD.sub(" ", head.replace("\r\n", "\n"))
     status, lines = _STATUS_LINE.match(text), _HEADER.findall(text)
@@ -4078,7 +4057,7 @@ def _parse_head(head: str) -> tuple[str, int, dict[str, str]]:
         raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
     if len(lines) != text.count("\n"):
         raise _BadReply("a malformed header line")
-    headers: dict[str, str] = {}
+    headers: _StrDict = {}
     for name, value in lines:
         name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
@@ -4182,7 +4161,7 @@ class _Reply:
     def abort(self) -> None:
         """Close the connection, unless the body's end has let it go."""
         if not self._is_over:
-            self._is_over = True
+            self._is_over, self.pieces = True, iter(())
             self._connection.abort()
 
     def read_next(self) -> bytes:
