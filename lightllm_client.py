@@ -320,7 +320,7 @@ _STATUS_ERRORS: dict[int, type[APIStatusError]] = {
     404: NotFoundError, 409: ConflictError, 422: UnprocessableEntityError,
     429: RateLimitError,
 }  # fmt: skip
-_STATUS_HINTS = {
+_HINTS = {  # what to try, by the status or by the type of what broke a connection
     401: "check api_key",
     403: "check api_key",
     404: "check base_url, or this LightLLM build lacks the route",
@@ -331,6 +331,11 @@ _STATUS_HINTS = {
     500: "a bad parameter, or too long: lower max_tokens (10000 unless given)",
     502: "does the server behind this gateway run?",
     503: "the server is busy or starting: wait, then try again",
+    "ConnectionRefusedError": "is a LightLLM server listening there?",
+    "SSLCertVerificationError": "see SSL_CERT_FILE and ssl_context=",
+    "SSLError": "does that port speak https?",
+    "_ClockTimeout": "raise timeout=, or stream long answers",
+    "gaierror": "check the host name",
 }
 
 # --- answers ---
@@ -2411,7 +2416,7 @@ class _StreamSource:
                         self._fail(APIError, f"{builder.problem}; {_WAY_OUT}")
                     if self.error or self._is_over:
                         return
-        except (OSError, http.client.HTTPException) as cause:
+        except OSError as cause:
             if _is_foreign_timeout(cause):
                 raise
             what = "the answer is incomplete"
@@ -3291,13 +3296,6 @@ _WORDS = re.compile("(error_|)(errors?|message|msg|details?|title|reason|descrip
 _TOO_LONG = re.compile(
     "(?i)token len|total.len|context.(len|win)|(prompt|input).* long"
 )
-_CAUSE_HINTS = {  # for a broken connection, by the type of what broke it
-    "ConnectionRefusedError": "is a LightLLM server listening there?",
-    "SSLCertVerificationError": "see SSL_CERT_FILE and ssl_context=",
-    "SSLError": "does that port speak https?",
-    "_ClockTimeout": "raise timeout=, or stream long answers",
-    "gaierror": "check the host name",
-}
 
 
 class _Exchange:
@@ -3395,21 +3393,22 @@ class _Exchange:
     def _follow_redirects(self, clock: _Clock) -> _Reply:
         """The first reply that is not a redirect within the origin: there, the same
         request is sent again."""
-        request, method = urllib.request.Request, self._request.method
-        url, hops = self._request.url, 0
-        while True:
+        url = self._request.url
+        for _ in range(1 + _MAX_REDIRECTS):
             # no origin, which is for cookies: finding it out would parse the URL again
-            wire = request(url, self._data, self._headers, "", method=method)
+            wire = urllib.request.Request(url, self._data, self._headers, "")
+            wire.method = self._request.method
             reply = self._client._transport.open(wire, clock)
-            if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
-                return reply
+            if reply.status not in (307, 308):
+                break
             target = reply.headers.get("location", "")
             if re.match("/(?!/)", target):
                 target = urllib.parse.urljoin(url, target)
             if _origin(target) != _origin(url):
-                return reply
+                break
+            url = target
             reply.read_error()
-            url, hops = target, hops + 1
+        return reply
 
     def _check_stream(self, response: Response, reply: _Reply) -> None:
         """Where the head does not promise events, the first bytes must be of one: some
@@ -3419,8 +3418,7 @@ class _Exchange:
         response.content = reply.read_next()
         if not _STREAM_START.match(response.content):
             response.content += reply.read_error(_REFUSAL_SECONDS)
-            what = "a body that is not a stream of events"
-            raise self._body_error(response, what)
+            raise self._body_error(response, "a body that is not a stream of events")
         reply.pieces = itertools.chain([response.content], reply.pieces)
         response.content = b""
 
@@ -3461,12 +3459,11 @@ class _Exchange:
         message = self._redact(f"{self._label()}: {what}")
         return kind(message=message, request=self._request)
 
-    def connection_error(self, cause: BaseException, what: str = "") -> Any:
+    def connection_error(self, cause: OSError, what: str = "") -> Any:
         """The error for a connection that could not be made, or that broke; then `what`
         says what is lost."""
         kind, proxy = APIConnectionError, self._route().proxy
-        text = getattr(cause, "verify_message", getattr(cause, "strerror", ""))
-        text = text or str(cause) or repr(cause)
+        text = cause.strerror or str(cause) or repr(cause)
         if isinstance(cause, _ClockTimeout):
             kind = APITimeoutError
             text = f"no {'more' if what else 'answer'} within {self._timeout} s"
@@ -3476,7 +3473,7 @@ class _Exchange:
             text += f" ({self._attempts} attempt{'s' * (self._attempts != 1)})"
         if proxy:
             text = f"through the proxy {proxy} (check HTTP_PROXY and NO_PROXY): {text}"
-        hint = _CAUSE_HINTS.get(type(cause).__name__, "")
+        hint = _HINTS.get(type(cause).__name__, "")
         return self.error(kind, "; ".join(filter(None, [what, text, hint])))
 
     def event_error(self, response: Response, text: str, data: Any) -> APIError:
@@ -3500,7 +3497,7 @@ class _Exchange:
         body, words = self._clean(response, response.text)
         status, location = response.status_code, response.headers.get("location")
         other = InternalServerError if status >= 500 else APIStatusError
-        kind, hint = _STATUS_ERRORS.get(status, other), _STATUS_HINTS.get(status, "")
+        kind, hint = _STATUS_ERRORS.get(status, other), _HINTS.get(status, "")
         if location and 300 <= status < 400:
             words = f"a redirect to {_shown_url(location)}, which is not followed"
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
@@ -3668,8 +3665,6 @@ _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
 # routers forget a connection that is silent for two minutes; the last name is macOS's
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
-# what recv says where nothing is there yet: eventlet's sockets, plain ones, TLS
-_NOTHING_YET = (None, errno.EWOULDBLOCK, 2)
 # the status line of an error, perhaps behind interim replies
 _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
@@ -3761,8 +3756,15 @@ class _Connection(http.client.HTTPConnection):
             if hasattr(socket, name):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         if self.route.tls:
-            if self.route.proxy:
-                self._open_tunnel()
+            if self.route.proxy:  # it gets its own credentials and never the key
+                target = self.route.authority
+                self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
+                status = _Reply(self).status
+                if status >= 300:
+                    kind = OSError if status >= 500 else _ProxyError
+                    raise kind(
+                        f"the proxy refused to open a tunnel, with status {status}"
+                    )
             self.sock = self._call(
                 self.clock,
                 self.transport.tls_context().wrap_socket,
@@ -3788,15 +3790,6 @@ class _Connection(http.client.HTTPConnection):
                 self.close()
                 if not found or _is_foreign_timeout(error):
                     raise
-
-    def _open_tunnel(self) -> None:
-        """Through the proxy, which gets its own credentials and never the key."""
-        target = self.route.authority
-        self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
-        status = _Reply(self).status
-        if status >= 300:
-            kind = OSError if status >= 500 else _ProxyError
-            raise kind(f"the proxy refused to open a tunnel, with status {status}")
 
     def _send(self, line: str, headers: _StrDict, body: bytes = b"") -> None:
         """Send a request, or as much of it as the server takes: one that refuses a large
@@ -3826,7 +3819,8 @@ class _Connection(http.client.HTTPConnection):
         except OSError as error:
             if _is_foreign_timeout(error) and str(error) != "timed out":  # of eventlet
                 raise
-            return None if error.errno in _NOTHING_YET else b""
+            # what eventlet's sockets, plain ones and TLS say where nothing is there
+            return None if error.errno in (None, errno.EWOULDBLOCK, 2) else b""
 
     def _call(self, clock: _Clock, method: Any, *arguments: Any, **options: Any) -> Any:
         """Call a method of the socket, within the time that is left."""
@@ -4040,13 +4034,10 @@ class _Source:
         self.buffer += raw
 
     def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        while True:
-            found = end.search(self.buffer)
-            if found:
-                raw = self.buffer[: found.start()]
-                self.buffer = self.buffer[found.end() :]
-                return raw
+        while not end.search(self.buffer):
             self.grow()
+        raw, self.buffer = end.split(self.buffer, 1)
+        return raw
 
 
 def _parse_head(head: str) -> tuple[str, int, _StrDict]:
@@ -4062,13 +4053,6 @@ def _parse_head(head: str) -> tuple[str, int, _StrDict]:
         name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return status[1], int(status[2]), headers
-
-
-def _read_to_the_end(source: _Source) -> Iterator[bytes]:
-    """A body that ends with the connection."""
-    if source.buffer:
-        yield source.buffer
-    yield from iter(source.receive, b"")
 
 
 def _read_length(source: _Source, left: int) -> Iterator[bytes]:
@@ -4117,8 +4101,9 @@ def _read_body(source: _Source, status: int, headers: _StrDict) -> Iterator[byte
         if coding.lower() != "chunked":
             raise _BadReply("a transfer coding that was not asked for")
         return _read_chunked(source)
-    if length is None:
-        return _read_to_the_end(source)
+    if length is None:  # it ends with the connection
+        received = iter(source.receive, b"")
+        return filter(None, itertools.chain([source.buffer], received))
     size = _LENGTH.fullmatch(length)
     if not size:
         raise _BadReply("a Content-Length that is not one number")
