@@ -3316,7 +3316,8 @@ class _Exchange:
         query = _query_string({**client.default_query, **(extra_query or {})})
         self._request = Request(method, url + query)
         self._data = None if body is None else _dump_body(body)
-        self._headers = _request_headers(client, extra_headers or {})
+        has_body = self._data is not None
+        self._headers = _request_headers(client, has_body, extra_headers or {})
         self._attempts = 0
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
@@ -3393,22 +3394,21 @@ class _Exchange:
     def _follow_redirects(self, clock: _Clock) -> _Reply:
         """The first reply that is not a redirect within the origin: there, the same
         request is sent again."""
-        url = self._request.url
-        for _ in range(1 + _MAX_REDIRECTS):
+        url, hops = self._request.url, 0
+        while True:
             # no origin, which is for cookies: finding it out would parse the URL again
             wire = urllib.request.Request(url, self._data, self._headers, "")
             wire.method = self._request.method
             reply = self._client._transport.open(wire, clock)
-            if reply.status not in (307, 308):
-                break
+            if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
+                return reply
             target = reply.headers.get("location", "")
             if re.match("/(?!/)", target):
                 target = urllib.parse.urljoin(url, target)
             if _origin(target) != _origin(url):
-                break
-            url = target
+                return reply
             reply.read_error()
-        return reply
+            url, hops = target, hops + 1
 
     def _check_stream(self, response: Response, reply: _Reply) -> None:
         """Where the head does not promise events, the first bytes must be of one: some
@@ -3510,7 +3510,7 @@ class _Exchange:
         return f"{self._request.method} {_shown_url(self._request.url)}"
 
     def _route(self) -> _Route:
-        return self._client._transport.route(urllib.request.Request(self._request.url))
+        return self._client._transport.route(self._request.url)
 
     def _clean(self, response: Response, text: str) -> tuple[Any, str]:
         """Take secrets out of a response that goes into an error. What `text` has for
@@ -3618,20 +3618,23 @@ def _query_string(query: Mapping[str, Any]) -> str:
     return "?" + urllib.parse.urlencode(pairs) if pairs else ""
 
 
-def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
+def _request_headers(client: LightLLMClient, has_body: bool, extra: Any) -> _StrDict:
     key: Any = client.api_key
     key = _Secret(key() if callable(key) else key)  # now no variable shows it
     key = _checked_key(key)
     headers = {
         "Accept": "application/json",
         "Accept-encoding": "identity",
-        "Content-type": "application/json",
         "User-agent": "lightllm_client/" + __version__,
     }
+    if has_body:
+        headers["Content-type"] = "application/json"
     if key:
         headers["Authorization"] = _Secret("Bearer " + key)
-    names = ("OpenAI-Organization", "OpenAI-Project")
-    account = dict(zip(names, (client.organization, client.project)))
+    account = {
+        "OpenAI-Organization": client.organization,
+        "OpenAI-Project": client.project,
+    }
     return _merge_headers(headers, account, client.default_headers, extra)
 
 
@@ -3950,7 +3953,7 @@ class _Transport:
 
     def open(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
         """The reply to a request, its head read."""
-        route = self.route(request)
+        route = self.route(request.full_url)
         while True:
             kept = route.pop_idle()
             if kept and not kept.is_usable():
@@ -3965,8 +3968,8 @@ class _Transport:
                 if not (kept and connection.is_stale):
                     raise
 
-    def route(self, request: urllib.request.Request) -> _Route:
-        key = (request.type, request.host)
+    def route(self, url: str) -> _Route:
+        key = urllib.parse.urlsplit(url)[:2]
         found = self._routes.get(key)
         return found or self._routes.setdefault(key, _Route(*key, self._proxies))
 
