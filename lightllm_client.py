@@ -3510,7 +3510,7 @@ class _Exchange:
         return f"{self._request.method} {_shown_url(self._request.url)}"
 
     def _route(self) -> _Route:
-        return self._client._transport.route(self._request.url)
+        return self._client._transport.route(urllib.request.Request(self._request.url))
 
     def _clean(self, response: Response, text: str) -> tuple[Any, str]:
         """Take secrets out of a response that goes into an error. What `text` has for
@@ -3765,9 +3765,8 @@ class _Connection(http.client.HTTPConnection):
                 status = _Reply(self).status
                 if status >= 300:
                     kind = OSError if status >= 500 else _ProxyError
-                    raise kind(
-                        f"the proxy refused to open a tunnel, with status {status}"
-                    )
+                    what = "the proxy refused to open a tunnel, with status"
+                    raise kind(f"{what} {status}")
             self.sock = self._call(
                 self.clock,
                 self.transport.tls_context().wrap_socket,
@@ -3953,7 +3952,7 @@ class _Transport:
 
     def open(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
         """The reply to a request, its head read."""
-        route = self.route(request.full_url)
+        route = self.route(request)
         while True:
             kept = route.pop_idle()
             if kept and not kept.is_usable():
@@ -3968,8 +3967,8 @@ class _Transport:
                 if not (kept and connection.is_stale):
                     raise
 
-    def route(self, url: str) -> _Route:
-        key = urllib.parse.urlsplit(url)[:2]
+    def route(self, request: urllib.request.Request) -> _Route:
+        key = (request.type, request.host)
         found = self._routes.get(key)
         return found or self._routes.setdefault(key, _Route(*key, self._proxies))
 
@@ -4037,9 +4036,11 @@ class _Source:
         self.buffer += raw
 
     def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        while not end.search(self.buffer):
+        found = end.search(self.buffer)
+        while not found:
             self.grow()
-        raw, self.buffer = end.split(self.buffer, 1)
+            found = end.search(self.buffer)
+        raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
         return raw
 
 
