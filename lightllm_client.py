@@ -3885,6 +3885,8 @@ class _Route:
     """Where the requests for one origin go, to its host or to a proxy, and the idle
     connections that lead there."""
 
+    proxy = ""  # as messages show it
+
     def __init__(self, scheme: str, authority: str, proxies: Mapping[str, str]) -> None:
         parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
         self.tls = scheme == "https"
@@ -3893,7 +3895,6 @@ class _Route:
         name = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{name}:{self.dial[1]}"
         self.idle: list[_Connection] = []  # the one used last is the last
-        self.proxy = ""  # as messages show it
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
@@ -3943,8 +3944,8 @@ class _Transport:
     def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
         self.closed = False
         self._context = ssl_context
-        proxies = urllib.request.getproxies()
-        self._proxies = {name: _Secret(url) for name, url in proxies.items()}
+        proxies = urllib.request.getproxies().items()
+        self._proxies = {name: _Secret(url) for name, url in proxies}
         self._routes: dict[tuple[str, str], _Route] = {}
 
     def __del__(self) -> None:
@@ -3984,11 +3985,11 @@ class _Transport:
     def keep(self, connection: _Connection) -> None:
         """Keep a connection whose reply ended exactly."""
         idle = connection.route.idle
+        connection.idle_since = time.monotonic()
+        del connection.transport  # a cycle: a dropped client would not close it
         if self.closed or len(idle) >= MAX_IDLE_CONNECTIONS:
             connection.close()
         else:
-            connection.idle_since = time.monotonic()
-            del connection.transport  # a cycle: a dropped client would not close it
             idle.append(connection)
 
     def close(self) -> None:
@@ -4117,9 +4118,10 @@ def _read_body(source: _Source, status: int, headers: _StrDict) -> Iterator[byte
 class _Reply:
     """One reply: its head, which is read at once, and its body piece by piece."""
 
+    _is_over = False
+
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
-        self._is_over = False
         self._source = source = _Source(connection.receive, connection.early)
         for _ in range(_MAX_INTERIM):
             head = source.read_until(_HEAD_END).decode("latin-1")
