@@ -3354,7 +3354,7 @@ class _Exchange:
             try:
                 return self._attempt(whole)
             except APIError as error:
-                if hasattr(error, "response"):
+                if isinstance(error, (APIStatusError, APIResponseValidationError)):
                     self.log(error.response)
                 delay = self._retry_delay(error)
                 if delay is None:
