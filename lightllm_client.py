@@ -167,7 +167,7 @@ class Headers(_StrDict):
         return super().__contains__(str(name).lower())
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return super().get(name.lower(), default)
 
 
 class Request:
@@ -181,20 +181,18 @@ class Request:
 class Response:
     """One HTTP reply. `with_raw_response` returns it; the content of a stream is b""."""
 
+    content = b""
+    retries_taken = 0
+    is_closed = True
+    _seconds = 0.0
+    _parsed: Any = None
+
     def __init__(self, request: Request, status_code: int, headers: Headers) -> None:
         self.request = request
         self.method = request.method
         self.url = request.url
         self.status_code = status_code
         self.headers = headers
-        self.content = b""
-        self.retries_taken = 0
-        self.is_closed = True
-        self._seconds = 0.0
-        self._parsed: Any = None
-
-    def __repr__(self) -> str:
-        return f"<Response [{self.status_code}]>"
 
     @property
     def request_id(self) -> Any:
@@ -321,24 +319,28 @@ class ContentFilterFinishReasonError(OpenAIError):
     """Never raised: for `except` clauses written for openai."""
 
 
-_STATUS_ERRORS: dict[int, tuple[type[APIStatusError], str]] = {
-    400: (BadRequestError, "change what it names"),
-    401: (AuthenticationError, "check api_key"),
-    403: (PermissionDeniedError, "check api_key"),
-    404: (NotFoundError, "check base_url, or this LightLLM build lacks the route"),
-    405: (APIStatusError, "check base_url: is that a LightLLM server?"),
-    407: (APIStatusError, "put the proxy's user and password into HTTP_PROXY"),
-    409: (ConflictError, "try again"),
-    413: (APIStatusError, "send less: smaller images (max_image_side=), fewer messages"),
-    417: (APIStatusError, "check the parameters of the request"),
-    422: (UnprocessableEntityError, "this LightLLM build takes another type there"),
-    429: (RateLimitError, "the server is busy: wait, or raise max_retries"),
-    500: (InternalServerError, "LightLLM of 2025 says so of bad parameters, and where prompt"
-          " and max_tokens (10000 unless given) are too long together: lower max_tokens, or"
-          " see the server's log"),
-    502: (InternalServerError, "does the server behind this gateway run?"),
-    503: (InternalServerError, "the server is busy or starting: wait, then try again"),
+_STATUS_ERRORS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError, 401: AuthenticationError, 403: PermissionDeniedError,
+    404: NotFoundError, 409: ConflictError, 422: UnprocessableEntityError,
+    429: RateLimitError,
 }  # fmt: skip
+_HINTS = {  # what to try, by the status or by the type of what broke a connection
+    401: "check api_key",
+    403: "check api_key",
+    404: "check base_url, or this LightLLM build lacks the route",
+    405: "check base_url: is that a LightLLM server?",
+    407: "put the proxy's user and password into HTTP_PROXY",
+    413: "send less: smaller images (max_image_side=), fewer messages",
+    429: "the server is busy: wait, or raise max_retries",
+    500: "a bad parameter, or too long: lower max_tokens (10000 unless given)",
+    502: "does the server behind this gateway run?",
+    503: "the server is busy or starting: wait, then try again",
+    "ConnectionRefusedError": "is a LightLLM server listening there?",
+    "SSLCertVerificationError": "see SSL_CERT_FILE and ssl_context=",
+    "SSLError": "does that port speak https?",
+    "_ClockTimeout": "raise timeout=, or stream long answers",
+    "gaierror": "check the host name",
+}
 
 # --- answers ---
 # openai's names and fields on top of dicts: `response.choices[0].message` and
@@ -769,8 +771,6 @@ class LightLLMClient:
         self.ssl_context = ssl_context
         _merge_headers({}, self.default_headers)  # refuses a bad one before a request
         self._transport = _Transport(ssl_context)
-        self._opener = urllib.request.OpenerDirector()
-        self._opener.add_handler(self._transport)
         self._add_namespaces(False)
 
     def _add_namespaces(self, raw: bool) -> None:
@@ -833,7 +833,7 @@ class LightLLMClient:
         options.update(changes)
         twin = type(self)(**options)
         if twin.ssl_context is self.ssl_context:
-            twin._transport, twin._opener = self._transport, self._opener
+            twin._transport = self._transport
         return twin
 
     with_options = copy
@@ -2394,7 +2394,7 @@ class _StreamSource:
                         self._fail(APIError, f"{builder.problem}; {_WAY_OUT}")
                     if self.error or self._is_over:
                         return
-        except (OSError, http.client.HTTPException) as cause:
+        except OSError as cause:
             if _is_foreign_timeout(cause):
                 raise
             what = "the answer is incomplete"
@@ -3285,6 +3285,10 @@ _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNOREC
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
 _NO_SERVER = "is base_url that of a LightLLM server?"
 _REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
+_WORDS = re.compile("(error_|)(errors?|message|msg|details?|title|reason|description)")
+_TOO_LONG = re.compile(
+    "(?i)token len|total.len|context.(len|win)|(prompt|input).* long"
+)
 
 
 class _Exchange:
@@ -3305,7 +3309,8 @@ class _Exchange:
         query = _query_string({**client.default_query, **(extra_query or {})})
         self._request = Request(method, url + query)
         self._data = None if body is None else _dump_body(body)
-        self._headers = _request_headers(client, self._data, extra_headers or {})
+        has_body = self._data is not None
+        self._headers = _request_headers(client, has_body, extra_headers or {})
         self._attempts = 0
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
@@ -3313,10 +3318,20 @@ class _Exchange:
     def fetch(self, build: Callable[[Any], Any] | None) -> Response:
         """The reply with its body, and what `build` makes of its JSON."""
         response, _ = self._send(True)
-        response._parsed, problem, hint = _build_answer(response, build)
+        problem, hint = "", _NO_SERVER
+        try:
+            parse = response.json
+            response._parsed = build(parse()) if build else parse()
+        except _LostCall as lost:
+            response._parsed, hint = lost.args[1], _WAY_OUT
+            problem = f"an incomplete answer: {lost.args[0]}"
+        except (AttributeError, LookupError, TypeError, ValueError):
+            problem = "a body that is not the JSON asked for"
+            if not response.content.strip():
+                problem = "nothing in it"
         self.log(response, getattr(response._parsed, "usage", None))
         if problem:  # no frame of this error holds the body, which may echo the key
-            error = self._validation_error(response, problem, hint)
+            error = self._body_error(response, problem, hint)
             error.partial = response._parsed
             raise error
         return response
@@ -3332,16 +3347,15 @@ class _Exchange:
             try:
                 return self._attempt(whole)
             except APIError as error:
-                if hasattr(error, "response"):
+                if isinstance(error, (APIStatusError, APIResponseValidationError)):
                     self.log(error.response)
                 delay = self._retry_delay(error)
                 if delay is None:
                     raise
                 import logging
 
-                text, tried = error.message, self._attempts
-                log = logging.getLogger(__name__)
-                log.info("attempt %d failed, next in %.1f s: %s", tried, delay, text)
+                text = f"attempt {self._attempts} failed, next in {delay:.1f} s"
+                logging.getLogger(__name__).info("%s: %s", text, error.message)
             time.sleep(delay)
 
     def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
@@ -3355,37 +3369,36 @@ class _Exchange:
                 response.content = reply.read_error()
                 raise self._status_error(response)
             if _CODINGS.search(reply.headers.get("content-encoding", "")):
-                raise self._validation_error(response, "a coded body, not asked for")
+                raise self._body_error(response, "a coded body, not asked for")
             if whole:
-                response.content = reply.read(MAX_REPLY_BYTES)
+                response.content = reply.read()
             else:
                 self._check_stream(response, reply)
+            response._seconds = time.monotonic() - started
+            return response, reply
         except BaseException as cause:
             if reply:
                 reply.abort()
-            is_connection = isinstance(cause, (OSError, http.client.HTTPException))
-            if not is_connection or _is_foreign_timeout(cause):
+            if not isinstance(cause, OSError) or _is_foreign_timeout(cause):
                 raise
             # without its frames, which hold what was read
             raise self.connection_error(cause) from cause.with_traceback(None)
-        response._seconds = time.monotonic() - started
-        return response, reply
 
     def _follow_redirects(self, clock: _Clock) -> _Reply:
         """The first reply that is not a redirect within the origin: there, the same
         request is sent again."""
-        opener: Any = self._client._opener
-        method, url, hops = self._request.method, self._request.url, 0
+        url, hops = self._request.url, 0
         while True:
             # no origin, which is for cookies: finding it out would parse the URL again
-            wire = _TimedRequest(url, self._data, self._headers, "", method=method)
-            wire.clock = clock
-            reply: _Reply = opener.open(wire)
+            wire = urllib.request.Request(url, self._data, self._headers, "")
+            wire.method = self._request.method
+            reply = self._client._transport.open(wire, clock)
+            if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
+                return reply
             target = reply.headers.get("location", "")
-            if target[:1] == "/" != target[1:2]:
+            if re.match("/(?!/)", target):
                 target = urllib.parse.urljoin(url, target)
-            is_last = reply.status not in (307, 308) or hops == _MAX_REDIRECTS
-            if is_last or _origin(target) != _origin(url):
+            if _origin(target) != _origin(url):
                 return reply
             reply.read_error()
             url, hops = target, hops + 1
@@ -3398,16 +3411,17 @@ class _Exchange:
         response.content = reply.read_next()
         if not _STREAM_START.match(response.content):
             response.content += reply.read_error(_REFUSAL_SECONDS)
-            what = "a body that is not a stream of events"
-            raise self._validation_error(response, what)
-        reply.push_back(response.content)
+            raise self._body_error(response, "a body that is not a stream of events")
+        reply.pieces = itertools.chain([response.content], reply.pieces)
         response.content = b""
 
     def _retry_delay(self, error: APIError) -> float | None:
         """Seconds until the next attempt; None for none."""
-        seconds, response = 0.0, getattr(error, "response", None)
-        if self._attempts > self._client.max_retries or _is_final(error.__cause__):
+        cause, response = error.__cause__, getattr(error, "response", None)
+        is_final = isinstance(cause, _ProxyError) or hasattr(cause, "verify_message")
+        if is_final or self._attempts > self._client.max_retries:
             return None
+        seconds = 0.0
         if response:
             status, headers = response.status_code, response.headers
             is_retried = status in (408, 409, 429) or status >= 500
@@ -3427,10 +3441,10 @@ class _Exchange:
         if log and log.isEnabledFor(logging.DEBUG):
             usage = usage if isinstance(usage, dict) else {}
             tokens = usage.get("total_tokens", "unknown")
-            line = f"{self._label()}: status {response.status_code}, "
-            line += (
+            line = (
                 f"{response._seconds:.3f} s, {tokens} tokens, attempt {self._attempts}"
             )
+            line = f"{self._label()}: status {response.status_code}, {line}"
             log.debug("%s", self._redact(line))
 
     def error(self, kind: Any, what: str) -> Any:
@@ -3438,18 +3452,21 @@ class _Exchange:
         message = self._redact(f"{self._label()}: {what}")
         return kind(message=message, request=self._request)
 
-    def connection_error(self, cause: BaseException, what: str = "") -> Any:
+    def connection_error(self, cause: OSError, what: str = "") -> Any:
         """The error for a connection that could not be made, or that broke; then `what`
         says what is lost."""
-        proxy = self._route().proxy
-        kind, (text, hint) = APIConnectionError, _explain(cause, proxy)
+        kind, proxy = APIConnectionError, self._route().proxy
+        text = cause.strerror or str(cause) or repr(cause)
         if isinstance(cause, _ClockTimeout):
-            kind, hint = APITimeoutError, "raise timeout=, or stream long answers"
+            kind = APITimeoutError
             text = f"no {'more' if what else 'answer'} within {self._timeout} s"
+        elif isinstance(cause, (_BadReply, ConnectionResetError)):
+            text = f"no valid reply: {text}"
         if not what:
             text += f" ({self._attempts} attempt{'s' * (self._attempts != 1)})"
         if proxy:
-            text = f"through the proxy {proxy} (from the environment): {text}"
+            text = f"through the proxy {proxy} (check HTTP_PROXY and NO_PROXY): {text}"
+        hint = _HINTS.get(type(cause).__name__, "")
         return self.error(kind, "; ".join(filter(None, [what, text, hint])))
 
     def event_error(self, response: Response, text: str, data: Any) -> APIError:
@@ -3462,20 +3479,18 @@ class _Exchange:
         message += ": an event that is not a JSON object; the answer is incomplete"
         return APIResponseValidationError(response, None, message=message)
 
-    def _validation_error(
-        self, response: Response, what: str, hint: str = _NO_SERVER
-    ) -> APIError:
-        """The error for a good status with something else than was asked for."""
+    def _body_error(self, response: Response, what: str, hint: str = _NO_SERVER) -> Any:
+        """The error for a good status with `what`, which was not asked for."""
         body, words = self._clean(response, response.text)
-        words = words and f": {words}"
-        message = f"{self._label()}: status {response.status_code} with {what}{words}"
-        return APIResponseValidationError(response, body, message=f"{message}; {hint}")
+        message = f"{self._label()}: status {response.status_code} with {what}"
+        message += f"{words and ': '}{words}; {hint}"
+        return APIResponseValidationError(response, body, message=message)
 
     def _status_error(self, response: Response) -> APIStatusError:
         body, words = self._clean(response, response.text)
         status, location = response.status_code, response.headers.get("location")
         other = InternalServerError if status >= 500 else APIStatusError
-        kind, hint = _STATUS_ERRORS.get(status, (other, ""))
+        kind, hint = _STATUS_ERRORS.get(status, other), _HINTS.get(status, "")
         if location and 300 <= status < 400:
             words = f"a redirect to {_shown_url(location)}, which is not followed"
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
@@ -3517,56 +3532,6 @@ class _Exchange:
         return text
 
 
-# --- request parts ---
-# Texts, URLs and headers of requests and their errors, without state.
-
-_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_WORD_FIELDS = re.compile(
-    "(error_?|)(errors?|message|msg|details?|title|reason|description)"
-)
-_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
-_PORTS = {"http": "80", "https": "443"}
-_TOO_LONG = re.compile(
-    r"token len|total.len|context.(len|window)|(prompt|input).*too long", re.I
-)
-
-
-def _build_answer(
-    response: Response, build: Callable[[Any], Any] | None
-) -> tuple[Any, str, str]:
-    """The answer, what is wrong with the reply, if anything, and what to try."""
-    try:
-        data = response.json()
-        return (build(data) if build else data), "", ""
-    except _LostCall as lost:
-        return lost.args[1], f"an incomplete answer: {lost.args[0]}", _WAY_OUT
-    except (AttributeError, LookupError, TypeError, ValueError):
-        what = "a body that is not the JSON asked for"
-        return None, what if response.content.strip() else "nothing in it", _NO_SERVER
-
-
-def _is_final(cause: Any) -> bool:
-    """Whether the next attempt would end the same way: a bad certificate, a proxy's 4xx."""
-    return isinstance(cause, _ProxyError) or hasattr(cause, "verify_message")
-
-
-def _explain(cause: Any, proxy: str) -> tuple[str, str]:
-    """Why a connection failed, in words, and what to try."""
-    text = getattr(cause, "strerror", "") or str(cause) or repr(cause)
-    if hasattr(cause, "verify_message"):
-        return cause.verify_message, "see SSL_CERT_FILE and ssl_context="
-    if isinstance(cause, (http.client.HTTPException, ConnectionResetError)):
-        return f"no valid reply: {text}", ""
-    if proxy:
-        return text, "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
-    if isinstance(cause, ConnectionRefusedError):
-        return text, "is a LightLLM server listening there?"
-    if isinstance(cause, socket.gaierror):
-        return text, "check the host name in base_url"
-    is_http = re.search("WRONG_VERSION|RECORD_LAYER", text)
-    return text, "does that port speak https?" if is_http else ""
-
-
 def _advice(words: str, hint: str = "") -> str:
     """What to try: what the server says tells more than the hint for its status."""
     if _TOO_LONG.search(words):
@@ -3588,7 +3553,7 @@ def _error_words(data: Any, text: str) -> str:
         elif isinstance(value, list):
             rest += reversed(value[:9])
         elif isinstance(value, dict):
-            said = [value[name] for name in value if _WORD_FIELDS.fullmatch(name)]
+            said = [value[name] for name in value if _WORDS.fullmatch(name)]
             steps = value.get("loc")  # FastAPI: the way to the field that is wrong
             if isinstance(steps, list):
                 place = ".".join(str(s) for s in steps if isinstance(s, (str, int)))
@@ -3598,6 +3563,13 @@ def _error_words(data: Any, text: str) -> str:
     text = " ".join(text.split())
     text = text[:300] + "..." * (len(text) > 300)
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
+
+
+# --- request parts ---
+# URLs and headers of requests, and of replies, without state.
+
+_UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
+_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
 
 
 def _retry_after(headers: Headers) -> float:
@@ -3619,7 +3591,8 @@ def _retry_after(headers: Headers) -> float:
 def _origin(url: str) -> Any:
     """Scheme, host and port; None if it is not a plain HTTP URL."""
     found = _ORIGIN.match(url.lower())
-    return found and (found[1], found[2], found[3] or _PORTS[found[1]])
+    port = found and (found[3] or {"http": "80", "https": "443"}[found[1]])
+    return found and (found[1], found[2], port)
 
 
 def _shown_url(url: str) -> str:
@@ -3638,7 +3611,7 @@ def _query_string(query: Mapping[str, Any]) -> str:
     return "?" + urllib.parse.urlencode(pairs) if pairs else ""
 
 
-def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
+def _request_headers(client: LightLLMClient, has_body: bool, extra: Any) -> _StrDict:
     key: Any = client.api_key
     key = _hide_values({"": key() if callable(key) else key})[""]  # no variable has it
     key = _checked_key(key)
@@ -3647,7 +3620,7 @@ def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
         "Accept-encoding": "identity",
         "User-agent": "lightllm_client/" + __version__,
     }
-    if data is not None:
+    if has_body:
         headers["Content-type"] = "application/json"
     if key:
         headers["Authorization"] = _Secret("Bearer " + key)
@@ -3675,10 +3648,10 @@ def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
 
 
 # --- connections ---
-# urllib's OpenerDirector with one handler, which keeps http.client's connections. One
-# carries one request at a time, waits no longer than the clock says, and is kept only
-# behind a reply that ended exactly. A request that was sent whole is never sent again
-# from here. There is no lock: a list's append and pop are atomic.
+# urllib's requests on http.client's connections. One carries one request at a time, waits
+# no longer than the clock says, and is kept only behind a reply that ended exactly. A
+# request that was sent whole is never sent again from here. There is no lock: a list's
+# append and pop are atomic.
 
 _READ_SIZE = 65536
 _SEND_SIZE = 262144  # bytes of a large body between two looks for an early reply
@@ -3688,8 +3661,6 @@ _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
 # routers forget a connection that is silent for two minutes; the last name is macOS's
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
-# what recv says where nothing is there yet: eventlet's sockets, plain ones, TLS
-_NOTHING_YET = (None, errno.EAGAIN, errno.EWOULDBLOCK, 2)
 # the status line of an error, perhaps behind interim replies
 _REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
@@ -3732,12 +3703,6 @@ class _Clock:
         return left
 
 
-class _TimedRequest(urllib.request.Request):
-    """A request with the clock of its attempt."""
-
-    clock: _Clock
-
-
 class _Connection(http.client.HTTPConnection):
     """Sends requests. What comes back is read by a _Reply."""
 
@@ -3751,26 +3716,25 @@ class _Connection(http.client.HTTPConnection):
     _is_aborted = False
 
     def __init__(self, route: _Route) -> None:
-        super().__init__(route.host, route.port)
+        super().__init__(*route.dial)
         self.route = route
         self._owner = os.getpid()
 
-    def exchange(self, request: _TimedRequest) -> _Reply:
+    def exchange(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
         """Send a request; the reply, its head read."""
-        self.clock, self.early, self.is_stale = request.clock, b"", False
+        self.clock = clock
         if not self.sock:
             self.connect()
         self.clock.enter("write")
-        target = request.selector
         body: Any = request.data or b""
-        headers = {"Host": request.host, **request.headers}
+        target, headers = request.selector, {"Host": request.host, **request.headers}
         if self.route.proxy and not self.route.tls:
             target = request.full_url
             headers.update(self.route.login)
         if body:
             headers["Content-Length"] = str(len(body))
         try:
-            self._send_request(request.get_method(), target, headers, body)
+            self._send(f"{request.get_method()} {target}", headers, body)
         except _TIMEOUTS:
             raise
         except OSError:
@@ -3786,27 +3750,30 @@ class _Connection(http.client.HTTPConnection):
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _TCP_OPTIONS.items():
             if hasattr(socket, name):
-                option = getattr(socket, name)
-                self.sock.setsockopt(socket.IPPROTO_TCP, option, value)
+                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         if self.route.tls:
-            if self.route.proxy:
-                self._open_tunnel()
-            wrap, sock = self.transport.tls_context().wrap_socket, self.sock
+            if self.route.proxy:  # it gets its own credentials and never the key
+                target = self.route.authority
+                self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
+                status = _Reply(self).status
+                if status >= 300:
+                    kind = OSError if status >= 500 else _ProxyError
+                    what = "the proxy refused to open a tunnel, with status"
+                    raise kind(f"{what} {status}")
             self.sock = self._call(
                 self.clock,
-                # a TLS end without close_notify is a cut, not an end
-                lambda: wrap(
-                    sock, server_hostname=self.host, suppress_ragged_eofs=False
-                ),
+                self.transport.tls_context().wrap_socket,
+                self.sock,
+                server_hostname=self.route.host,
+                suppress_ragged_eofs=False,  # an end without close_notify is a cut
             )
 
     def _dial(self) -> None:
         """Connect to the first address that answers."""
-        host, port = self.route.dial
-        if not host:
+        if not self.host:
             raise _ProxyError("only proxies of the form http://host:port can be used")
-        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        while found:
+        found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_STREAM)
+        while not self.sock:
             family, kind, protocol, _, address = found.pop(0)
             clock = self.clock
             if found:  # a silent address must leave time for those behind it
@@ -3814,40 +3781,25 @@ class _Connection(http.client.HTTPConnection):
             try:
                 self.sock, self._timeout = socket.socket(family, kind, protocol), 0.0
                 self._call(clock, self.sock.connect, address)
-                return
             except OSError as error:
                 self.close()
                 if not found or _is_foreign_timeout(error):
                     raise
-        raise OSError("the host has no address")
 
-    def _open_tunnel(self) -> None:
-        """Through the proxy, which gets its own credentials and never the key."""
-        target = self.route.authority
-        self._send_request("CONNECT", target, {"Host": target, **self.route.login})
-        status = _Reply(self).status
-        if status >= 300:
-            kind = OSError if status >= 500 else _ProxyError
-            raise kind(f"the proxy refused to open a tunnel, with status {status}")
-
-    def _send_request(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
-    ) -> None:
+    def _send(self, line: str, headers: _StrDict, body: bytes = b"") -> None:
         """Send a request, or as much of it as the server takes: one that refuses a large
         body says so at once and closes, and a reset can destroy a reply that was not
         received yet. A view's repr shows no header."""
         lines = map(": ".join, headers.items())
-        first = f"{method} {target} HTTP/1.1"
-        head = _Secret("\r\n".join([first, *lines, "", ""]))
+        head = _Secret("\r\n".join([line + " HTTP/1.1", *lines, "", ""]))
         view = memoryview(body)
         piece = memoryview(head.encode("latin-1") + view[:_READ_SIZE])
         self._call(self.clock, self.sock.sendall, piece)
         view = view[_READ_SIZE:]
         while view and not _REFUSAL.search(self.early):
-            self.clock.left()  # raises when all time is up
-            clock, piece = _Clock(_SEND_SECONDS), view[:_SEND_SIZE]
+            clock = _Clock(min(_SEND_SECONDS, self.clock.left()))
             try:
-                view = view[self._call(clock, self.sock.send, piece) :]
+                view = view[self._call(clock, self.sock.send, view[:_SEND_SIZE]) :]
             except _ClockTimeout:
                 pass
             self.early += self._receive_now() or b""
@@ -3862,9 +3814,10 @@ class _Connection(http.client.HTTPConnection):
         except OSError as error:
             if _is_foreign_timeout(error) and str(error) != "timed out":  # of eventlet
                 raise
-            return None if error.errno in _NOTHING_YET else b""
+            # what eventlet's sockets, plain ones and TLS say where nothing is there
+            return None if error.errno in (None, errno.EWOULDBLOCK, 2) else b""
 
-    def _call(self, clock: _Clock, method: Any, *arguments: Any) -> Any:
+    def _call(self, clock: _Clock, method: Any, *arguments: Any, **options: Any) -> Any:
         """Call a method of the socket, within the time that is left."""
         left = clock.left()
         # setting it costs a system call: better up to 40 ms late, and never early
@@ -3872,8 +3825,8 @@ class _Connection(http.client.HTTPConnection):
             self._timeout = left + 0.02
             self.sock.settimeout(self._timeout)
         try:
-            return method(*arguments)
-        except socket.timeout:
+            return method(*arguments, **options)
+        except _TIMEOUTS:
             clock.left()  # raises when the time is up
             raise
 
@@ -3895,9 +3848,7 @@ class _Connection(http.client.HTTPConnection):
         the descriptor's number could be another socket's by the time it wakes."""
         self._is_aborted = True
         sock = self.sock
-        if (
-            sock and self._owner == os.getpid()
-        ):  # not in a child: it is its parent's too
+        if sock and self._owner == os.getpid():  # a child leaves it to its parent
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -3918,7 +3869,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 # --- routes and idle connections ---
-# The opener's handler: which way an origin is reached, and the connections between uses.
+# Which way an origin is reached, and the connections between uses.
 
 _LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
 
@@ -3927,25 +3878,22 @@ class _Route:
     """Where the requests for one origin go, to its host or to a proxy, and the idle
     connections that lead there."""
 
+    proxy = ""  # as messages show it
+
     def __init__(self, scheme: str, authority: str, proxies: Mapping[str, str]) -> None:
         parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
         self.tls = scheme == "https"
         self.host = parts.hostname or ""
-        self.port = parts.port or (443 if self.tls else 80)
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        self.authority = f"{host}:{self.port}"
-        self.dial = (self.host, self.port)  # no host: a proxy that cannot be used
+        self.dial = (self.host, parts.port or (443 if self.tls else 80))
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        self.authority = f"{name}:{self.dial[1]}"
         self.idle: list[_Connection] = []  # the one used last is the last
-        self.proxy = ""  # as messages show it
-        self.login: dict[str, str] = {}
+        self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
-        if (
-            proxy
-            and not any(map(self._matches, exempt.split()))
-            and not urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
-        ):
-            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
+        if proxy and not any(map(self._matches, exempt.split())):
+            if not urllib.request.proxy_bypass(self.host):  # macOS's and Windows's own
+                self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
 
     def pop_idle(self) -> _Connection | None:
         try:
@@ -3970,7 +3918,7 @@ class _Route:
 
     def _use_proxy(self, url: str) -> None:
         self.proxy = re.sub("//.*@", "//", url)
-        self.dial = ("", 0)
+        self.dial = ("", 0)  # it cannot be used
         try:
             parts = urllib.parse.urlsplit(url)
             if parts.scheme == "http":
@@ -3979,42 +3927,39 @@ class _Route:
             return
         if parts.username:
             pair = f"{parts.username}:{parts.password or ''}"
-            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair))
-            login = _Secret("Basic " + token.decode("ascii"))
-            self.login = {"Proxy-authorization": login}
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
+            self.login = {"Proxy-authorization": _Secret("Basic " + token)}
 
 
-class _Transport(urllib.request.BaseHandler):
-    """The opener's handler: idle connections, routes, and the TLS context of a client."""
+class _Transport:
+    """What opens requests: idle connections, routes, and the TLS context of a client."""
 
     def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
         self.closed = False
         self._context = ssl_context
-        proxies = urllib.request.getproxies()
-        self._proxies = {name: _Secret(url) for name, url in proxies.items()}
+        proxies = urllib.request.getproxies().items()
+        self._proxies = {name: _Secret(url) for name, url in proxies}
         self._routes: dict[tuple[str, str], _Route] = {}
 
     def __del__(self) -> None:
         self.close()
 
-    def add_parent(self, parent: Any) -> None:
-        """Not to know the opener lets both be freed at once."""
-
-    def http_open(self, request: _TimedRequest) -> _Reply:
+    def open(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
         """The reply to a request, its head read."""
         route = self.route(request)
         while True:
-            kept = self._pop_usable(route)
+            kept = route.pop_idle()
+            if kept and not kept.is_usable():
+                kept.close()
+                continue
             connection = kept or _Connection(route)
             connection.transport = self
             try:
-                return connection.exchange(request)
+                return connection.exchange(request, clock)
             except BaseException:
                 connection.close()
                 if not (kept and connection.is_stale):
                     raise
-
-    https_open = http_open
 
     def route(self, request: urllib.request.Request) -> _Route:
         key = (request.type, request.host)
@@ -4033,20 +3978,12 @@ class _Transport(urllib.request.BaseHandler):
     def keep(self, connection: _Connection) -> None:
         """Keep a connection whose reply ended exactly."""
         idle = connection.route.idle
+        connection.idle_since = time.monotonic()
+        del connection.transport  # a cycle: a dropped client would not close it
         if self.closed or len(idle) >= MAX_IDLE_CONNECTIONS:
             connection.close()
         else:
-            connection.idle_since = time.monotonic()
-            del connection.transport  # a cycle: a dropped client would not close it
             idle.append(connection)
-
-    def _pop_usable(self, route: _Route) -> _Connection | None:
-        """The idle connection that was used last, if one can be used."""
-        for connection in iter(route.pop_idle, None):
-            if connection.is_usable():
-                return connection
-            connection.close()
-        return None
 
     def close(self) -> None:
         self.closed = True
@@ -4058,23 +3995,22 @@ class _Transport(urllib.request.BaseHandler):
 # --- replies ---
 # Received bytes -> the head and the body of a reply, by HTTP's own rules: a body is whole
 # when its framing says so, never because the connection ended first. What is cut, corrupt
-# or endless raises OSError or HTTPException, in bounded time and memory, and with nothing
-# in the message that the server wrote.
+# or endless raises OSError, in bounded time and memory, and with nothing in the message
+# that the server wrote.
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \n])")
 _HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?![^\n])")
 _FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
-_FIRST_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
-_NEXT_CHUNK = re.compile(rb"\r?\n" + _FIRST_CHUNK.pattern)
+_CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
 _MAX_HEAD = 65536  # bytes of a response's head, of a chunk's head, of trailers
 _MAX_INTERIM = 10  # 1xx replies before the real one
 _FINISH_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connection
 
 
-class _BadReply(http.client.HTTPException):
+class _BadReply(ConnectionError):
     """A reply that HTTP does not allow, or that is too large."""
 
 
@@ -4094,16 +4030,15 @@ class _Source:
         self.buffer += raw
 
     def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        while True:
-            found = end.search(self.buffer)
-            if found:
-                raw = self.buffer[: found.start()]
-                self.buffer = self.buffer[found.end() :]
-                return raw
+        found = end.search(self.buffer)
+        while not found:
             self.grow()
+            found = end.search(self.buffer)
+        raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
+        return raw
 
 
-def _parse_head(head: str) -> tuple[str, int, dict[str, str]]:
+def _parse_head(head: str) -> tuple[str, int, _StrDict]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
     text = _FOLD.sub(" ", head.replace("\r\n", "\n"))
     status, lines = _STATUS_LINE.match(text), _HEADER.findall(text)
@@ -4111,18 +4046,11 @@ def _parse_head(head: str) -> tuple[str, int, dict[str, str]]:
         raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
     if len(lines) != text.count("\n"):
         raise _BadReply("a malformed header line")
-    headers: dict[str, str] = {}
+    headers: _StrDict = {}
     for name, value in lines:
         name, value = name.lower(), value.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return status[1], int(status[2]), headers
-
-
-def _read_to_the_end(source: _Source) -> Iterator[bytes]:
-    """A body that ends with the connection."""
-    if source.buffer:
-        yield source.buffer
-    yield from iter(source.receive, b"")
 
 
 def _read_length(source: _Source, left: int) -> Iterator[bytes]:
@@ -4137,16 +4065,16 @@ def _read_length(source: _Source, left: int) -> Iterator[bytes]:
 
 def _read_chunked(source: _Source) -> Iterator[bytes]:
     """A body in chunks, each behind its size: the data of all that are there at once."""
-    form, left, is_last = _FIRST_CHUNK, 0, False
-    while True:
+    source.buffer = b"\n" + source.buffer  # now the first is like the others
+    left, is_last = 0, False
+    while not is_last:
         raw, at, pieces = source.buffer, 0, []
         while at < len(raw) and not is_last:
             if not left:
-                head = form.match(raw, at)
+                head = _CHUNK.match(raw, at)
                 if not head:
                     break
-                at, form = head.end(), _NEXT_CHUNK
-                left = int(head[1], 16)
+                at, left = head.end(), int(head[1], 16)
                 is_last = not left
             pieces.append(raw[at : at + left])
             at += len(pieces[-1])
@@ -4155,28 +4083,25 @@ def _read_chunked(source: _Source) -> Iterator[bytes]:
         data = b"".join(pieces)
         if data:
             yield data
-        if is_last:
-            break
-        if b"\n" in source.buffer[2:]:
-            raise _BadReply("a corrupt chunk")
-        source.grow()
+        if not is_last:
+            if b"\n" in source.buffer[2:]:
+                raise _BadReply("a corrupt chunk")
+            source.grow()
     source.read_until(_TRAILERS_END)
 
 
-def _read_body(
-    source: _Source, status: int, headers: dict[str, str]
-) -> Iterator[bytes]:
+def _read_body(source: _Source, status: int, headers: _StrDict) -> Iterator[bytes]:
     """The body in pieces, to its exact end. Raises where it is cut."""
-    coding = headers.get("transfer-encoding")
-    length = headers.get("content-length")
-    if status in (204, 304):
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if status == 204:
         return iter(())
     if coding is not None:
         if coding.lower() != "chunked":
             raise _BadReply("a transfer coding that was not asked for")
         return _read_chunked(source)
-    if length is None:
-        return _read_to_the_end(source)
+    if length is None:  # it ends with the connection
+        received = iter(source.receive, b"")
+        return filter(None, itertools.chain([source.buffer], received))
     size = _LENGTH.fullmatch(length)
     if not size:
         raise _BadReply("a Content-Length that is not one number")
@@ -4186,9 +4111,10 @@ def _read_body(
 class _Reply:
     """One reply: its head, which is read at once, and its body piece by piece."""
 
+    _is_over = False
+
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
-        self._is_over = False
         self._source = source = _Source(connection.receive, connection.early)
         for _ in range(_MAX_INTERIM):
             head = source.read_until(_HEAD_END).decode("latin-1")
@@ -4198,7 +4124,7 @@ class _Reply:
         else:
             raise _BadReply("too many interim (1xx) replies")
         self.headers = Headers(headers)
-        self._body = _read_body(source, self.status, headers)
+        self.pieces = self._read_pieces(_read_body(source, self.status, headers))
         self._is_reusable = (
             version == "1"
             and "close" not in headers.get("connection", "").lower()
@@ -4207,70 +4133,58 @@ class _Reply:
             and not connection.early
         )
 
+    def _read_pieces(self, body: Iterator[bytes]) -> Iterator[bytes]:
+        """The body; at its end, keep or close the connection."""
+        yield from body
+        self._is_over = True
+        if self._is_reusable and not self._source.buffer:
+            self._connection.transport.keep(self._connection)
+        else:
+            self._connection.close()
+
     def abort(self) -> None:
         """Close the connection, unless the body's end has let it go."""
         if not self._is_over:
-            self._is_over = True
+            self._is_over, self.pieces = True, iter(())
             self._connection.abort()
 
     def read_next(self) -> bytes:
         """A stream's next bytes, b"" at its end. The timeout limits each wait."""
         self._connection.clock.restart("read")
-        return self._read_some()
+        return next(self.pieces, b"")
 
-    def read(self, limit: int) -> bytes:
-        """The whole body. Raises where it is larger."""
-        pieces = []
-        for raw in iter(self._read_some, b""):
-            pieces.append(raw)
-            limit -= len(raw)
-            if limit < 0:
+    def read(self) -> bytes:
+        """The whole body. Raises where it is larger than MAX_REPLY_BYTES."""
+        body, left = [], MAX_REPLY_BYTES
+        for raw in self.pieces:
+            body.append(raw)
+            left -= len(raw)
+            if left < 0:
                 raise _BadReply("a body larger than MAX_REPLY_BYTES")
-        return b"".join(pieces)
-
-    def push_back(self, raw: bytes) -> None:
-        """Bytes of the body that `read_next` is to return once more."""
-        self._body = itertools.chain((raw,), self._body)
+        return b"".join(body)
 
     def read_error(self, seconds: float | None = None) -> bytes:
         """What comes of an error's body, in so many seconds: its status is known, so it
         need not be whole."""
         if seconds is not None:
             self._connection.clock = _Clock(seconds)
-        return self._read_rest(MAX_ERROR_BYTES)
-
-    def finish(self) -> None:
-        """The answer is whole: keep the connection if the body's end is there too."""
-        if not self._is_over:  # or the connection may be another request's by now
-            self._connection.clock = _Clock(_FINISH_SECONDS)
-            self._read_rest(0)
-
-    def _read_rest(self, limit: int) -> bytes:
         body = bytearray()
         try:
-            for raw in iter(self._read_some, b""):
+            for raw in self.pieces:
                 body += raw
-                if len(body) > limit:
+                if len(body) > MAX_ERROR_BYTES:
                     break
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             if _is_foreign_timeout(error):
                 raise
         finally:
             self.abort()
-        return bytes(body[:limit])
+        return bytes(body[:MAX_ERROR_BYTES])
 
-    def _read_some(self) -> bytes:
-        """The next bytes of the body; at its end, keep or close the connection."""
-        if self._is_over:
-            return b""
-        raw = next(self._body, b"")
-        if not raw:
-            self._is_over = True
-            if self._is_reusable and not self._source.buffer:
-                self._connection.transport.keep(self._connection)
-            else:
-                self._connection.close()
-        return raw
+    def finish(self) -> None:
+        """The answer is whole: keep the connection if the body's end is there too."""
+        if not self._is_over:  # or the connection may be another request's by now
+            self.read_error(_FINISH_SECONDS)
 
 
 # --- command line ---

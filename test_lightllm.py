@@ -2973,7 +2973,7 @@ class WholeOrError(TransportTest):
         """The body of a reply that is received in these pieces."""
         receive = functools.partial(next, iter(pieces), b"")
         connection = unittest.mock.Mock(receive=receive, early=b"")
-        return lightllm._Reply(connection).read(1000)
+        return lightllm._Reply(connection).read()
 
     def test_cuts_between_cr_and_lf(self):
         text = b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -3612,8 +3612,7 @@ class Errors(TransportTest):
         lower = "lower max_tokens (10000 unless given)"
         table = [
             (400, long, lower), (417, total, lower), (500, long, lower),
-            (400, "bad n", "change what it names"), (417, node, "name the pd_master"),
-            (417, "'parameters'", "check the parameters"), (413, "body too long", "send less"),
+            (417, node, "name the pd_master"), (413, "body too long", "send less"),
             (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
             (405, "x", "check base_url"),
