@@ -771,6 +771,8 @@ class LightLLMClient:
         self.ssl_context = ssl_context
         _merge_headers({}, self.default_headers)  # refuses a bad one before a request
         self._transport = _Transport(ssl_context)
+        self._opener: Any = urllib.request.OpenerDirector()
+        self._opener.add_handler(self._transport)
         self._add_namespaces(False)
 
     def _add_namespaces(self, raw: bool) -> None:
@@ -833,7 +835,7 @@ class LightLLMClient:
         options.update(changes)
         twin = type(self)(**options)
         if twin.ssl_context is self.ssl_context:
-            twin._transport = self._transport
+            twin._transport, twin._opener = self._transport, self._opener
         return twin
 
     with_options = copy
@@ -3390,9 +3392,9 @@ class _Exchange:
         url, hops = self._request.url, 0
         while True:
             # no origin, which is for cookies: finding it out would parse the URL again
-            wire = urllib.request.Request(url, self._data, self._headers, "")
-            wire.method = self._request.method
-            reply = self._client._transport.open(wire, clock)
+            wire = _TimedRequest(url, self._data, self._headers, "")
+            wire.method, wire.clock = self._request.method, clock
+            reply: _Reply = self._client._opener.open(wire)
             if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
                 return reply
             target = reply.headers.get("location", "")
@@ -3931,8 +3933,14 @@ class _Route:
             self.login = {"Proxy-authorization": _Secret("Basic " + token)}
 
 
-class _Transport:
-    """What opens requests: idle connections, routes, and the TLS context of a client."""
+class _TimedRequest(urllib.request.Request):
+    """A request with the clock of its attempt."""
+
+    clock: _Clock
+
+
+class _Transport(urllib.request.BaseHandler):
+    """The opener's handler: idle connections, routes, and the TLS context of a client."""
 
     def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
         self.closed = False
@@ -3944,7 +3952,10 @@ class _Transport:
     def __del__(self) -> None:
         self.close()
 
-    def open(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
+    def add_parent(self, parent: Any) -> None:
+        """Not to know the opener lets both be freed at once."""
+
+    def http_open(self, request: _TimedRequest) -> _Reply:
         """The reply to a request, its head read."""
         route = self.route(request)
         while True:
@@ -3955,11 +3966,13 @@ class _Transport:
             connection = kept or _Connection(route)
             connection.transport = self
             try:
-                return connection.exchange(request, clock)
+                return connection.exchange(request, request.clock)
             except BaseException:
                 connection.close()
                 if not (kept and connection.is_stale):
                     raise
+
+    https_open = http_open
 
     def route(self, request: urllib.request.Request) -> _Route:
         key = (request.type, request.host)
