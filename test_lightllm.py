@@ -58,6 +58,7 @@ sys.path.insert(0, str(HERE))  # a copy beside this file is found, in a package 
 lightllm = importlib.import_module(os.environ.get("LIGHTLLM_MODULE", "lightllm_client"))
 MODULE = pathlib.Path(lightllm.__file__).resolve()
 KEY = "sk-very-secret-key-0123456789"
+CONNECTION_ERROR = lightllm.APIConnectionError
 HANGUP = object()  # as a part of a reply: close the connection here
 RESET = object()  # the same, with a TCP reset
 PNG = base64.b64decode(
@@ -213,9 +214,8 @@ class Server(http.server.ThreadingHTTPServer):
 def plain(data, status=200, **headers):
     """A JSON reply."""
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return with_headers(
-        (status, {"Content-Type": "application/json"}, [body]), **headers
-    )
+    reply = status, {"Content-Type": "application/json"}, [body]
+    return with_headers(reply, **headers)
 
 
 def with_headers(reply, **headers):
@@ -348,13 +348,8 @@ class ServerTest(unittest.TestCase):
         self.addCleanup(gc.enable)
 
     def new_client(self, **options):
-        options = {
-            "base_url": self.server.url,
-            "max_retries": 0,
-            "timeout": 5,
-            **options,
-        }
-        client = lightllm.LightLLMClient(options.pop("api_key", KEY), **options)
+        defaults = {"base_url": self.server.url, "max_retries": 0, "timeout": 5}
+        client = lightllm.LightLLMClient(**{"api_key": KEY, **defaults, **options})
         self.addCleanup(client.close)
         return client
 
@@ -384,9 +379,7 @@ class ServerTest(unittest.TestCase):
         """The first choice of the completion that a stream of these items becomes."""
         return self.stream(*items, **options).get_final_completion().choices[0]
 
-    def stream_error(
-        self, stream, *words, partial=None, kind=lightllm.APIConnectionError
-    ):
+    def stream_error(self, stream, *words, partial=None, kind=CONNECTION_ERROR):
         """The error with these words that a stream ends with, however often it is asked.
         Its `.partial` has this text."""
         error = raised(self, kind, collections.deque, stream, 0)
@@ -402,6 +395,7 @@ class ServerTest(unittest.TestCase):
         """Each text, its choice in a plain reply, and its choices in a stream, which brings
         all texts at once, each cut by each of these functions."""
         choices, chunks, step = [], [], len(cutters)
+        texts, rest = texts[:20], texts[20:]  # a chunk takes time for each choice
         for number, text in enumerate(texts):
             message = {"role": "assistant", "content": text}
             choice = {"index": number, "message": message, "finish_reason": reason}
@@ -420,6 +414,8 @@ class ServerTest(unittest.TestCase):
             self.assertEqual(got["content"], choice.message.content or "")
         for number, choice in enumerate(whole):
             yield texts[number], choice, streamed[step * number : step * (number + 1)]
+        if rest:
+            yield from self.answers_to(rest, cutters, reason, **options)
 
     def error(self, kind=lightllm.APIError, client=None, **options):
         """The error that asking raises, with nothing secret in it."""
@@ -553,9 +549,8 @@ class UsageGuide(ServerTest):
             self.ask(messages=[{"role": "user", "content": parts}])
 
         sent = self.sent["messages"][0]["content"]
-        self.assertEqual(
-            sent[1], {"type": "image_url", "image_url": {"url": data_url(PNG)}}
-        )
+        part = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
+        self.assertEqual(sent[1], part)
         self.assertEqual(parts[1]["image_url"], url)
 
     def test_three_kinds_of_error(self):
@@ -697,13 +692,8 @@ class Clients(ServerTest):
             (functools.partial(anonymous.post, body={}), "/tokens"),
             (anonymous.models.retrieve, "m"),
         ]:  # fmt: skip
-            raised(
-                self,
-                lightllm.AuthenticationError,
-                ask,
-                *arguments,
-                extra_headers=headers,
-            )
+            kind = lightllm.AuthenticationError
+            raised(self, kind, ask, *arguments, extra_headers=headers)
         self.assertEqual(headers, {"authorization": "Bearer " + KEY})
         texts = [repr(self.client), repr(vars(self.client)), repr(self.client.chat)]
         self.assertNotIn(KEY, "".join(texts))
@@ -1017,9 +1007,8 @@ class Messages(ServerTest):
 
     def test_an_answer_can_be_appended_and_its_call_goes_out_once(self):
         made = [call_to(*A, id="0", index=-1)]
-        message = self.choice(
-            answer("<tool_call>search\n</tool_call>"), tools=[TOOL]
-        ).message
+        bare = answer("<tool_call>search\n</tool_call>")
+        message = self.choice(bare, tools=[TOOL]).message
         self.assertEqual(calls_of(message), [("search", "{}")])
         self.assertNotIn("tool_calls", self.sends(user("q"), message)[1])
         for content, calls in self.cases([(CALL, None), ("", made), (CALL, made)]):
@@ -1068,11 +1057,9 @@ class Messages(ServerTest):
         self.assertEqual(sent, [bare, bare, null])
 
     def test_other_parts_pass_unchanged(self):
-        parts = [
-            {"type": "audio_url", "audio_url": {"url": "http://h/a.wav"}},
-            {"type": "new"},
-        ]
-        self.assertEqual(self.sends(user(parts)), [user(parts)])
+        part = {"type": "audio_url", "audio_url": {"url": "http://h/a.wav"}}
+        message = user([part, {"type": "new"}])
+        self.assertEqual(self.sends(message), [message])
 
     def sent_url(self, image, client=None):
         """The URL that the server gets for an image."""
@@ -1247,9 +1234,8 @@ class Answers(ServerTest):
             if not count:
                 self.assertIsNone(choice.message.tool_calls)
             calls = choice.message.tool_calls or []
-            self.assertEqual(
-                (len(calls), len({call.id for call in calls})), (count, count)
-            )
+            self.assertEqual(len(calls), count)
+            self.assertEqual(len({call.id for call in calls}), count)
 
     def test_server_made_calls_pass_with_ids_and_arguments_put_right(self):
         calls = [
@@ -1259,9 +1245,8 @@ class Answers(ServerTest):
             {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}},
         ]
         tools = [tool_named("a"), tool_named("b")]
-        choice = self.choice(
-            answer("text", "function_call", tool_calls=calls), tools=tools
-        )
+        reply = answer("text", "function_call", tool_calls=calls)
+        choice = self.choice(reply, tools=tools)
         expected = [("a", "{}"), ("b", "{}"), ("c", '{"x": 1}'), ("d", '{"y":2}')]
         self.assertEqual(calls_of(choice.message), expected)
         found = choice.message.tool_calls
@@ -1270,9 +1255,8 @@ class Answers(ServerTest):
         self.assertEqual({call.type for call in found}, {"function"})
 
     def test_no_calls_where_the_caller_wants_none(self):
-        self.assertIsNone(
-            self.choice(answer(CALL), tool_choice="none").message.tool_calls
-        )
+        message = self.choice(answer(CALL), tool_choice="none").message
+        self.assertIsNone(message.tool_calls)
 
     def test_ids_are_unique_in_the_process(self):
         self.server.answers(lambda heard: answer(CALL + CALL))
@@ -1315,9 +1299,8 @@ class Answers(ServerTest):
         for twin in (response, *twins):
             self.assertEqual(twin, response)
             self.assertIsInstance(twin, lightllm.ChatCompletion)
-            self.assertIsInstance(
-                twin.choices[0].message, lightllm.ChatCompletionMessage
-            )
+            message = twin.choices[0].message
+            self.assertIsInstance(message, lightllm.ChatCompletionMessage)
             self.assertEqual(twin._request_id, "req-1")
         response.choices[0].message.content = "new"
         response.extra = 1
@@ -1588,6 +1571,10 @@ def calls_of(message):
     return [(call.function.name, call.function.arguments) for call in calls]
 
 
+def said(choice):
+    return choice.message.content, choice.finish_reason
+
+
 def outcome(choice):
     return calls_of(choice.message), choice.finish_reason
 
@@ -1610,11 +1597,8 @@ class ToolCallsInText(ServerTest):
             outcomes = set()
             for cut in range(len(text) + 1):
                 reader = lightllm._CallReader(SCHEMAS)
-                found = [
-                    *reader.feed(text[:cut]),
-                    *reader.feed(text[cut:]),
-                    *reader.finish(),
-                ]
+                found = reader.feed(text[:cut]) + reader.feed(text[cut:])
+                found += reader.finish()
                 texts = "".join(piece for piece in found if isinstance(piece, str))
                 calls = [one for one in found if not isinstance(one, str)]
                 outcomes.add((texts, str([(c.name, c.arguments) for c in calls])))
@@ -1639,9 +1623,8 @@ class ToolCallsInText(ServerTest):
         }  # fmt: skip
         for text, calls in self.cases(table):
             choice = self.choice(answer(text), tools=TOOLS)
-            self.assertEqual(
-                outcome(choice), (calls, "tool_calls" if calls else "stop")
-            )
+            reason = "tool_calls" if calls else "stop"
+            self.assertEqual(outcome(choice), (calls, reason))
 
     def test_text_around_calls_comes_out_verbatim(self):
         bad = "\n b <tool_call>{bad}</tool_call> c"
@@ -1744,20 +1727,14 @@ class Streams(ServerTest):
             "finish_reason and a clean end": [delta("a"), STOP],
             "text behind done": [delta("a"), STOP, DONE, b"nonsense\n\n"],
             "usage behind finish": [delta("a"), STOP, {"choices": [], "usage": {}}],
-            "the connection's end": (
-                200,
-                UNTIL_CLOSE,
-                [event(delta("a")) + event(STOP)],
-            ),
-        }
+            "the connection's end": (200, UNTIL_CLOSE, [event(delta("a")), event(STOP)]),
+        }  # fmt: skip
         for _, items in self.cases(table):
             self.server.says(items if isinstance(items, tuple) else events(*items))
             stream = self.ask(stream=True)
             chunks = list(stream)
             final = stream.get_final_completion().choices[0]
-            self.assertEqual(
-                (final.message.content, final.finish_reason), ("a", "stop")
-            )
+            self.assertEqual(said(final), ("a", "stop"))
             reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
             self.assertEqual(reasons.count("stop"), 1)
 
@@ -1944,23 +1921,16 @@ class Streams(ServerTest):
         items = [delta("a", index=0), delta("x", index=1), delta("b", index=0)]
         ends = [delta("y", "length", index=1), delta(finish_reason="stop", index=0)]
         final = self.stream(*items, *ends, DONE, n=2).get_final_completion()
-        found = [(c.message.content, c.finish_reason) for c in final.choices]
-        self.assertEqual(found, [("ab", "stop"), ("xy", "length")])
+        self.assertEqual(
+            [*map(said, final.choices)], [("ab", "stop"), ("xy", "length")]
+        )
         self.stream_error(self.stream(*items, ends[0]))
 
     def test_a_delta_has_reasoning_only_if_the_server_sent_it(self):
-        items = [
-            delta(reasoning="th"),
-            delta(reasoning_content="ink"),
-            delta("o"),
-            delta("k"),
-        ]
-        stream = self.stream(*items, STOP, DONE)
+        thought = [delta(reasoning="th"), delta(reasoning_content="ink")]
+        stream = self.stream(*thought, delta("o"), delta("k"), STOP, DONE)
         deltas = [chunk.choices[0].delta for chunk in stream]
-        for name in (
-            "reasoning",
-            "reasoning_content",
-        ):  # hasattr, as in vLLM's examples
+        for name in ("reasoning", "reasoning_content"):  # as in vLLM's examples
             found = [getattr(one, name, "none") for one in deltas]
             self.assertEqual(found, ["th", "ink", "none", "none", "none"])
         message = stream.get_final_completion().choices[0].message
@@ -2191,9 +2161,7 @@ class ServerMadeStreamCalls(ServerTest):
         call = call_to("f", "{}", index=0, function=function, extra_content=extra)
 
         stream = self.stream(delta(tool_calls=[call]), STOP, DONE, tools=[TOOL])
-        deltas = [
-            d for chunk in stream for d in chunk.choices[0].delta.tool_calls or []
-        ]
+        deltas = [d for c in stream for d in c.choices[0].delta.tool_calls or []]
         final = stream.get_final_completion().choices[0].message.tool_calls
         plain = self.choice(answer(tool_calls=[call]), tools=[TOOL]).message.tool_calls
 
@@ -3769,19 +3737,14 @@ class EveryBuild(ServerTest):
             last = generated("20") if mode == "generate" else answer("20")
             self.server.says(self.says_call(mode, build), last)
 
-            message = (
-                self.ask(client, messages=messages, tools=[TOOL]).choices[0].message
-            )
+            ask = functools.partial(self.ask, client, messages=messages, tools=[TOOL])
+            message = ask().choices[0].message
             self.assertEqual(calls_of(message), [A])
             messages.append(message)
             for call in message.tool_calls:
-                result = {
-                    "role": "tool",
-                    "tool_call_id": call.id,
-                    "content": "RESULT-20",
-                }
-                messages.append(result)
-            final = self.ask(client, messages=messages, tools=[TOOL])
+                result = {"role": "tool", "tool_call_id": call.id}
+                messages.append({**result, "content": "RESULT-20"})
+            final = ask()
 
             self.assertEqual(reply_text(final), "20")
             raw_body = json.dumps(self.sent)
@@ -3820,24 +3783,20 @@ class EveryBuild(ServerTest):
             self.assertEqual(calls_of(final.choices[0].message), [A])
 
     def test_a_plain_answer_of_each_kind(self):
-        self.server.says(
-            generated("Hello! Done."), answer("Hello! Done.", reasoning="")
-        )
+        self.server.says(generated("Hello!"), answer("Hello!", reasoning=""))
         native = self.ask(self.client_for("generate"))
         chat = self.ask(self.client_for("prompt"))
         for response in (native, chat):
             self.assertIsInstance(response, lightllm.ChatCompletion)
-            self.assertEqual(reply_text(response), "Hello! Done.")
-            self.assertEqual(response.choices[0].finish_reason, "stop")
+            self.assertEqual(said(response.choices[0]), ("Hello!", "stop"))
         self.assertEqual(native.usage.total_tokens, 32)
         self.assertEqual(self.server.heard[0].path, "/generate")
 
 
 class PromptMode(ServerTest):
     def prompted(self, *messages, **options):
-        return self.request(messages=messages, tool_mode="prompt", **options)[
-            "messages"
-        ]
+        self.request(messages=messages, tool_mode="prompt", **options)
+        return self.sent["messages"]
 
     def test_the_tool_block_is_that_of_qwen(self):
         given = {"role": "system", "content": "S"}
@@ -3850,11 +3809,11 @@ class PromptMode(ServerTest):
         self.assertEqual(given["content"], "S")
         system = self.prompted(user("q"), tools=[TOOL])[0]
         self.assertTrue(system["content"].startswith("# Tools"))
-        parts = [
-            {"type": "text", "text": "S"},
-            {"type": "image_url", "image_url": "data:x"},
-        ]
-        system = self.prompted({"role": "system", "content": parts}, tools=[TOOL])[0]
+        given = {
+            "role": "system",
+            "content": ["S", {"type": "image_url", "image_url": "data:x"}],
+        }
+        system = self.prompted(given, tools=[TOOL])[0]
         self.assertIn("# Tools", system["content"][2]["text"])
 
     def test_tool_choice(self):
@@ -3865,11 +3824,9 @@ class PromptMode(ServerTest):
         table = [("required", "at least one"), (named, "the function other"),
                  (flat, "the function other")]  # fmt: skip
         for choice, words in table:
-            text = self.prompted(user("q"), tools=tools, tool_choice=choice)[0][
-                "content"
-            ]
-            self.assertIn(f"must call {words}", text)
-        self.assertNotIn("Search the web", text)
+            system = self.prompted(user("q"), tools=tools, tool_choice=choice)[0]
+            self.assertIn(f"must call {words}", system["content"])
+        self.assertNotIn("Search the web", system["content"])
         missing = tool_named("missing")
         for choice, given in ((missing, tools), (missing, None), ("search", tools)):
             with self.assertRaisesRegex(ValueError, "tool_choice.*(missing|search)"):
@@ -3927,14 +3884,8 @@ class NativeApi(ServerTest):
         self.assertEqual(prompt, text + "<|im_start|>assistant\n")
 
     def test_parameters(self):
-        given = {
-            "stop": ["x", ""],
-            "seed": 7,
-            "n": 2,
-            "max_tokens": 9,
-            "ignore_eos": True,
-        }
-        self.prompt(user("q"), **given)
+        given = {"stop": ["x", ""], "seed": 7, "n": 2, "ignore_eos": True}
+        self.prompt(user("q"), max_tokens=9, **given)
         expected = {
             "temperature": 0.6, "top_p": 0.95, "top_k": 50, "presence_penalty": 1.1,
             "repetition_penalty": 1.0, "do_sample": True, "max_new_tokens": 9, "n": 2,
@@ -3948,13 +3899,8 @@ class NativeApi(ServerTest):
     def test_extra_parameters_are_merged_and_win(self):
         own = {"min_new_tokens": 2, "allowed_token_ids": [7], "top_k": None}
         extra = {"parameters": own, "multimodal_params": {"audios": []}}
-        given = {
-            "do_sample": False,
-            "top_p": None,
-            "max_completion_tokens": 9,
-            "top_k": 3,
-        }
-        self.prompt(user("q"), **given, extra_body=extra)
+        given = {"do_sample": False, "top_p": None, "max_completion_tokens": 9}
+        self.prompt(user("q"), **given, top_k=3, extra_body=extra)
         parameters = self.sent["parameters"]
         expected = {**own, "do_sample": False, "max_new_tokens": 9, "best_of": 1}
         self.assertEqual({**parameters, **expected}, parameters)
@@ -4021,23 +3967,15 @@ class NativeApi(ServerTest):
         self.assertEqual(messages[1]["tool_calls"], expected)
 
     def test_choices_and_reasons(self):
-        reply = {
-            "generated_text": ["a", "b"],
-            "finish_reason": "stop",
-            "prompt_tokens": 2,
-        }
+        reply = {"finish_reason": "stop", "prompt_tokens": 2}
+        counts = {"generated_text": ["a", "b"], "count_output_tokens": [3, 4]}
         self.server.says(generated("a", "b", reason=["stop", "length"]))
-        self.server.says(plain({**reply, "count_output_tokens": [3, 4]}))
+        self.server.says(plain({**reply, **counts}))
         self.server.says(plain({**reply, "generated_text": "ab"}))
-        choices, usage, one = (
-            self.ask(n=2).choices,
-            self.ask(n=2).usage,
-            self.ask().choices,
-        )
-        found = [(c.message.content, c.finish_reason) for c in choices]
-        self.assertEqual(found, [("a", "stop"), ("b", "length")])
+        two, usage, one = self.ask(n=2), self.ask(n=2).usage, self.ask()
+        self.assertEqual([*map(said, two.choices)], [("a", "stop"), ("b", "length")])
         self.assertEqual((usage.completion_tokens, usage.total_tokens), (7, 9))
-        self.assertEqual([c.message.content for c in one], ["ab"])
+        self.assertEqual([*map(said, one.choices)], [("ab", "stop")])
 
     def test_the_stream_ends_with_finished(self):
         items = [token("Hel"), token("lo"), token("", True, "length", 3), 0.5]
@@ -4050,9 +3988,7 @@ class NativeApi(ServerTest):
         self.assertEqual(chunks[-1].usage.completion_tokens, 3)
         self.assertEqual([c.choices[0].index for c in chunks], [0, 0, 0])
         final = stream.get_final_completion().choices[0]
-        self.assertEqual(
-            (final.message.content, final.finish_reason), ("Hello", "length")
-        )
+        self.assertEqual(said(final), ("Hello", "length"))
         self.stream_error(self.ask(stream=True))
 
     def test_errors(self):
