@@ -224,8 +224,8 @@ def with_headers(reply, **headers):
 
 def answer(content="Hello", finish_reason="stop", **message):
     """A plain chat reply as LightLLM writes it."""
-    message = {"role": "assistant", "content": content, **message}
-    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    choice = {"index": 0, "message": assistant(content, **message)}
+    choice["finish_reason"] = finish_reason
     usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     kind = "chat.completion"
     head = {"id": "8", "object": kind, "created": 1795374974, "model": "lab"}
@@ -387,9 +387,8 @@ class ServerTest(unittest.TestCase):
         choices, chunks, step = [], [], len(cutters)
         texts, rest = texts[:20], texts[20:]  # a chunk takes time for each choice
         for number, text in enumerate(texts):
-            message = {"role": "assistant", "content": text}
-            choice = {"index": number, "message": message, "finish_reason": reason}
-            choices.append(choice)
+            choice = {"index": number, "message": assistant(text)}
+            choices.append({**choice, "finish_reason": reason})
             for index, cut in enumerate(cutters, step * number):
                 chunks += [delta(piece, index=index) for piece in cut(text)]
                 chunks.append(delta(finish_reason=reason, index=index))
@@ -418,6 +417,10 @@ class ServerTest(unittest.TestCase):
 
 def user(text):
     return {"role": "user", "content": text}
+
+
+def assistant(content, **fields):
+    return {"role": "assistant", "content": content, **fields}
 
 
 def data_url(raw, kind="png"):
@@ -938,20 +941,16 @@ class Messages(ServerTest):
         null = {"type": "text", "text": None}
         table = [
             ({"role": "developer", "content": "x"}, {"role": "system", "content": "x"}),
-            ({"role": "assistant", "content": None}, {"content": ""}),
-            ({"role": "assistant"}, {"content": ""}),
+            (assistant(None), {"content": ""}), ({"role": "assistant"}, {"content": ""}),
             (user([{"type": "text", "text": "a"}, "b"]), {"content": "a\nb"}),
             (user(("a", null, Dumped(type="text", text="b"))), {"content": "a\n\nb"}),
-            (user([null, Dumped(**image)]),
-             {"content": [{"type": "text", "text": ""}, image]}),
+            (user([null, Dumped(**image)]), {"content": [{**null, "text": ""}, image]}),
             (user([]), {"content": ""}),
             (user(" as it\n is <tool_call> "), {"content": " as it\n is <tool_call> "}),
-            ({"role": "assistant", "content": None, "tool_calls": [call, object_call]},
+            (assistant(None, tool_calls=[call, object_call]),
              {"content": "", "tool_calls": [plain_call, plain_call]}),
-            ({"role": "assistant", "content": CALL, "tool_calls": [call]},
-             {"content": CALL}),
-            ({"role": "assistant", "content": "x", "name": None},
-             {"content": "x", "name": None}),
+            (assistant(CALL, tool_calls=[call]), {"content": CALL}),
+            (assistant("x", name=None), {"content": "x", "name": None}),
         ]  # fmt: skip
         for given, expected in self.cases(table):
             sent = self.sends(given)[0]
@@ -1006,8 +1005,7 @@ class Messages(ServerTest):
     def test_null_tool_calls_of_an_answer_are_left_out_and_those_of_a_dict_stay(self):
         message = self.choice(answer("x", tool_calls=None)).message
         message.tool_calls = None
-        bare = {"role": "assistant", "content": "x"}
-        null = {**bare, "tool_calls": None}
+        bare, null = assistant("x"), assistant("x", tool_calls=None)
         sent = self.sends(message, Dumped(**null), null)
         self.assertEqual(sent, [bare, bare, null])
 
@@ -1054,7 +1052,8 @@ class Messages(ServerTest):
             folder = pathlib.Path(folder)
             (folder / "text.png").write_text("no image")
             (folder / "sound.wav").write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt ")
-            (folder / "big.png").write_bytes(PNG + bytes(21 << 20))
+            (folder / "big.png").write_bytes(PNG)
+            os.truncate(str(folder / "big.png"), 21 << 20)
             os.mkfifo(str(folder / "fifo"))
             base = folder.as_uri()
             table = {
@@ -1266,8 +1265,8 @@ class Answers(ServerTest):
         self.assertIsInstance(response.copy(), lightllm.ChatCompletion)
 
     def test_objects_can_be_made_by_hand(self):
-        message = {"role": "assistant", "content": "x", "tool_calls": None}
-        made = lightllm.ChatCompletion(id="1", choices=[{"message": message}])
+        choice = {"message": assistant("x", tool_calls=None)}
+        made = lightllm.ChatCompletion(id="1", choices=[choice])
         self.assertEqual(made.choices[0].message.content, "x")
         self.assertIsNone(made.choices[0].finish_reason)
         details = {"prompt_tokens_details": {"cached_tokens": 1}}
@@ -1297,7 +1296,7 @@ class Answers(ServerTest):
         self.server.says(answer("x", new=1), answer(None), answer("done"))
         response = self.ask()
         message, empty = response.choices[0].message, self.ask().choices[0].message
-        keys = {"role": "assistant", "content": "x", "tool_calls": None, "new": 1}
+        keys = assistant("x", tool_calls=None, new=1)
         for plain_dict in (dict(message), {**message}, json.loads(json.dumps(message))):
             self.assertEqual(plain_dict, keys)
         self.assertEqual(vars(message), {**message.model_dump(), **keys})
@@ -1310,8 +1309,7 @@ class Answers(ServerTest):
             self.assertNotIn("tool_calls", twin.to_dict())
             self.assertEqual(twin.model_fields_set, {"role", "content"})
         self.ask(messages=[message, empty, dict(message)])
-        told = [{"role": "assistant", "content": "x", "new": 1}]
-        told += [{"role": "assistant", "content": ""}, keys]
+        told = [assistant("x", new=1), assistant(""), keys]
         self.assertEqual(self.sent["messages"], told)
         message.tool_calls = []
         self.assertEqual(message.to_dict()["tool_calls"], [])
@@ -2038,12 +2036,20 @@ class ServerMadeStreamCalls(ServerTest):
         call = server_call(0, "x", "f", '{"a": 1}')
         table = {
             "a thought that does not end": [delta("<think>hm"), call, STOP],
-            "of which the server cut an argument": [call, delta("b</arg_value>"), STOP],
-            "whose end </parameter>": [call, delta("b\n</parameter>"), STOP],
+            "cut an argument off, whose </arg_value>": [
+                call,
+                delta("b</arg_value>"),
+                STOP,
+            ],
+            "cut an argument off, whose </parameter>": [
+                call,
+                delta("b\n</parameter>"),
+                STOP,
+            ],
         }
-        for _, items in self.cases(table):
+        for words, items in self.cases(table):
             stream, kind = self.stream(*items, DONE, tools=[TOOL]), lightllm.APIError
-            error = self.stream_error(stream, "did not come whole", kind=kind)
+            error = self.stream_error(stream, words, "did not come whole", kind=kind)
             self.assertIsNone(error.partial.choices[0].message.tool_calls)
 
     def test_plain_replies_take_the_same_path(self):
@@ -3743,32 +3749,27 @@ class PromptMode(ServerTest):
 
     def test_history_becomes_text(self):
         call, odd = call_to("f", '{"a":1}'), call_to("f", 'no "JSON')
-        said = {"role": "assistant", "content": CALL}
+        called = assistant(CALL)
         sent = self.prompted(
-            user("q"),
-            {"role": "assistant", "content": "I look.", "tool_calls": [call, odd]},
+            user("q"), assistant("I look.", tool_calls=[call, odd]),
             {"role": "tool", "tool_call_id": "1", "content": "r1"},
             {"role": "tool", "content": "<tool_response>\nr2\n</tool_response>"},
-            said,
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-        )
+            called, assistant(None, tool_calls=[call]),
+        )  # fmt: skip
         text = '<tool_call>\n{"name": "f", "arguments": {"a":1}}\n</tool_call>'
         odd_text = text.replace('{"a":1}', r'"no \"JSON"')
         results = "<tool_response>\nr1\n</tool_response>\n"
         results += "<tool_response>\nr2\n</tool_response>"
-        called = {"role": "assistant", "content": text}
-        looked = {"role": "assistant", "content": f"I look.\n{text}\n{odd_text}"}
-        self.assertEqual(sent[1:], [looked, user(results), said, called])
+        looked = assistant(f"I look.\n{text}\n{odd_text}")
+        self.assertEqual(sent[1:], [looked, user(results), called, assistant(text)])
 
     def test_images_in_results_and_beside_calls_stay_images(self):
         image = {"type": "image_url", "image_url": {"url": "http://h/x"}}
         calls = [call_to("f", "{}")]
         sent = self.prompted(
-            {"role": "assistant", "content": ["see", image], "tool_calls": calls},
-            {"role": "tool", "content": [image]},
-            {"role": "tool", "content": "r2"},
-            {"role": "assistant", "content": [image, {"type": "new"}]},
-        )
+            assistant(["see", image], tool_calls=calls), {"role": "tool", "content": [image]},
+            {"role": "tool", "content": "r2"}, assistant([image, {"type": "new"}]),
+        )  # fmt: skip
         text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
         start, end = "<tool_response>", "</tool_response>"
         shown = [[part.get("text", part) for part in one["content"]] for one in sent]
@@ -4122,7 +4123,7 @@ class WrittenForOpenai(ServerTest):
         (seen,) = accumulate(self.stream(*spoken, tools=[TOOL]))
         made = zip(seen["calls"], seen["ids"])
         calls = [call_to(*call, id=call_id) for call, call_id in made]
-        told = {"role": "assistant", "content": seen["content"], "tool_calls": calls}
+        told = assistant(seen["content"], tool_calls=calls)
         result = {"role": "tool", "content": "found"}
         results = [{**result, "tool_call_id": call_id} for call_id in seen["ids"]]
         sent = self.request(messages=[user("q"), told, *results], tools=[TOOL])
