@@ -373,8 +373,8 @@ class ServerTest(unittest.TestCase):
         """The error with these words that a stream ends with, however often it is asked.
         Its `.partial` has this text."""
         error = raised(self, kind, collections.deque, stream, 0)
-        raised(self, kind, next, stream)
-        raised(self, kind, stream.get_final_completion)
+        for again in (functools.partial(next, stream), stream.get_final_completion):
+            self.assertRaises(kind, again)
         for text in words:
             self.assertIn(text, str(error))
         if partial is not None:
@@ -1023,9 +1023,10 @@ class Messages(ServerTest):
     def image_error(self, url, client=None):
         part = {"type": "image_url", "image_url": url}
         heard = len(self.server.heard)
-        error = self.error(ValueError, client, messages=[user([part])])
+        with self.assertRaises(ValueError) as caught:
+            self.ask(client, messages=[user([part])])
         self.assertEqual(len(self.server.heard), heard)
-        return str(error)
+        return str(caught.exception)
 
     def test_image_urls(self):
         data = "data:image/png;base64,AAAA"
