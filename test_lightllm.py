@@ -58,29 +58,20 @@ sys.path.insert(0, str(HERE))  # a copy beside this file is found, in a package 
 lightllm = importlib.import_module(os.environ.get("LIGHTLLM_MODULE", "lightllm_client"))
 MODULE = pathlib.Path(lightllm.__file__).resolve()
 KEY = "sk-very-secret-key-0123456789"
+CONNECTION_ERROR = lightllm.APIConnectionError
 HANGUP = object()  # as a part of a reply: close the connection here
 RESET = object()  # the same, with a TCP reset
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQCgAf7gP9i18U"
     "1AAAAABJRU5ErkJggg=="
 )
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "description": "Search the web",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "query": {"type": "array", "items": {"type": "string"}},
-                "limit": {"type": "integer"},
-                "text": {"type": "string"},
-                "maybe": {"type": ["string", "null"]},
-            },
-            "required": ["query"],
-        },
-    },
-}
+TOOL = {"type": "function", "function": {
+    "name": "search", "description": "Search the web", "parameters": {
+        "type": "object", "required": ["query"], "properties": {
+            "query": {"type": "array", "items": {"type": "string"}},
+            "limit": {"type": "integer"}, "text": {"type": "string"},
+            "maybe": {"type": ["string", "null"]},
+        }}}}  # fmt: skip
 
 
 def tool_named(name):
@@ -95,9 +86,8 @@ CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_c
 # --- the scripted server ---
 # A reply is (status, headers, parts). A part is bytes (sent as they are), a float (the
 # seconds to wait), HANGUP or RESET. With the status None the parts are the whole reply.
-# Parts that follow each other at once may reach the client as one piece. apart() waits
-# after each, so that they arrive one by one, unless the machine is busy: a cut that a
-# test cannot do without is made by feeding the pieces to the decoder.
+# Parts that follow each other at once may reach the client as one piece: a cut that a test
+# cannot do without is made by feeding the pieces to the decoder.
 
 
 class Heard:
@@ -119,16 +109,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def answer(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        script = self.server.script
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         heard = Heard(self, body)
         self.server.heard.append(heard)
-        reply = script.find(heard)
-        if reply is None:
-            script.unscripted.append(f"{self.command} {self.path}")
-            reply = (500, {}, [b"nobody scripted this request"])
-        status, headers, parts = reply
+        status, headers, parts = self.server.script.find(heard)
         try:
             if status is None:
                 self.close_connection = True
@@ -160,10 +144,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif part is HANGUP or part is RESET:
                 self.close_connection = True
                 if part is RESET:
-                    linger = struct.pack("ii", 1, 0)
-                    self.connection.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, linger
-                    )
+                    linger = socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    self.connection.setsockopt(socket.SOL_SOCKET, *linger)
                 return
             else:
                 self.wfile.write(part)
@@ -195,7 +177,10 @@ class Script:
     def find(self, heard):
         if self.rule:
             return self.rule(heard)
-        return self.replies.popleft() if self.replies else None
+        if self.replies:
+            return self.replies.popleft()
+        self.unscripted.append(f"{heard.method} {heard.path}")
+        return 500, {}, [b"nobody scripted this request"]
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -228,14 +213,19 @@ class Server(http.server.ThreadingHTTPServer):
 def plain(data, status=200, **headers):
     """A JSON reply."""
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
+    reply = status, {"Content-Type": "application/json"}, [body]
+    return with_headers(reply, **headers)
+
+
+def with_headers(reply, **headers):
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return status, {"Content-Type": "application/json", **names}, [body]
+    return reply[0], {**reply[1], **names}, reply[2]
 
 
 def answer(content="Hello", finish_reason="stop", **message):
     """A plain chat reply as LightLLM writes it."""
-    message = {"role": "assistant", "content": content, **message}
-    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    choice = {"index": 0, "message": assistant(content, **message)}
+    choice["finish_reason"] = finish_reason
     usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     kind = "chat.completion"
     head = {"id": "8", "object": kind, "created": 1795374974, "model": "lab"}
@@ -257,6 +247,7 @@ def delta(content=None, finish_reason=None, index=0, **fields):
 
 
 DONE = "[DONE]"
+UNTIL_CLOSE = {"Content-Type": "text/event-stream", "Connection": "close"}
 STOP = delta(finish_reason="stop")
 
 
@@ -275,9 +266,8 @@ def events(*items, end=b"0\r\n\r\n"):
     return 200, headers, parts + ([end] if end else [])
 
 
-def apart(*items, pause=0.005):
-    """The items with a pause after each, so that each arrives by itself."""
-    return [part for item in items for part in (item, pause)]
+def pieces_of(text, size=6):
+    return [text[at : at + size] for at in range(0, len(text), size)]
 
 
 def reply_text(reply):
@@ -340,29 +330,20 @@ class ServerTest(unittest.TestCase):
             yield case
         self.case = None
 
-    def limit(self, name, value):
+    def limit(self, name, value, owner=lightllm):
         """Set a constant of the module until the end of the test."""
-        self.addCleanup(setattr, lightllm, name, getattr(lightllm, name))
-        setattr(lightllm, name, value)
+        self.addCleanup(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
 
-    def cases(self, table):
-        """Each case of a list, or each (key, value) of a dict, as a subtest. The case, or
-        the first part of a tuple, is its name: `for given, expected in self.cases(...)`.
-        The first case that fails ends the test."""
-        for case in table.items() if isinstance(table, dict) else table:
-            name = case[0] if isinstance(case, tuple) else case
-            self.case = ascii(name)[:100]
-            yield case
-        self.case = None
+    def stop_collecting(self):
+        """Only the count of references frees what is dropped, until the end of the test."""
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
 
     def new_client(self, **options):
-        options = {
-            "base_url": self.server.url,
-            "max_retries": 0,
-            "timeout": 5,
-            **options,
-        }
-        client = lightllm.LightLLMClient(options.pop("api_key", KEY), **options)
+        defaults = {"base_url": self.server.url, "max_retries": 0, "timeout": 5}
+        client = lightllm.LightLLMClient(**{"api_key": KEY, **defaults, **options})
         self.addCleanup(client.close)
         return client
 
@@ -370,9 +351,64 @@ class ServerTest(unittest.TestCase):
         options = {"model": "lab", "messages": [user("hi")], **options}
         return (client or self.client).chat.completions.create(**options)
 
+    def request(self, client=None, **options):
+        """The JSON that the server hears of a question."""
+        self.server.says(answer())
+        self.ask(client, **options)
+        return self.sent
+
+    def choice(self, reply, client=None, **options):
+        """The first choice of the answer that the client makes of a reply."""
+        self.server.says(reply)
+        return self.ask(client, **options).choices[0]
+
+    def stream(self, *items, client=None, **options):
+        """The stream that the server makes of these items."""
+        self.server.says(events(*items))
+        stream = self.ask(client, stream=True, **options)
+        self.addCleanup(stream.close)
+        return stream
+
+    def stream_error(self, stream, *words, partial=None, kind=CONNECTION_ERROR):
+        """The error with these words that a stream ends with, however often it is asked.
+        Its `.partial` has this text."""
+        error = raised(self, kind, collections.deque, stream, 0)
+        for again in (functools.partial(next, stream), stream.get_final_completion):
+            self.assertRaises(kind, again)
+        for text in words:
+            self.assertIn(text, str(error))
+        if partial is not None:
+            self.assertEqual(error.partial.choices[0].message.content, partial)
+        return error
+
+    def answers_to(self, texts, cutters, reason="stop", **options):
+        """Each text, its choice in a plain reply, and its choices in a stream, which brings
+        all texts at once, each cut by each of these functions."""
+        choices, chunks, step = [], [], len(cutters)
+        texts, rest = texts[:20], texts[20:]  # a chunk takes time for each choice
+        for number, text in enumerate(texts):
+            choice = {"index": number, "message": assistant(text)}
+            choices.append({**choice, "finish_reason": reason})
+            for index, cut in enumerate(cutters, step * number):
+                chunks += [delta(piece, index=index) for piece in cut(text)]
+                chunks.append(delta(finish_reason=reason, index=index))
+        self.server.says(plain({"id": "1", "choices": choices}))
+        whole = self.ask(**options).choices
+        stream = self.stream(b"".join(map(event, [*chunks, DONE])), **options)
+        heard = accumulate(stream)
+        streamed = stream.get_final_completion().choices
+        self.assertEqual((len(heard), len(streamed)), (step * len(texts),) * 2)
+        for got, choice in zip(heard, streamed):
+            self.assertEqual((got["calls"], got["reason"]), outcome(choice))
+            self.assertEqual(got["content"], choice.message.content or "")
+        for number, choice in enumerate(whole):
+            yield texts[number], choice, streamed[step * number : step * (number + 1)]
+        if rest:
+            yield from self.answers_to(rest, cutters, reason, **options)
+
     def error(self, kind=lightllm.APIError, client=None, **options):
         """The error that asking raises, with nothing secret in it."""
-        return raised(self, kind, lambda: self.ask(client, **options))
+        return raised(self, kind, self.ask, client, **options)
 
     @property
     def sent(self):
@@ -383,11 +419,20 @@ def user(text):
     return {"role": "user", "content": text}
 
 
-def raised(test, kind, call):
+def assistant(content, **fields):
+    return {"role": "assistant", "content": content, **fields}
+
+
+def data_url(raw, kind="png"):
+    """The URL of an image that stands in it."""
+    return f"data:image/{kind};base64," + base64.b64encode(raw).decode()
+
+
+def raised(test, kind, call, *args, **options):
     """The error that a call raises, with nothing secret in it. Not by assertRaises, which
     clears the variables that a secret could be in."""
     try:
-        call()
+        call(*args, **options)
     except kind as error:
         test.assertNotIn(KEY, shown(error))
         return error
@@ -414,6 +459,12 @@ def shown(error):
 # --- the usage guide ---
 
 
+DEFAULTS = {
+    "temperature": 0.6, "top_p": 0.95, "max_tokens": 10000, "presence_penalty": 1.1,
+    "logprobs": False, "top_k": 50, "repetition_penalty": 1.0,
+}  # fmt: skip
+
+
 class UsageGuide(ServerTest):
     """Every snippet of the guide, as a user would type it."""
 
@@ -424,37 +475,25 @@ class UsageGuide(ServerTest):
             model="your_model",
             messages=[
                 {"role": "system", "content": "You are a helpful assistant."},
-                user("What is the capital of France?"),
+                {"role": "user", "content": "What is the capital of France?"},
             ],
-            temperature=0.6,
-            top_p=0.95,
-            max_tokens=10000,
-        )
+            temperature=0.6, top_p=0.95, max_tokens=10000,
+        )  # fmt: skip
 
         message = response.choices[0].message
         self.assertEqual(message.content, "Paris is the capital of France.")
         self.assertIsNone(message["tool_calls"])
-        self.assertEqual(self.server.heard[0].path, "/v1/chat/completions")
-        auth = self.server.heard[0].headers["Authorization"]
-        self.assertEqual(auth, "Bearer " + KEY)
+        heard = self.server.heard[0]
+        self.assertEqual(heard.path, "/v1/chat/completions")
+        self.assertEqual(heard.headers["Authorization"], "Bearer " + KEY)
 
     def test_documented_defaults_and_nothing_else_go_on_the_wire(self):
         self.server.says(answer())
 
         self.ask()
 
-        defaults = {
-            "model": "lab",
-            "messages": [user("hi")],
-            "temperature": 0.6,
-            "top_p": 0.95,
-            "max_tokens": 10000,
-            "presence_penalty": 1.1,
-            "logprobs": False,
-            "top_k": 50,
-            "repetition_penalty": 1.0,
-        }
-        self.assertEqual(self.sent, defaults)
+        expected = {"model": "lab", "messages": [user("hi")], **DEFAULTS}
+        self.assertEqual(self.sent, expected)
 
     def test_tool_loop(self):
         text = "I'll search for that.\n" + CALL
@@ -479,33 +518,22 @@ class UsageGuide(ServerTest):
         self.assertEqual(self.sent["messages"], messages)
         self.assertEqual(self.sent["tools"], [TOOL])
 
-    def test_response_formats(self):
-        self.server.says(answer("Paris."), answer(CALL, "stop"))
-
-        first, second = self.ask(), self.ask()
-
-        message = {"role": "assistant", "content": "Paris.", "tool_calls": None}
-        self.assertEqual(first["choices"][0]["message"], message)
-        self.assertIsNone(first["choices"][0]["message"]["tool_calls"])
-        call = second["choices"][0]["message"]["tool_calls"][0]
-        self.assertEqual(call["type"], "function")
-        self.assertEqual(call["function"]["arguments"], '{"query": ["a"]}')
-        self.assertEqual(second.choices[0].finish_reason, "tool_calls")
-
     def test_image_file(self):
         self.server.says(answer("Two pixels."))
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "an image.jpg")
             path.write_bytes(PNG)
             url = path.as_uri()
-            parts = [{"type": "text", "text": "What's in this image?"}]
-            parts.append({"type": "image_url", "image_url": url})
+            parts = [
+                {"type": "text", "text": "What's in this image?"},
+                {"type": "image_url", "image_url": url},
+            ]
 
             self.ask(messages=[{"role": "user", "content": parts}])
 
         sent = self.sent["messages"][0]["content"]
-        data = "data:image/png;base64," + base64.b64encode(PNG).decode()
-        self.assertEqual(sent[1], {"type": "image_url", "image_url": {"url": data}})
+        part = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
+        self.assertEqual(sent[1], part)
         self.assertEqual(parts[1]["image_url"], url)
 
     def test_three_kinds_of_error(self):
@@ -521,53 +549,34 @@ class UsageGuide(ServerTest):
         self.assertNotIsInstance(cut, lightllm.APITimeoutError)
         self.assertIn("0.1 s", str(late))
 
-    def test_as_openai(self):
-        self.server.says(answer())
-        OpenAI = lightllm.OpenAI
-
-        client = OpenAI(api_key="k", base_url=self.server.url + "/v1")
-        with client:
-            client.chat.completions.create(model="m", messages=[user("hi")])
-
-        self.assertIs(OpenAI, lightllm.LightLLMClient)
-        self.assertEqual(self.server.heard[0].path, "/v1/chat/completions")
-
     def test_vendored_under_another_name_and_twice_in_one_process(self):
         self.server.says(answer("one"), answer("two"))
+        code = f"""
+from inference.openai_middleware import LightLLMClient as OpenAI
+from inference import second_copy
+for kind in (OpenAI, second_copy.LightLLMClient):
+    with kind("k", {self.server.url!r}) as client:
+        messages = [{{"role": "user", "content": "hi"}}]
+        answer = client.chat.completions.create(model="m", messages=messages)
+        print(answer.choices[0].message.content)
+"""
         with tempfile.TemporaryDirectory() as folder:
             package = pathlib.Path(folder, "inference")
             package.mkdir()
             (package / "__init__.py").write_text("")
-            source = MODULE.read_bytes()
-            (package / "openai_middleware.py").write_bytes(source)
-            (package / "second_copy.py").write_bytes(source)
-            code = (
-                "from inference.openai_middleware import LightLLMClient as OpenAI\n"
-                "from inference import second_copy\n"
-                f"url = {self.server.url!r}\n"
-                "for kind in (OpenAI, second_copy.LightLLMClient):\n"
-                "    with kind('k', url) as client:\n"
-                "        ask = client.chat.completions.create\n"
-                "        messages = [{'role': 'user', 'content': 'hi'}]\n"
-                "        answer = ask(model='m', messages=messages)\n"
-                "        print(answer.choices[0].message.content)\n"
-            )
+            for name in ("openai_middleware.py", "second_copy.py"):
+                (package / name).write_bytes(MODULE.read_bytes())
             done = run_python("-W", "error", "-c", code, cwd=folder)
 
         self.assertEqual(done.stdout.split(), ["one", "two"], done.stderr)
 
 
 def run_python(*arguments, **options):
-    environment = {**os.environ, **options.pop("env", {})}
+    options["env"] = {**os.environ, **options.pop("env", {})}
     return subprocess.run(
-        [sys.executable, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-        timeout=60,
-        **options,
-    )
+        [sys.executable, *arguments], capture_output=True, text=True, check=False,
+        timeout=60, **options,
+    )  # fmt: skip
 
 
 # --- clients ---
@@ -576,18 +585,12 @@ def run_python(*arguments, **options):
 @contextlib.contextmanager
 def environment(**values):
     """os.environ with these set, or without those that are None."""
-    before = {name: os.environ.get(name) for name in values}
-    try:
+    with mock.patch.dict(os.environ):
         for name, value in values.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 class Clients(ServerTest):
@@ -600,43 +603,29 @@ class Clients(ServerTest):
             "http://[::1]:8000": "http://[::1]:8000/v1",
             "http://h:8080/generate": "http://h:8080/generate",
         }
-        for given, expected in table.items():
-            with self.subTest(given):
-                client = lightllm.LightLLMClient(base_url=given)
-                self.assertEqual(client.base_url, expected)
+        for given, expected in self.cases(table):
+            self.assertEqual(lightllm.LightLLMClient(base_url=given).base_url, expected)
 
     def test_base_urls_that_cannot_work_are_refused_with_the_reason(self):
         table = {
-            "localhost:8000": "http://",
-            "ftp://host": "http://",
-            "file:///etc/passwd": "http://",
-            "http://user:pass@host": "credentials",
-            "http://host/v1?x=1": "query",
-            "http://host/#x": "fragment",
-            "http://ho st": "space",
-            "http://host\r\nX: y": "space",
-            "http://host:99999": "port",
-            "http://host:x": "port",
-            "http://": "host",
-            "http://..": "host",
-            "http://hö.de": "ASCII",
-        }
-        for given, reason in table.items():
-            with self.subTest(given), self.assertRaises(ValueError) as caught:
-                lightllm.LightLLMClient(base_url=given)
-            self.assertIn(reason, str(caught.exception))
-            self.assertNotIn("pass@", str(caught.exception))
-        client = lightllm.LightLLMClient()
+            "localhost:8000": "http://", "ftp://host": "http://",
+            "file:///etc/passwd": "http://", "http://user:pass@host": "credentials",
+            "http://host/v1?x=1": "query", "http://host/#x": "fragment",
+            "http://ho st": "space", "http://host\r\nX: y": "space",
+            "http://host:99999": "port", "http://host:x": "port",
+            "http://": "host", "http://..": "host", "http://hö.de": "ASCII",
+        }  # fmt: skip
+        for given, reason in self.cases(table):
+            error = raised(self, ValueError, lightllm.LightLLMClient, base_url=given)
+            self.assertIn(reason, str(error))
+            self.assertNotIn("pass@", str(error))
         with self.assertRaises(ValueError):
-            client.base_url = "nonsense"
+            lightllm.LightLLMClient().base_url = "nonsense"
 
     def test_environment_is_read_when_a_client_is_made(self):
-        with environment(
-            LIGHTLLM_API_KEY=None,
-            OPENAI_API_KEY=" from-env\n",
-            LIGHTLLM_BASE_URL=" http://a:1\n",
-            OPENAI_BASE_URL="http://b:2",
-        ):
+        names = {"LIGHTLLM_API_KEY": None, "OPENAI_API_KEY": " from-env\n"}
+        names.update(LIGHTLLM_BASE_URL=" http://a:1\n", OPENAI_BASE_URL="http://b:2")
+        with environment(**names):
             client = lightllm.LightLLMClient()
             self.assertEqual(client.api_key, "from-env")
             self.assertEqual(client.base_url, "http://a:1/v1")
@@ -644,106 +633,83 @@ class Clients(ServerTest):
         self.assertEqual(client.with_options(timeout=1).api_key, "from-env")
 
     def test_keys_that_cannot_be_a_header_are_refused_unseen(self):
-        for key in (KEY + "\nX: y", KEY + "\x00", KEY + "\u20ac"):
-            with self.subTest(ascii(key)):
-                raised(self, ValueError, lambda key=key: lightllm.LightLLMClient(key))
-                with environment(LIGHTLLM_API_KEY=key.replace("\x00", "\x01")):
-                    raised(self, ValueError, lightllm.LightLLMClient)
+        make = lightllm.LightLLMClient
+        for key in self.cases([KEY + "\nX: y", KEY + "\x00", KEY + "\u20ac"]):
+            raised(self, ValueError, make, key)
+            with environment(LIGHTLLM_API_KEY=key.replace("\x00", "\x01")):
+                raised(self, ValueError, make)
         with self.assertRaisesRegex(TypeError, "api_key must be a str or .*, got int"):
-            lightllm.LightLLMClient(5)
+            make(5)
         with self.assertRaisesRegex(ValueError, "api_key is a URL: .* base_url="):
-            lightllm.LightLLMClient(" http://localhost:8000")
-        headers = {"Authorization": "Bearer " + KEY}
+            make(" http://localhost:8000")
+        headers = {"Authorization": KEY + "\r\nX: y"}
+        raised(self, ValueError, make, default_headers=headers)
+        client = self.new_client(api_key=lambda: KEY + "\nX: y")
+        raised(self, ValueError, self.ask, client)
+        client.api_key = KEY + "\n"
+        self.choice(answer(), client)
+        client.api_key = KEY + "\nX: y"
+        raised(self, ValueError, self.ask, client)
+
+    def test_no_error_shows_a_key(self):
+        headers = {"authorization": "Bearer " + KEY}
         given = {"api_key": KEY, "default_headers": headers}
         for make in (lightllm.LightLLMClient, self.client.with_options):
-            raised(self, TypeError, lambda make=make: make(**given, time_out=5))
-            raised(self, ValueError, lambda make=make: make(**given, timeout=0))
-        raised(self, TypeError, lambda: self.ask(api_key=KEY))
-        client = self.new_client(api_key=lambda: KEY + "\nX: y")
-        raised(self, ValueError, lambda: self.ask(client))
-        client.api_key = lambda: None
-        with self.assertRaisesRegex(
-            TypeError, "api_key must be a str .*, got NoneType"
-        ):
+            raised(self, TypeError, make, **given, time_out=5)
+            raised(self, ValueError, make, **given, timeout=0)
+        raised(self, TypeError, self.ask, api_key=KEY)
+        client = self.new_client(api_key=lambda: None)
+        with self.assertRaisesRegex(TypeError, "api_key must be a str .*, got NoneType"):
             self.ask(client)
-        client.api_key = KEY + "\n"
-        self.server.says(answer())
-        self.ask(client)
-        client.api_key = KEY + "\nX: y"
-        raised(self, ValueError, lambda: self.ask(client))
-        headers = {"authorization": "Bearer " + KEY}
-        self.server.says(plain({"message": KEY}, 401))
         anonymous = self.new_client(api_key="")
-        call = {"extra_headers": headers}
-        raised(self, lightllm.APIError, lambda: self.bare_ask(anonymous, call))
         self.server.answers(lambda heard: plain({"message": KEY}, 401))
-        for ask in (
-            lambda: anonymous.get("/health", **call),
-            lambda: anonymous.post("/tokens", body={}, **call),
-            lambda: anonymous.models.list(**call),
-            lambda: anonymous.models.retrieve("m", **call),
-        ):
-            raised(self, lightllm.AuthenticationError, ask)
+        for ask, *arguments in [
+            (self.ask, anonymous), (anonymous.get, "/health"), (anonymous.models.list,),
+            (functools.partial(anonymous.post, body={}), "/tokens"),
+            (anonymous.models.retrieve, "m"),
+        ]:  # fmt: skip
+            kind = lightllm.AuthenticationError
+            raised(self, kind, ask, *arguments, extra_headers=headers)
         self.assertEqual(headers, {"authorization": "Bearer " + KEY})
-        headers = {"Authorization": KEY + "\r\nX: y"}
-        raised(
-            self, ValueError, lambda: lightllm.LightLLMClient(default_headers=headers)
-        )
-
-    def bare_ask(self, client, call):
-        client.chat.completions.create(model="m", messages=[user("hi")], **call)
+        texts = [repr(self.client), repr(vars(self.client)), repr(self.client.chat)]
+        self.assertNotIn(KEY, "".join(texts))
 
     def test_keys(self):
         keys = iter(["first", "second"])
         table = [
-            ({"api_key": "  k  "}, {}, "Bearer k"),
-            ({"api_key": ""}, {}, None),
+            ({"api_key": "  k  "}, {}, "Bearer k"), ({"api_key": ""}, {}, None),
             ({"api_key": lambda: next(keys)}, {}, "Bearer first"),
             ({"default_headers": {"authorization": "Basic x"}}, {}, "Basic x"),
             ({}, {"extra_headers": {"AUTHORIZATION": "Other y"}}, "Other y"),
             ({}, {"extra_headers": {"authorization": lightllm.omit}}, None),
-        ]
-        for client, call, expected in table:
-            with self.subTest(expected):
-                self.server.says(answer())
-                self.ask(self.new_client(**client), **call)
-                heard = self.server.heard[-1].headers["Authorization"]
-                self.assertEqual(heard, expected)
+        ]  # fmt: skip
+        for client, call, expected in self.cases(table):
+            self.request(self.new_client(**client), **call)
+            heard = self.server.heard[-1].headers
+            self.assertEqual(heard["Authorization"], expected)
 
-    def test_unknown_options_are_type_errors_that_help(self):
-        for name, help_text in (
-            ("time_out", "timeout"),
-            ("http_client", "ssl_context"),
-            ("zzz", "base_url"),
-        ):
-            with self.assertRaisesRegex(TypeError, help_text):
-                lightllm.LightLLMClient(**{name: 1})
+    def test_bad_and_unknown_options_are_refused(self):
+        table = [
+            ("timeout", 0, ValueError), ("timeout", -1, ValueError),
+            ("timeout", float("nan"), ValueError), ("timeout", "5", TypeError),
+            ("timeout", True, TypeError), ("zzz", "base_url", TypeError),
+            ("max_retries", -1, ValueError), ("max_retries", 1.5, TypeError),
+            ("tool_mode", "server ", ValueError), ("api", "grpc", ValueError),
+            ("time_out", "timeout", TypeError), ("http_client", "ssl_context", TypeError),
+        ]  # fmt: skip
+        for name, value, kind in self.cases(table):
+            words = name if hasattr(self.client, name) else value
+            with self.assertRaisesRegex(kind, words):
+                lightllm.LightLLMClient(**{name: value})
         with self.assertRaises(TypeError):
             lightllm.LightLLMClient("k", "http://h", 1.0, 5)
-
-    def test_bad_options_are_refused(self):
-        table = [
-            ({"timeout": 0}, ValueError),
-            ({"timeout": -1}, ValueError),
-            ({"timeout": float("nan")}, ValueError),
-            ({"timeout": "5"}, TypeError),
-            ({"timeout": True}, TypeError),
-            ({"max_retries": -1}, ValueError),
-            ({"max_retries": 1.5}, TypeError),
-            ({"tool_mode": "server "}, ValueError),
-            ({"api": "grpc"}, ValueError),
-        ]
-        for options, kind in table:
-            with self.subTest(options), self.assertRaises(kind):
-                lightllm.LightLLMClient(**options)
 
     def test_with_options_shares_connections_and_leaves_the_original(self):
         self.server.says(answer(), answer())
         first = self.new_client(default_headers={"X-A": "1"}, default_query={"q": 1})
 
-        second = first.with_options(
-            timeout=9, default_headers={"X-B": "2"}, default_query={"r": True}
-        )
+        new = {"default_headers": {"X-B": "2"}, "default_query": {"r": True}}
+        second = first.with_options(timeout=9, **new)
         third = second.copy(set_default_headers={"X-C": "3"}, set_default_query={})
         self.ask(first)
         self.ask(second)
@@ -761,14 +727,16 @@ class Clients(ServerTest):
         self.assertIn("closed", str(self.error(client=first)))
 
     def test_pickled_clients_work(self):
-        self.server.says(answer())
-        client = self.new_client(default_headers={"X-A": "1"})
+        options = {"default_headers": {"X-A": "1"}, "organization": "o", "project": "p"}
+        client = self.new_client(**options)
 
         twin = pickle.loads(pickle.dumps(client))
         self.addCleanup(twin.close)
-        self.ask(twin)
+        self.request(twin)
 
-        self.assertEqual(self.server.heard[0].headers["X-A"], "1")
+        heard = self.server.heard[0].headers
+        names = ("X-A", "OpenAI-Organization", "OpenAI-Project")
+        self.assertEqual([heard[name] for name in names], ["1", "o", "p"])
         self.assertEqual(twin.timeout, client.timeout)
 
     def test_a_client_with_an_ssl_context_copies_and_says_why_it_does_not_pickle(self):
@@ -788,24 +756,20 @@ class Clients(ServerTest):
         self.assertIn("0.1 s", str(self.error(lightllm.APITimeoutError)))
         self.client.timeout, self.client.api_key = 5, "other"
         self.ask()
-        authorization = self.server.heard[-1].headers["Authorization"]
-        self.assertEqual(authorization, "Bearer other")
+        self.assertEqual(self.server.heard[-1].headers["Authorization"], "Bearer other")
         self.assertIs(self.client.chat, self.client.chat)
 
     @unittest.skipUnless(hasattr(sys, "getrefcount"), "references are not counted here")
     def test_a_dropped_client_is_freed_at_once_and_its_create_works_on(self):
         self.server.says(answer(), answer("still"))
-        gc.collect()
-        gc.disable()
-        self.addCleanup(gc.enable)
+        self.stop_collecting()
         client = lightllm.LightLLMClient(base_url=self.server.url, max_retries=0)
         self.ask(client)
         create, dead = client.chat.completions.create, weakref.ref(client)
         transport = weakref.ref(client._transport)
         del client
         self.assertIsNone(dead())
-        response = create(model="m", messages=[user("hi")])
-        self.assertEqual(response.choices[0].message.content, "still")
+        self.assertEqual(reply_text(create(model="m", messages=[user("hi")])), "still")
         del create
         self.assertIsNone(transport())
 
@@ -838,40 +802,20 @@ print("fine")
         self.assertNotIn("A", sent.headers)
         self.assertEqual((sent.json["temperature"], sent.json["max_tokens"]), (0.6, 7))
 
-    def test_repr_shows_no_key(self):
-        texts = [repr(self.client), repr(vars(self.client)), repr(self.client.chat)]
-        self.assertNotIn(KEY, "".join(texts))
-
-    def test_organization_and_project_become_headers(self):
-        self.server.says(answer())
-        self.ask(self.new_client(organization="o", project="p"))
-        headers = self.server.heard[0].headers
-        self.assertEqual(headers["OpenAI-Organization"], "o")
-        self.assertEqual(headers["OpenAI-Project"], "p")
-
 
 # --- create() ---
 
 
 class Create(ServerTest):
     def test_none_is_not_sent_and_not_given_is_the_default(self):
-        self.server.says(answer())
-        self.ask(
-            temperature=None,
-            max_tokens=lightllm.NOT_GIVEN,
-            top_p=lightllm.omit,
-            seed=lightllm.not_given,
-            tool_choice=None,
-            stream=False,
-            tools=[],
-        )
-        self.assertNotIn("temperature", self.sent)
-        self.assertNotIn("seed", self.sent)
-        self.assertNotIn("tool_choice", self.sent)
-        self.assertNotIn("tools", self.sent)
-        self.assertEqual(self.sent["max_tokens"], 10000)
-        self.assertEqual(self.sent["top_p"], 0.95)
-        self.assertIs(self.sent["stream"], False)
+        sent = self.request(
+            temperature=None, max_tokens=lightllm.NOT_GIVEN, top_p=lightllm.omit,
+            seed=lightllm.not_given, tool_choice=None, stream=False, tools=[],
+        )  # fmt: skip
+        for name in ("temperature", "seed", "tool_choice", "tools"):
+            self.assertNotIn(name, sent)
+        self.assertEqual((sent["max_tokens"], sent["top_p"]), (10000, 0.95))
+        self.assertIs(sent["stream"], False)
 
     def test_misspelt_and_missing_options(self):
         with self.assertRaisesRegex(TypeError, "temperature"):
@@ -880,117 +824,65 @@ class Create(ServerTest):
             self.client.chat.completions.create(model="m")
         with self.assertRaises(TypeError):
             self.client.chat.completions.create(messages=[user("hi")])
-        self.assertEqual(self.server.heard, [])
-
-    def test_the_signature_shows_the_documented_defaults(self):
-        create = self.client.chat.completions.create
-        parameters = inspect.signature(create).parameters
-        documented = {
-            "temperature": 0.6,
-            "top_p": 0.95,
-            "max_tokens": 10000,
-            "stop": None,
-            "presence_penalty": 1.1,
-            "logprobs": False,
-            "tools": None,
-            "top_k": 50,
-            "repetition_penalty": 1.0,
-        }
-        for name, default in documented.items():
-            self.assertEqual(parameters[name].default, default, name)
-
-    def test_openai_and_lightllm_options_pass(self):
-        options = {
-            "frequency_penalty": 0.1,
-            "seed": 7,
-            "n": 1,
-            "user": "u",
-            "logit_bias": {"1": 2},
-            "response_format": {"type": "json_object"},
-            "tool_choice": "auto",
-            "parallel_tool_calls": True,
-            "do_sample": True,
-            "ignore_eos": False,
-            "chat_template_kwargs": {"enable_thinking": False},
-            "role_settings": {},
-            "character_settings": [],
-            "separate_reasoning": True,
-            "stream_reasoning": True,
-            "top_logprobs": 2,
-            "metadata": {"a": "b"},
-            "store": False,
-            "reasoning_effort": "low",
-        }
-        self.server.says(answer())
-        self.ask(**options)
-        self.assertEqual({**self.sent, **options}, self.sent)
-
-    def test_extra_body_wins_and_goes_out_as_it_is(self):
-        self.server.says(answer())
-        extra = {"temperature": None, "new": {"x": [1]}}
-        self.ask(
-            temperature=1, extra_body=extra, extra_query={"a": [1, True], "b": False}
-        )
-        self.assertIsNone(self.sent["temperature"])
-        self.assertEqual(self.sent["new"], {"x": [1]})
-        path = self.server.heard[0].path.partition("?")[2]
-        self.assertEqual(path, "a%5B%5D=1&a%5B%5D=true&b=false")
-
-    def test_max_completion_tokens_alone_sets_max_tokens_too(self):
-        self.server.says(answer())
-        self.ask(max_completion_tokens=50)
-        self.assertEqual(self.sent["max_tokens"], 50)
-        self.assertEqual(self.sent["max_completion_tokens"], 50)
-        for limit in (20, 10000):
-            self.server.says(answer())
-            self.ask(max_completion_tokens=50, max_tokens=limit)
-            self.assertEqual(self.sent["max_tokens"], limit)
-            self.assertEqual(self.sent["max_completion_tokens"], 50)
-
-    def test_options_of_the_client_name_their_place(self):
         for name in ("max_retries", "image_root", "base_url", "api", "ssl_context"):
             text = rf"with_options\({name}=\.\.\.\) or LightLLMClient\({name}="
             with self.assertRaisesRegex(TypeError, text):
                 self.ask(**{name: 3})
         self.assertEqual(self.server.heard, [])
 
-    def test_any_true_stream_streams(self):
-        for value in (1, "yes", [0]):
-            self.server.says(events(delta("a"), STOP, DONE))
-            chunks = [*self.ask(stream=value)]
-            self.assertEqual(chunks[0].choices[0].delta.content, "a")
-            self.assertIs(self.sent["stream"], True)
-        self.server.says(answer())
-        self.ask(stream=0)
-        self.assertIs(self.sent["stream"], False)
-
-    def test_the_defaults_can_be_read_where_editors_show_dots(self):
+    def test_the_documented_defaults_stand_in_signature_and_docstring(self):
         create = self.client.chat.completions.create
+        parameters = inspect.signature(create).parameters
+        for name, default in {**DEFAULTS, "stop": None, "tools": None}.items():
+            self.assertEqual(parameters[name].default, default, name)
         text = " ".join(inspect.getdoc(create).split())
         self.assertIn("temperature 0.6, top_p 0.95, top_k 50, max_tokens 10000, ", text)
         self.assertIn("presence_penalty 1.1, repetition_penalty 1.0, logprobs", text)
 
-    def test_text_goes_out_as_utf8(self):
-        self.server.says(answer())
-        text = "h\u00e9llo \u65e5\u672c \U0001f600 \u2028"
-        self.ask(messages=[user(text)])
-        self.assertIn(text.encode(), self.server.heard[0].body)
+    def test_openai_and_lightllm_options_pass(self):
+        options = {
+            "frequency_penalty": 0.1, "seed": 7, "n": 1, "user": "u", "logit_bias": {"1": 2},
+            "response_format": {"type": "json_object"}, "tool_choice": "auto",
+            "parallel_tool_calls": True, "do_sample": True, "ignore_eos": False,
+            "chat_template_kwargs": {"enable_thinking": False}, "role_settings": {},
+            "character_settings": [], "separate_reasoning": True, "stream_reasoning": True,
+            "top_logprobs": 2, "metadata": {"a": "b"}, "store": False,
+            "reasoning_effort": "low",
+        }  # fmt: skip
+        sent = self.request(**options)
+        self.assertEqual({**sent, **options}, sent)
+
+    def test_extra_body_wins_and_goes_out_as_it_is(self):
+        extra = {"temperature": None, "new": {"x": [1]}}
+        query = {"a": [1, True], "b": False}
+        sent = self.request(temperature=1, extra_body=extra, extra_query=query)
+        self.assertEqual({**sent, **extra}, sent)
+        path = self.server.heard[0].path.partition("?")[2]
+        self.assertEqual(path, "a%5B%5D=1&a%5B%5D=true&b=false")
+
+    def test_max_completion_tokens_alone_sets_max_tokens_too(self):
+        table = [({}, 50), ({"max_tokens": 20}, 20), ({"max_tokens": 10000}, 10000)]
+        for options, expected in self.cases(table):
+            sent = self.request(max_completion_tokens=50, **options)
+            self.assertEqual(sent["max_tokens"], expected)
+            self.assertEqual(sent["max_completion_tokens"], 50)
+
+    def test_any_true_stream_streams(self):
+        for value in (1, "yes", [0]):
+            self.server.says(events(delta("a"), STOP, DONE))
+            self.assertEqual(reply_text(self.ask(stream=value)), "a")
+            self.assertIs(self.sent["stream"], True)
+        self.assertIs(self.request(stream=0)["stream"], False)
 
     def test_what_json_cannot_hold_is_refused_before_anything_is_sent(self):
         table = [
-            (dict(temperature=float("nan")), ValueError),
-            (dict(temperature=float("inf")), ValueError),
-            (dict(extra_body={"x": {1, 2}}), TypeError),
-            (dict(messages=[user("half \ud83d")]), ValueError),
-            (dict(messages="hello"), TypeError),
-            (dict(messages=[]), ValueError),
-            (dict(messages=["hello"]), TypeError),
-            (dict(tools="search"), TypeError),
+            ({"temperature": float("nan")}, ValueError),
+            ({"temperature": float("inf")}, ValueError),
+            ({"extra_body": {"x": {1, 2}}}, TypeError),
+            ({"messages": [user("half \ud83d")]}, ValueError),
         ]
-        for options, kind in table:
-            with self.subTest(str(options)[:40].encode("ascii", "replace")):
-                with self.assertRaises(kind):
-                    self.ask(**options)
+        for options, kind in self.cases(table):
+            self.error(kind, **options)
         self.assertEqual(self.server.heard, [])
 
     def test_iterables_are_read_once_and_every_attempt_sends_the_same(self):
@@ -1002,13 +894,14 @@ class Create(ServerTest):
         self.assertEqual(one.body, two.body)
         self.assertEqual(len(one.json["messages"]), 2)
 
-    def test_headers_of_a_request(self):
-        self.server.says(answer())
-        self.ask()
+    def test_headers_and_encoding_of_a_request(self):
+        text = "h\u00e9llo \u65e5\u672c \U0001f600 \u2028"
+        self.request(messages=[user(text)])
+        self.assertIn(text.encode(), self.server.heard[0].body)
         headers = self.server.heard[0].headers
-        self.assertEqual(headers["Accept"], "application/json")
-        self.assertEqual(headers["Content-Type"], "application/json")
-        self.assertEqual(headers["Accept-Encoding"], "identity")
+        names = ("Accept", "Content-Type", "Accept-Encoding")
+        expected = ["application/json", "application/json", "identity"]
+        self.assertEqual([headers[name] for name in names], expected)
         self.assertIn("lightllm_client", headers["User-Agent"])
         self.assertEqual(len(headers.get_all("Host")), 1)
 
@@ -1039,10 +932,9 @@ class Messages(ServerTest):
     def sends(self, *messages, client=None, **options):
         """What the server hears of these messages, which stay as they are."""
         before = copy.deepcopy(messages)
-        self.server.says(answer())
-        self.ask(client, messages=messages, **options)
+        sent = self.request(client, messages=messages, **options)
         self.assertEqual(messages, before)
-        return self.sent["messages"]
+        return sent["messages"]
 
     def test_messages_are_made_sendable(self):
         call, image = call_to("f", {"a": 1}), {"url": "http://h/x"}
@@ -1052,59 +944,46 @@ class Messages(ServerTest):
         null = {"type": "text", "text": None}
         table = [
             ({"role": "developer", "content": "x"}, {"role": "system", "content": "x"}),
-            ({"role": "assistant", "content": None}, {"content": ""}),
-            ({"role": "assistant"}, {"content": ""}),
+            (assistant(None), {"content": ""}), ({"role": "assistant"}, {"content": ""}),
             (user([{"type": "text", "text": "a"}, "b"]), {"content": "a\nb"}),
             (user(("a", null, Dumped(type="text", text="b"))), {"content": "a\n\nb"}),
-            (user([null, Dumped(**image)]),
-             {"content": [{"type": "text", "text": ""}, image]}),
+            (user([null, Dumped(**image)]), {"content": [{**null, "text": ""}, image]}),
             (user([]), {"content": ""}),
             (user(" as it\n is <tool_call> "), {"content": " as it\n is <tool_call> "}),
-            ({"role": "assistant", "content": None, "tool_calls": [call, object_call]},
+            (assistant(None, tool_calls=[call, object_call]),
              {"content": "", "tool_calls": [plain_call, plain_call]}),
-            ({"role": "assistant", "content": CALL, "tool_calls": [call]},
-             {"content": CALL}),
-            ({"role": "assistant", "content": "x", "name": None},
-             {"content": "x", "name": None}),
+            (assistant(CALL, tool_calls=[call]), {"content": CALL}),
+            (assistant("x", name=None), {"content": "x", "name": None}),
         ]  # fmt: skip
-        for given, expected in table:
-            with self.subTest(given):
-                sent = self.sends(given)[0]
-                self.assertEqual({**given, **sent, **expected}, {**given, **sent})
-                kept = "tool_calls" in expected
-                self.assertEqual("tool_calls" in sent, kept)
-        self.server.says(answer())
-        self.ask(messages=(user(text for text in "ab") for _ in "a"))
-        self.assertEqual(self.sent["messages"], [user("a\nb")])
+        for given, expected in self.cases(table):
+            sent = self.sends(given)[0]
+            self.assertEqual({**given, **sent, **expected}, {**given, **sent})
+            self.assertEqual("tool_calls" in sent, "tool_calls" in expected)
+        sent = self.request(messages=(user(text for text in "ab") for _ in "a"))
+        self.assertEqual(sent["messages"], [user("a\nb")])
 
     def test_an_answer_can_be_appended_and_its_call_goes_out_once(self):
-        server_made = [
-            {"id": "0", "type": "function", "index": -1,
-             "function": {"name": "search", "arguments": '{"query": ["a"]}'}}
-        ]  # fmt: skip
-        bare = "<tool_call>search\n</tool_call>"
-        self.server.says(answer(bare))
-        message = self.ask(tools=[TOOL]).choices[0].message
+        made = [call_to(*A, id="0", index=-1)]
+        bare = answer("<tool_call>search\n</tool_call>")
+        message = self.choice(bare, tools=[TOOL]).message
         self.assertEqual(calls_of(message), [("search", "{}")])
         self.assertNotIn("tool_calls", self.sends(user("q"), message)[1])
-        for content, calls in ((CALL, None), ("", server_made), (CALL, server_made)):
-            with self.subTest(content=content, calls=bool(calls)):
-                self.server.says(answer(content, tool_calls=calls))
-                message = self.ask().choices[0].message
-                self.assertEqual(message.tool_calls[0].function.name, "search")
-                result = {"role": "tool", "content": "r", "tool_call_id": "x"}
-                raw = json.dumps(self.sends(user("q"), message, result))
-                self.assertEqual(raw.count("query"), 1)
+        for content, calls in self.cases([(CALL, None), ("", made), (CALL, made)]):
+            message = self.choice(answer(content, tool_calls=calls)).message
+            self.assertEqual(message.tool_calls[0].function.name, "search")
+            result = {"role": "tool", "content": "r", "tool_call_id": "x"}
+            raw = json.dumps(self.sends(user("q"), message, result))
+            self.assertEqual(raw.count("query"), 1)
 
     def test_what_cannot_be_sent_is_refused_in_plain_words(self):
         form = 'must be like {"type": "function", "function": {"name": ...}}, got {'
         flat = {"type": "function", "name": "search", "parameters": {}}
         table = [
-            ("messages must be a list, got str", "messages", "hi"),
+            ("TypeError: messages must be a list, got str", "messages", "hi"),
             ("messages must be a list, got dict", "messages", user("hi")),
             ("messages must be a list, got int", "messages", 5),
-            ("messages must not be empty", "messages", []),
-            ("a message must be a dict or an answer's", "messages", ["hi"]),
+            ("ValueError: messages must not be empty", "messages", []),
+            ("TypeError: a message must be a dict or an answer's", "messages", ["hi"]),
             ("a message must have a role, got {'con", "messages", [{"content": "x"}]),
             ("a message must have a role", "messages", [{**user("x"), "role": None}]),
             ("a str or a list of parts, got bytes", "messages", [user(b"hi")]),
@@ -1116,99 +995,84 @@ class Messages(ServerTest):
             ("a tool call must be", "messages", [{**user(""), "tool_calls": "f"}]),
             ("tools must be a list, got function", "tools", paint),
             ("tools must be a list, got dict", "tools", TOOL),
-            ("tools must be a list, got str", "tools", "search"),
+            ("TypeError: tools must be a list, got str", "tools", "search"),
             ("a tool must be a dict", "tools", ["search"]),
             (form, "tools", [flat]),
             (form, "tools", [{"type": "function", "function": {"name": None}}]),
         ]
-        for words, name, value in table:
-            with self.subTest(words, value=value):
-                error = self.error((TypeError, ValueError), **{name: value})
-                self.assertIn(words, str(error))
+        for words, name, value in self.cases(table):
+            error = self.error((TypeError, ValueError), **{name: value})
+            self.assertIn(words, f"{type(error).__name__}: {error}")
         self.assertEqual(self.server.heard, [])
 
     def test_null_tool_calls_of_an_answer_are_left_out_and_those_of_a_dict_stay(self):
-        self.server.says(answer("x", tool_calls=None))
-        message = self.ask().choices[0].message
+        message = self.choice(answer("x", tool_calls=None)).message
         message.tool_calls = None
-        null = {"role": "assistant", "content": "x", "tool_calls": None}
+        bare, null = assistant("x"), assistant("x", tool_calls=None)
         sent = self.sends(message, Dumped(**null), null)
-        bare = {"role": "assistant", "content": "x"}
         self.assertEqual(sent, [bare, bare, null])
 
     def test_other_parts_pass_unchanged(self):
         part = {"type": "audio_url", "audio_url": {"url": "http://h/a.wav"}}
-        sent = self.sends({"role": "user", "content": [part, {"type": "new"}]})
-        self.assertEqual(sent[0]["content"], [part, {"type": "new"}])
+        message = user([part, {"type": "new"}])
+        self.assertEqual(self.sends(message), [message])
 
     def sent_url(self, image, client=None):
         """The URL that the server gets for an image."""
         part = {"type": "image_url", "image_url": image}
-        self.server.says(answer())
-        self.ask(client, messages=[user([part])])
-        return self.sent["messages"][0]["content"][0]["image_url"]["url"]
+        sent = self.request(client, messages=[user([part])])
+        return sent["messages"][0]["content"][0]["image_url"]["url"]
+
+    def image_error(self, url, client=None):
+        part = {"type": "image_url", "image_url": url}
+        heard = len(self.server.heard)
+        with self.assertRaises(ValueError) as caught:
+            self.ask(client, messages=[user([part])])
+        self.assertEqual(len(self.server.heard), heard)
+        return str(caught.exception)
 
     def test_image_urls(self):
         data = "data:image/png;base64,AAAA"
         for url in (data, "http://h/x.png"):
             self.assertEqual(self.sent_url(url), url)
         self.assertEqual(self.sent_url("data:image/png;base64,\r\nAA\nAA\n"), data)
-        self.assertEqual(
-            self.sent_url({"url": "https://h/x", "detail": "low"}), "https://h/x"
-        )
-        image = self.sent["messages"][0]["content"][0]["image_url"]
-        self.assertEqual(image["detail"], "low")
+        given = {"url": "https://h/x", "detail": "low"}
+        self.assertEqual(self.sent_url(given), "https://h/x")
+        self.assertEqual(self.sent["messages"][0]["content"][0]["image_url"], given)
 
     def test_the_type_of_an_image_is_what_its_first_bytes_say(self):
         table = {
-            b"\xff\xd8\xff\xe0": "jpeg",
-            b"\x89PNG\r\n\x1a\n": "png",
-            b"GIF89a": "gif",
-            b"BM\x46\x00": "bmp",
-            b"RIFF\x24\n\x00\x00WEBPVP8 ": "webp",
-        }
+            b"\xff\xd8\xff\xe0": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"GIF89a": "gif",
+            b"BM\x46\x00": "bmp", b"RIFF\x24\n\x00\x00WEBPVP8 ": "webp",
+        }  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "picture.txt")
-            for head, kind in table.items():
+            for head, kind in self.cases(table):
                 file.write_bytes(head)
-                text = base64.b64encode(head).decode()
-                url = f"data:image/{kind};base64,{text}"
-                self.assertEqual(self.sent_url(file.as_uri()), url)
-
-    def image_error(self, url, client=None):
-        part = {"type": "image_url", "image_url": url}
-        with self.assertRaises(ValueError) as caught:
-            self.ask(client, messages=[{"role": "user", "content": [part]}])
-        self.assertEqual(self.server.heard, [])
-        return str(caught.exception)
+                self.assertEqual(self.sent_url(file.as_uri()), data_url(head, kind))
 
     def test_images_that_cannot_be_sent(self):
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             (folder / "text.png").write_text("no image")
             (folder / "sound.wav").write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt ")
-            (folder / "big.png").write_bytes(PNG + bytes(21 << 20))
+            (folder / "big.png").write_bytes(PNG)
+            os.truncate(str(folder / "big.png"), 21 << 20)
             os.mkfifo(str(folder / "fifo"))
             base = folder.as_uri()
             table = {
-                base + "/missing.png": "No such file",
-                base + "/text.png": "not a JPEG",
-                base + "/big.png": "larger than",
-                base + "/sound.wav": "not a JPEG",
-                base + "/fifo": "not a regular file",
-                base: "not a regular file",
-                "file:///dev/zero": "not a regular file",
+                base + "/missing.png": "No such file", base + "/text.png": "not a JPEG",
+                base + "/big.png": "larger than", base + "/sound.wav": "not a JPEG",
+                base + "/fifo": "not a regular file", base: "not a regular file",
+                "file:///dev/zero": "not a regular file", "file:///x%00.png": "null",
                 "file://server/share/x.png": "another host",
-                "file:///x%00.png": "null",
-                "/just/a/path.png": "file:///path",
+                "/just/a/path.png": "file:///path", "ftp://h/x.png": "not a URL",
                 "file:just/a/path.png": "file:///path",
-                "ftp://h/x.png": "not a URL",
-            }
-            for url, reason in table.items():
-                with self.subTest(url):
-                    message = self.image_error(url)
-                    self.assertIn(reason, message)
-                    self.assertIn(url[-12:], message)
+            }  # fmt: skip
+            for url, reason in self.cases(table):
+                message = self.image_error(url)
+                self.assertIn(reason, message)
+                self.assertIn(url[-12:], message)
             self.assertIn("image 5: not a URL or a PIL image", self.image_error(5))
             self.assertIn("image None: ", self.image_error(None))
             self.assertIn("image None: ", self.image_error({"detail": "low"}))
@@ -1217,10 +1081,9 @@ class Messages(ServerTest):
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder).resolve()
             (folder / "in").mkdir()
-            (folder / "in" / "a.png").write_bytes(PNG)
-            (folder / "out.png").write_bytes(PNG)
+            for name in ("in/a.png", "out.png", "in.png"):
+                (folder / name).write_bytes(PNG)
             (folder / "in" / "link.png").symlink_to(folder / "out.png")
-            (folder / "in.png").write_bytes(PNG)
             client = self.new_client(image_root=folder / "in")
             for name in ("out.png", "in/link.png", "in/../out.png", "in.png"):
                 url = f"{folder.as_uri()}/{name}"
@@ -1244,14 +1107,12 @@ class Messages(ServerTest):
             def save(self, file, format):
                 file.write(PNG)
 
-        url = self.sent_url({"url": Picture()})
-        self.assertEqual(url.partition(",")[2], base64.b64encode(PNG).decode())
+        self.assertEqual(self.sent_url({"url": Picture()}), data_url(PNG))
 
     @unittest.skipIf(Image, "needs a Python without Pillow")
     def test_without_pillow_large_images_say_what_to_install(self):
         client = self.new_client(max_image_side=10)
-        data = "data:image/png;base64," + base64.b64encode(PNG).decode()
-        self.assertIn("pip install pillow", self.image_error(data, client))
+        self.assertIn("pip install pillow", self.image_error(data_url(PNG), client))
 
     @unittest.skipUnless(Image, "needs Pillow")
     def test_images_are_scaled_down_and_turned_upright(self):
@@ -1259,37 +1120,32 @@ class Messages(ServerTest):
         Image.new("RGB", (40, 20), "red").save(buffer, "JPEG")
         exif[0x0112] = 6  # taken with the camera on its side
         Image.new("RGB", (40, 20), "red").save(turned, "JPEG", exif=exif)
-        data = "data:image/jpeg;base64,"
+        data = data_url(buffer.getvalue(), "jpeg")
+        in_lines = base64.encodebytes(turned.getvalue()).decode()
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "a.jpg")
             file.write_bytes(buffer.getvalue())
             table = [
-                (file.as_uri(), 10, (10, 5)),
-                (data + base64.b64encode(buffer.getvalue()).decode(), 10, (10, 5)),
-                (data + base64.encodebytes(turned.getvalue()).decode(), 10, (5, 10)),
-                (data + base64.b64encode(buffer.getvalue()).decode(), 40, (40, 20)),
+                (file.as_uri(), 10, (10, 5)), (data, 10, (10, 5)), (data, 40, (40, 20)),
+                ("data:image/jpeg;base64," + in_lines, 10, (5, 10)),
                 (Image.new("CMYK", (40, 20)), 10, (10, 5)),
-                (Image.open(turned), 10, (5, 10)),
-                (Image.open(turned), None, (20, 40)),
-            ]
-            for image, side, size in table:
-                with self.subTest(image=str(image)[:40], side=side):
-                    url = self.sent_url(image, self.new_client(max_image_side=side))
-                    raw = base64.b64decode(url.partition(",")[2])
-                    sent = Image.open(io.BytesIO(raw))
-                    self.assertEqual(sent.size, size)
-                    self.assertNotIn(0x0112, sent.getexif())
+                (Image.open(turned), 10, (5, 10)), (Image.open(turned), None, (20, 40)),
+            ]  # fmt: skip
+            for image, side, size in self.cases(table):
+                url = self.sent_url(image, self.new_client(max_image_side=side))
+                raw = base64.b64decode(url.partition(",")[2])
+                sent = Image.open(io.BytesIO(raw))
+                self.assertEqual(sent.size, size)
+                self.assertNotIn(0x0112, sent.getexif())
 
     @unittest.skipUnless(Image, "needs Pillow")
     def test_images_that_pillow_cannot_read(self):
         client = self.new_client(max_image_side=1)
-        cut = "data:image/png;base64," + base64.b64encode(PNG[:50]).decode()
+        cut = data_url(PNG[:50])
         for image in (cut, cut[:-3], Image.open(io.BytesIO(PNG[:50]))):
             self.assertIn("image ", self.image_error(image, client))
-        self.addCleanup(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-        Image.MAX_IMAGE_PIXELS = 1
-        bomb = "data:image/png;base64," + base64.b64encode(PNG).decode()
-        self.assertIn("decompression bomb", self.image_error(bomb, client))
+        self.limit("MAX_IMAGE_PIXELS", 1, Image)
+        self.assertIn("decompression bomb", self.image_error(data_url(PNG), client))
 
 
 # --- answers ---
@@ -1302,6 +1158,9 @@ class Answers(ServerTest):
         message = response.choices[0].message
         call = response["choices"][0]["message"]["tool_calls"][0]
         self.assertIs(call, message.tool_calls[0])
+        self.assertEqual(
+            (call["type"], call["function"]["arguments"]), ("function", A[1])
+        )
         self.assertEqual(call.function.name, call["function"]["name"])
         self.assertEqual(message.new_field, {"x": 1})
         self.assertEqual(response.usage.total_tokens, 8)
@@ -1315,38 +1174,33 @@ class Answers(ServerTest):
             message["nonsense"]
         self.assertIn('"search"', json.dumps(response))
         self.assertIn("ChatCompletion(id='8'", repr(response))
-        self.assertIn("usage", dir(response))
-        self.assertIn("model_dump", dir(response))
+        self.assertLessEqual({"usage", "model_dump"}, {*dir(response)})
+        text = pydoc.render_doc(lightllm.ChatCompletionMessage)  # what help() shows
+        self.assertIn("refusal", text)
+        self.assertNotIn("methodcaller", text)
 
     def test_finish_reason_and_calls_are_put_right(self):
         made = [{"function": {"name": "f", "arguments": ""}}] * 2
         table = [
             (CALL, "stop", None, "tool_calls", 1),
             (CALL, "function_call", [], "tool_calls", 1),
-            (CALL, None, None, "tool_calls", 1),
-            (CALL, "length", None, "length", 1),
+            (CALL, None, None, "tool_calls", 1), (CALL, "length", None, "length", 1),
             (CALL[:-12], "length", None, "length", 0),
             ("<tool_call>\n{oops", "function_call", [], "stop", 0),
-            ("<tool_call>\n{oops", None, None, None, 0),
-            ("hi", "stop", None, "stop", 0),
-            ("hi", "stop", [], "stop", 0),
-            ("", "function_call", made, "tool_calls", 2),
+            ("<tool_call>\n{oops", None, None, None, 0), ("hi", "stop", None, "stop", 0),
+            ("hi", "stop", [], "stop", 0), ("", "function_call", made, "tool_calls", 2),
             (None, "tool_calls", made, "tool_calls", 2),
-        ]
-        for content, reason, calls, expected, count in table:
-            with self.subTest(content=content, reason=reason):
-                self.server.says(
-                    answer(content, reason, tool_calls=copy.deepcopy(calls))
-                )
-                choice = self.ask(tools=[tool_named("f")]).choices[0]
-                self.assertEqual(choice.finish_reason, expected)
-                self.assertEqual(len(choice.message.tool_calls or []), count)
-                self.assertEqual(choice.message.content, content)
-                if not count:
-                    self.assertIsNone(choice.message.tool_calls)
-                ids = {call.id for call in choice.message.tool_calls or []}
-                self.assertEqual(len(ids), count)
-        self.assertEqual(made[0]["function"]["arguments"], "")
+        ]  # fmt: skip
+        for content, reason, calls, expected, count in self.cases(table):
+            reply = answer(content, reason, tool_calls=calls)
+            choice = self.choice(reply, tools=[tool_named("f")])
+            self.assertEqual(choice.finish_reason, expected)
+            self.assertEqual(choice.message.content, content)
+            if not count:
+                self.assertIsNone(choice.message.tool_calls)
+            calls = choice.message.tool_calls or []
+            self.assertEqual(len(calls), count)
+            self.assertEqual(len({call.id for call in calls}), count)
 
     def test_server_made_calls_pass_with_ids_and_arguments_put_right(self):
         calls = [
@@ -1355,20 +1209,15 @@ class Answers(ServerTest):
             {"id": None, "function": {"name": "c", "arguments": {"x": 1}}},
             {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}},
         ]
-        self.server.says(answer("text", "function_call", tool_calls=calls))
         tools = [tool_named("a"), tool_named("b")]
-        found = self.ask(tools=tools).choices[0].message.tool_calls
-        self.assertEqual([call.function.name for call in found], list("abcd"))
-        arguments = [call.function.arguments for call in found]
-        self.assertEqual(arguments, ["{}", "{}", '{"x": 1}', '{"y":2}'])
+        reply = answer("text", "function_call", tool_calls=calls)
+        choice = self.choice(reply, tools=tools)
+        expected = [("a", "{}"), ("b", "{}"), ("c", '{"x": 1}'), ("d", '{"y":2}')]
+        self.assertEqual(calls_of(choice.message), expected)
+        found = choice.message.tool_calls
         self.assertEqual([found[0].id, found[3].id], ["0", "ok"])
         self.assertEqual(len({call.id for call in found}), 4)
         self.assertEqual({call.type for call in found}, {"function"})
-
-    def test_no_calls_where_the_caller_wants_none(self):
-        self.server.says(answer(CALL))
-        message = self.ask(tool_choice="none").choices[0].message
-        self.assertIsNone(message.tool_calls)
 
     def test_ids_are_unique_in_the_process(self):
         self.server.answers(lambda heard: answer(CALL + CALL))
@@ -1395,90 +1244,70 @@ class Answers(ServerTest):
             for option in ("include", "exclude"):
                 with self.assertRaisesRegex(TypeError, "must be sets of names"):
                     response.model_dump(**{option: names})
-        self.assertEqual(json.loads(response.model_dump_json(indent=1)), dump)
-        self.assertEqual(response.dict(), dump)
-        self.assertEqual(json.loads(response.json()), dump)
+        texts = response.model_dump_json(indent=1), response.json()
+        self.assertEqual([*map(json.loads, texts), response.dict()], [dump] * 3)
         self.assertNotIn("system_fingerprint", response.to_dict(mode="json"))
         self.assertTrue(response.to_json().startswith('{\n  "id"'))
         self.assertEqual(message.model_extra, {"reasoning": "", "new": None})
         self.assertEqual(message.model_fields_set, {"role", "content"})
 
     def test_copies_pickles_and_assignment(self):
-        self.server.says(plain_with(answer(CALL), x_request_id="req-1"))
+        self.server.says(with_headers(answer(CALL), x_request_id="req-1"))
         response = self.ask()
-        self.assertEqual(response._request_id, "req-1")
-        for twin in (
-            copy.copy(response),
-            copy.deepcopy(response),
-            pickle.loads(pickle.dumps(response)),
-            response.model_copy(deep=True),
-        ):
+        twins = [copy.copy(response), copy.deepcopy(response)]
+        twins += [pickle.loads(pickle.dumps(response)), response.model_copy(deep=True)]
+        for twin in (response, *twins):
             self.assertEqual(twin, response)
             self.assertIsInstance(twin, lightllm.ChatCompletion)
-            self.assertIsInstance(
-                twin.choices[0].message, lightllm.ChatCompletionMessage
-            )
+            message = twin.choices[0].message
+            self.assertIsInstance(message, lightllm.ChatCompletionMessage)
             self.assertEqual(twin._request_id, "req-1")
-        response.choices[0].message.content = "new"
-        response.extra = 1
-        self.assertEqual(response["choices"][0]["message"]["content"], "new")
-        self.assertEqual(response["extra"], 1)
+        response.choices[0].message.content, response.extra = "new", 1
+        found = response["choices"][0]["message"]["content"], response["extra"]
+        self.assertEqual(found, ("new", 1))
         self.assertLessEqual({"id", "usage", "extra", "to_json"}, {*dir(response)})
         del response.extra
         self.assertFalse(hasattr(response, "extra"))
         with self.assertRaises(AttributeError):
             del response.extra
         self.assertEqual(response.model_copy(update={"id": "9"}).id, "9")
-        deep = response.model_copy(deep=True)
-        self.assertIsNot(deep.choices[0], response.choices[0])
+        self.assertIsNot(twins[-1].choices[0], response.choices[0])
         self.assertIs(response.model_copy().choices[0], response.choices[0])
         self.assertIsInstance(response.copy(), lightllm.ChatCompletion)
 
     def test_objects_can_be_made_by_hand(self):
-        message = {"role": "assistant", "content": "x", "tool_calls": None}
-        made = lightllm.ChatCompletion(id="1", choices=[{"message": message}])
+        choice = {"message": assistant("x", tool_calls=None)}
+        made = lightllm.ChatCompletion(id="1", choices=[choice])
         self.assertEqual(made.choices[0].message.content, "x")
         self.assertIsNone(made.choices[0].finish_reason)
         details = {"prompt_tokens_details": {"cached_tokens": 1}}
         usage = lightllm.ChatCompletion.model_validate({"usage": details}).usage
         self.assertEqual(usage.prompt_tokens_details.cached_tokens, 1)
         self.assertIsNone(usage.prompt_tokens_details.audio_tokens)
+        function = {"name": "f", "arguments": "{}", "strict": True}
+        call = {"id": "1", "function": function, "extra_content": {"a": {"b": 1}}}
+        message = lightllm.ChatCompletionMessage(tool_calls=[call])
+        self.assertEqual(message.tool_calls[0].extra_content, {"a": {"b": 1}})
+        self.assertEqual(message.to_dict(), {"tool_calls": [call]})
 
     def test_reasoning_reads_under_both_names(self):
         table = [
-            ({"reasoning": "r", "reasoning_content": None}, "r"),
-            ({"reasoning_content": "r"}, "r"),
-            ({"reasoning": ""}, ""),
-            ({}, None),
-        ]
-        for fields, expected in table:
-            with self.subTest(fields):
-                self.server.says(answer("x", **fields))
-                message = self.ask().choices[0].message
-                self.assertEqual(message.reasoning, expected)
-                self.assertEqual(message.reasoning_content, expected)
-                self.assertEqual(message["reasoning_content"], expected)
-                self.assertEqual(message["reasoning"], expected)
-                kept = {k: v for k, v in message.items() if "reason" in k}
-                self.assertEqual(kept, fields)
-
-    def test_a_delta_has_reasoning_only_if_the_server_sent_it(self):
-        thought = [delta(reasoning="hm"), delta(reasoning_content="hm")]
-        self.server.says(events(*thought, delta("said"), delta("!"), STOP, DONE))
-        heard = []
-        for chunk in self.ask(stream=True):  # as in vLLM's examples
-            if hasattr(chunk.choices[0].delta, "reasoning_content"):
-                self.assertTrue(hasattr(chunk.choices[0].delta, "reasoning"))
-                heard.append(chunk.choices[0].delta.reasoning_content)
-            elif chunk.choices[0].delta.content:
-                heard.append(chunk.choices[0].delta.content)
-        self.assertEqual(heard, ["hm", "hm", "said", "!"])
+            ({"reasoning": "r", "reasoning_content": None}, "r"), ({}, None),
+            ({"reasoning_content": "r"}, "r"), ({"reasoning": ""}, ""),
+        ]  # fmt: skip
+        for fields, expected in self.cases(table):
+            message = self.choice(answer("x", **fields)).message
+            for name in ("reasoning", "reasoning_content"):
+                found = getattr(message, name), message[name]
+                self.assertEqual(found, (expected, expected))
+            kept = {k: v for k, v in message.items() if "reason" in k}
+            self.assertEqual(kept, fields)
 
     def test_messages_are_dicts_with_the_keys_that_code_reads(self):
         self.server.says(answer("x", new=1), answer(None), answer("done"))
         response = self.ask()
         message, empty = response.choices[0].message, self.ask().choices[0].message
-        keys = {"role": "assistant", "content": "x", "tool_calls": None, "new": 1}
+        keys = assistant("x", tool_calls=None, new=1)
         for plain_dict in (dict(message), {**message}, json.loads(json.dumps(message))):
             self.assertEqual(plain_dict, keys)
         self.assertEqual(vars(message), {**message.model_dump(), **keys})
@@ -1491,67 +1320,42 @@ class Answers(ServerTest):
             self.assertNotIn("tool_calls", twin.to_dict())
             self.assertEqual(twin.model_fields_set, {"role", "content"})
         self.ask(messages=[message, empty, dict(message)])
-        told = [{"role": "assistant", "content": "x", "new": 1}]
-        told += [{"role": "assistant", "content": ""}, keys]
+        told = [assistant("x", new=1), assistant(""), keys]
         self.assertEqual(self.sent["messages"], told)
         message.tool_calls = []
         self.assertEqual(message.to_dict()["tool_calls"], [])
-
-    def test_fields_of_calls_that_only_the_server_knows_are_kept(self):
-        function = {"name": "f", "arguments": "{}", "strict": True}
-        call = {"id": "1", "function": function, "extra_content": {"a": {"b": 1}}}
-        message = lightllm.ChatCompletionMessage(tool_calls=[call])
-        self.assertEqual(message.tool_calls[0].extra_content, {"a": {"b": 1}})
-        self.assertEqual(message.to_dict(), {"tool_calls": [call]})
-
-    def test_help_shows_the_fields_without_a_text_for_each(self):
-        text = pydoc.render_doc(lightllm.ChatCompletionMessage)
-        self.assertIn("refusal", text)
-        self.assertNotIn("methodcaller", text)
 
     def test_odd_types_are_not_rejected(self):
         odd = {"id": 5, "choices": [{"message": {"content": 7, "tool_calls": "x"}}, 3]}
         self.server.says(plain(odd))
         response = self.ask()
-        self.assertEqual(response.id, 5)
-        self.assertEqual(response.choices[0].message.content, 7)
+        self.assertEqual((response.id, reply_text(response)), (5, 7))
 
     def test_raw_responses(self):
-        reply = plain_with(answer(), x_request_id="req-2", X_Other="y")
+        reply = with_headers(answer(), x_request_id="req-2", X_Other="y")
         self.server.says(plain({}, 503, retry_after_ms="1"), reply)
+        self.server.says(answer(), events(delta("a"), STOP, DONE))
         client = self.new_client(max_retries=1)
-        raw = client.chat.completions.with_raw_response.create(
-            model="lab", messages=[user("hi")]
-        )
+        ask = {"model": "lab", "messages": [user("hi")]}
+        raw = client.chat.completions.with_raw_response.create(**ask)
         self.assertEqual(raw.status_code, 200)
         self.assertEqual(raw.headers["x-other"], raw.headers["X-Other"])
-        self.assertEqual(raw.request_id, "req-2")
-        self.assertEqual(raw.retries_taken, 1)
+        self.assertEqual((raw.request_id, raw.retries_taken), ("req-2", 1))
         self.assertEqual(raw.method, "POST")
         self.assertIn("/v1/chat/completions", raw.url)
         self.assertIs(raw.parse(), raw.parse())
-        self.assertEqual(raw.parse().choices[0].message.content, "Hello")
+        self.assertEqual(reply_text(raw.parse()), "Hello")
         self.assertEqual(json.loads(raw.text), raw.json())
         self.assertEqual(raw.content.decode(), raw.text)
         self.assertGreater(raw.elapsed.total_seconds(), 0)
         self.assertTrue(raw.is_closed)
-        self.server.says(answer())
-        namespaces = client.with_raw_response
-        raw = namespaces.chat.completions.create(model="m", messages=[user("hi")])
+        raw = client.with_raw_response.chat.completions.create(**ask)
         self.assertEqual(raw.parse().id, "8")
-        self.server.says(events(delta("a"), STOP, DONE))
-        create = client.chat.with_raw_response.completions.create
-        raw = create(model="m", messages=[user("hi")], stream=True)
+        raw = client.chat.with_raw_response.completions.create(**ask, stream=True)
         self.assertEqual(raw.headers["content-type"], "text/event-stream")
         self.assertFalse(raw.is_closed)
         self.assertIs(raw.parse(), raw.parse())
-        texts = [chunk.choices[0].delta.content for chunk in raw.parse()]
-        self.assertEqual(texts[0], "a")
-
-
-def plain_with(reply, **headers):
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return reply[0], {**reply[1], **names}, reply[2]
+        self.assertEqual(reply_text(raw.parse()), "a")
 
 
 # --- tool calls in text ---
@@ -1568,8 +1372,13 @@ CODE_CALL = (
     '<tool_call>\n{"name": "py", "arguments": {"code": ""}}\n<code>\nif a:\n'
     "    print('</tool_call>', \"<tool_call>\")\n</code>\n</tool_call>"
 )
-A = ("search", '{"query": ["a"]}')
+A, F = ("search", '{"query": ["a"]}'), ("f", "{}")
 FORM = "<tool_call>\n<function={}>\n{}</function>\n</tool_call>"
+JSON_FORM = '<tool_call>{{"name": "f", "arguments": {}}}</tool_call>'
+RUN = '<tool_call>{"name": "run", "arguments": {}}'
+OSLO = "<parameter=path>\nOslo\n"
+FOUND = [("search", '{"query": ["a"], "text": "\\nx < y\\n"}')]
+GLM_FOUND = [("search", '{"query": ["a"], "text": "1"}')]
 EXAMPLE = f"like this:\n{CALL}\nand so on"
 
 
@@ -1577,17 +1386,22 @@ def param(name, value):
     return f"<parameter={name}>\n{value}\n</parameter>\n"
 
 
+def glm_param(name, value):
+    return f"<arg_key>{name}</arg_key><arg_value>{value}</arg_value>"
+
+
 def dumped(**values):
     return json.dumps(values, ensure_ascii=False)
 
 
+def saved(**values):
+    return [("save", dumped(**values))]
+
+
 def tool_of(name, **properties):
-    schema = {"type": "object", "properties": properties}
-    schema["$defs"] = {
-        "object": {"type": "object"},
-        "text": {"type": "string"},
-        "own": {"anyOf": [{"$ref": "#/$defs/own"}, {"type": "array"}]},
-    }
+    own = {"anyOf": [{"$ref": "#/$defs/own"}, {"type": "array"}]}
+    defs = {"object": {"type": "object"}, "text": {"type": "string"}, "own": own}
+    schema = {"type": "object", "properties": properties, "$defs": defs}
     return {"type": "function", "function": {"name": name, "parameters": schema}}
 
 
@@ -1596,178 +1410,33 @@ TOOLS = [
     TOOL,
     tool_of("save", path=STRING, text=STRING),
     tool_of(
-        "typed",
-        ref={"$ref": "#/$defs/object"},
-        one={"oneOf": [{"type": "integer"}, NULL]},
-        all={"allOf": [{"$ref": "#/$defs/object"}]},
-        nullable={"anyOf": [{"$ref": "#/$defs/text"}, NULL]},
-        union={"anyOf": [STRING, {"type": "object"}]},
-        number={"type": "number"},
-        bad={"anyOf": None},
-        any=True,
-        own={"$ref": "#/$defs/own"},
+        "typed", ref={"$ref": "#/$defs/object"}, one={"oneOf": [{"type": "integer"}, NULL]},
+        all={"allOf": [{"$ref": "#/$defs/object"}]}, number={"type": "number"},
+        nullable={"anyOf": [{"$ref": "#/$defs/text"}, NULL]}, bad={"anyOf": None}, any=True,
+        union={"anyOf": [STRING, {"type": "object"}]}, own={"$ref": "#/$defs/own"},
     ),
-]
+]  # fmt: skip
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
 # text -> the calls in it, as (name, arguments) with the arguments as the caller gets them
 TEXTS = {
-    "": [],
-    "plain text": [],
-    CALL: [A],
-    "before " + CALL + " after": [A],
-    CALL + "\n" + CALL: [A, A],
-    CALL + CALL[:-12] + CALL: [A, A, A],
-    CALL[:-12]: [A],
-    CALL[:-5]: [A],
-    CALL[:-12] + "</tool_call": [A],
-    CALL[:-12] + "<tool_": [A],
-    '<tool_call>{"name":"f","arguments":{"a":1}}</tool_call>': [("f", '{"a":1}')],
-    '<tool_call>```json\n{"name": "f", "arguments": {}}\n```\n</tool_call>':
-        [("f", "{}")],
-    '<tool_call>```\n{"name": "f", "arguments": {}}```</tool_call>': [("f", "{}")],
-    '<tool_call>{"name": "f"}</tool_call>': [("f", "{}")],
-    '<tool_call>{"name": "f", "arguments": null}</tool_call>': [("f", "{}")],
-    '<tool_call>{"name": "f", "arguments": ""}</tool_call>': [("f", "{}")],
-    '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>':
-        [("f", '{"a": 1}')],
-    '<tool_call>{"name": "f", "parameters": {"b": 2}}</tool_call>':
-        [("f", '{"b": 2}')],
-    '<tool_call>[{"name": "f"}, {"name": "g", "arguments": {"a": [1]}}]</tool_call>':
-        [("f", "{}"), ("g", '{"a": [1]}')],
-    '<tool_call>{"name": "f"}, {"name": "g"}</tool_call>': [("f", "{}"), ("g", "{}")],
-    '<tool_call>{"name": "f"}\n{"name": "g"}}</tool_call>': [("f", "{}"), ("g", "{}")],
-    '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>':
-        [("f", '{"a": "</tool_call>"}')],
-    '<tool_call>{"name": "f", "arguments": {"a": "<tool_call>{\\"b"}}</tool_call>':
-        [("f", '{"a": "<tool_call>{\\"b"}')],
-    '<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call>': [("f", '{"a": 1}')],
-    '<tool_call>{"name": "f", "arguments": {"a": 1}\n</tool_call>':
-        [("f", '{"a": 1}')],
+    CALL: [A], "before " + CALL + " after": [A], CALL + "\n" + CALL: [A, A],
+    CALL + CALL[:-12] + CALL: [A, A, A], CALL[:-12]: [A], CALL[:-5]: [A],
+    CALL[:-12] + "</tool_call": [A], CALL[:-12] + "<tool_": [A], FUNCTION_CALL: FOUND,
+    FUNCTION_CALL[:-12]: FOUND, GLM_CALL: GLM_FOUND, GLM_CALL + " and more": GLM_FOUND,
     '<tool_call>{"name": "f", "arguments": {"a": [1 ' + CALL: [A],
-    '<tool_call>{"name": "f", "arguments": {"n": 12345678901234567890.10}}</tool_call>':
-        [("f", '{"n": 12345678901234567890.10}')],
-    '<tool_call>{"name": "f", "arguments": {"a": "x\ny\tz"}}</tool_call>':
-        [("f", '{"a": "x\\ny\\tz"}')],
-    "<tool_call>{'name': 'f', 'arguments': {'a': True, 'b': None,}}</tool_call>":
-        [("f", '{"a": true, "b": null}')],
-    "<tool_call>{'name': 'f', 'arguments': {'a': 'it\\'s \"None\" '}}</tool_call>":
-        [("f", '{"a": "it\'s \\"None\\" "}')],
-    '<tool_call>{"name": "f", "arguments": {"r": "\\d+", "n": "a\\nb"}}</tool_call>':
-        [("f", '{"r": "\\\\d+", "n": "a\\nb"}')],
-    '<tool_call>{"name": "f", "arguments": {"c": "if None: True"},}</tool_call>':
-        [("f", '{"c": "if None: True"}')],
-    CODE_CALL: [("py",
-        '{"code": "if a:\\n    print(\'</tool_call>\', \\"<tool_call>\\")"}')],
-    FUNCTION_CALL: [("search", '{"query": ["a"], "text": "\\nx < y\\n"}')],
-    FUNCTION_CALL[:-12]: [("search", '{"query": ["a"], "text": "\\nx < y\\n"}')],
-    "<tool_call><function=g></function></tool_call>": [("g", "{}")],
-    "<tool_call><function= ></function></tool_call>": [],
-    GLM_CALL: [("search", '{"query": ["a"], "text": "1"}')],
-    GLM_CALL + " and more": [("search", '{"query": ["a"], "text": "1"}')],
-    "<tool_call>search\n</tool_call>": [("search", "{}")],
+    CODE_CALL: [("py", '{"code": "if a:\\n    print(\'</tool_call>\', \\"<tool_call>\\")"}')],
     "<tool_call>search</tool_call>" + CALL: [("search", "{}"), A],
-    "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>":
-        [("f", '{"a": "1"}')],
-    "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool": [
-        ("f", '{"a": "1"}')],
-    "<tool_call>search<arg_key>maybe</arg_key><arg_value>null</arg_value></tool_call>":
-        [("search", '{"maybe": null}')],
-    "<tool_call>search<arg_key>maybe</arg_key><arg_value>1</arg_value></tool_call>":
-        [("search", '{"maybe": "1"}')],
-    "<tool_call>search<arg_key>limit</arg_key><arg_value>few</arg_value></tool_call>":
-        [("search", '{"limit": "few"}')],
-    "<tool_call>search<arg_key>text</arg_key><arg_value>null</arg_value></tool_call>":
-        [("search", '{"text": "null"}')],
-    "<think>" + CALL + "</think>" + CALL: [A],
-    "<think>" + CALL: [],
-    "thought</think>\n" + CALL: [A],
-    "the tag <tool_call> and " + CALL: [A],
-    "<tool_call><tool_call>" + CALL: [A],
-    '<tool_call>{"oops": 1}</tool_call>' + CALL: [A],
-    '<tool_call>{"name": "f", "arguments": {"a": }}</tool_call>' + CALL: [A],
-    '<tool_call>{"name": "f", "x": 1}</tool_call>' + CALL: [A],
-    '<tool_call>{"name": "", "arguments": {}}</tool_call>': [],
-    '<tool_call>{"name": 5, "arguments": {}}</tool_call>': [],
-    '<tool_call>{"name": "f", "arguments": [1]}</tool_call>': [],
-    '<tool_call>{"name": "f", "arguments": "{bad"}</tool_call>': [],
-    '<tool_call>[{"name": "f"}, 5]</tool_call>': [],
-    "<tool_call>[]</tool_call>": [],
-    "<tool_call>42</tool_call>": [],
-    "<tool_call>not a call</tool_call>": [],
-    "<tool_call>unknown\n</tool_call>": [],
-    '<tool_call>{"name": "f", "arguments": {"a": "cut': [],
-    '<tool_call>{"name": "f", "arguments": {"a": 1}': [],
-    '<tool_call>{"name": "py", "arguments": {}}<code>rm -rf /tmp/': [],
-    "<tool_call>\n<function=f>\n<parameter=cmd>\nrm -rf /tmp/": [],
-    "<tool_call>\n<function=f>\n<parameter=cmd>\nrm\n</parameter>\n": [],
-    "<tool_call>search\n<arg_key>text</arg_key><arg_value>1</arg_value>": [],
-    "<tool_call>search\n": [],
-    '{"name": "f", "arguments": {}}': [],
-    "<TOOL_CALL>" + CALL[11:]: [],
-    "<tool_call>": [],
-    "<tool_call": [],
-    "a < b <thin <tool_calls> </tool_call>": [],
-    '<tool_call>{"name": "f"} and then prose</tool_call>' + CALL: [A],
-    # text in an argument is data
-    FORM.format("save", param("text", EXAMPLE))[:-60]: [],
-    '<tool_call>{"name": "run", "arguments": {}}<code>' + EXAMPLE: [],
-    "<tool_call>save<arg_key>text</arg_key><arg_value>" + EXAMPLE: [],
-    '<tool_call>{"name": "save", "arguments": {"text": "' + EXAMPLE.replace('"', ""): [],
-    "<tool_call>{'name': 'save', 'arguments': {'text': '" + EXAMPLE: [],
-    FORM.format("save", param("text", EXAMPLE)): [("save", dumped(text=EXAMPLE))],
-    FORM.format("save", param("text", "a\n</tool_call>\nb </parameter> c")):
-        [("save", dumped(text="a\n</tool_call>\nb </parameter> c"))],
-    FORM.format("save", param("path", "x") + param("text", FUNCTION_CALL)):
-        [("save", dumped(path="x", text=FUNCTION_CALL))],
-    "<tool_call>save<arg_key>text</arg_key><arg_value>" + GLM_CALL
-    + "</arg_value></tool_call>": [("save", dumped(text=GLM_CALL))],
-    # end tags that are missing or misspelt
-    FORM.format("save", "<parameter=path>\nOslo\n" + param("text", "NO")):
-        [("save", dumped(path="Oslo", text="NO"))],
-    FORM.format("save", "<parameter=path>\nOslo\n" + param("zip", "NO")): [],
-    FORM.format("save", "<parameter=path>\nOslo\n</path>\n" + param("text", "NO")):
-        [("save", dumped(path="Oslo", text="NO"))],
-    FORM.format("save", "<parameter=path>\nOslo\n</parameter1>\n"):
-        [("save", dumped(path="Oslo"))],
-    FORM.format("save", "<parameter=text>\n<html>\n</html>\n"):
-        [("save", dumped(text="<html>\n</html>"))],
-    "<tool_call>save<arg_key>path</arg_key><arg_value>Oslo<arg_key>text</arg_key>"
-    "<arg_value>NO</arg_value></tool_call>": [("save", dumped(path="Oslo", text="NO"))],
-    "<tool_call>save<arg_key>path</arg_key><arg_value>Oslo<arg_key>zip</arg_key>"
-    "<arg_value>NO</arg_value></tool_call>": [],
-    "<tool_call>save\n<arg_key>path</arg_key>\n<arg_value>Oslo\n</tool_call>":
-        [("save", dumped(path="Oslo"))],
-    FORM.format("save", param("path", "a") + param("path", "b")): [],
-    FORM.format("save", param("path", "a") * 2): [("save", dumped(path="a"))],
-    "<tool_call><function=save><parameter=path>a</parameter></tool_call>":
-        [("save", dumped(path="a"))],
-    "<tool_call><function=save><parameter=path>a</parameter></function></function>"
-    "</tool_call>": [("save", dumped(path="a"))],
-    # other ways to write a call, and what is none
-    '<tool_call><function="search"></function></tool_call>': [("search", "{}")],
-    FORM.format("save", param("path", "a\n b")).replace("\n", "\r\n"):
-        [("save", dumped(path="a\r\n b"))],
-    '<tool_call>{"name": "run", "arguments": {}}\r\n<code>\r\na\r\n</code></tool_call>':
-        [("run", dumped(code="a"))],
-    '<tool_call>{"name": "run", "arguments": {}}<code>a <code>b</code> c</code>':
-        [("run", dumped(code="a <code>b</code> c"))],
-    '<tool_call>{"name": "f", "arguments": null, "parameters": {"a": 1}}</tool_call>':
-        [("f", '{"a": 1}')],
-    "ok " + FORM.format("save", param("path", "a"))[12:-13]: [("save", dumped(path="a"))],
-    FORM.format("save", param("path", "a"))[12:]: [("save", dumped(path="a"))],
-    FORM.format("unknown", param("path", "a"))[12:]: [],
-    FORM.format("save", param("path", "a"))[12:-24]: [],
-    "<tool_call>search<tool_call>query</arg_key><arg_value>x": [],
-    "<tool_call>search<tool_call>query</arg_key><arg_value>x</arg_value></tool_call>": [],
-    '<tool_call>{"name": "run", "arguments": {}}<': [],
-    '<tool_call>{"name": "run", "arguments": {}}<co': [],
-    '<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>': [],
-    '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>': [],
+    f"<tool_call>f{glm_param('a', 1)}</tool": [("f", '{"a": "1"}')],
+    "<think>" + CALL + "</think>" + CALL: [A], "thought</think>\n" + CALL: [A],
+    "the tag <tool_call> and " + CALL: [A], "<tool_call><tool_call>" + CALL: [A],
+    CALL + JSON_FORM.format('{"a": "say "hi" x"}') + CALL: [A, A],
+    RUN + "<code>a <code>b</code> c</code>": [("run", dumped(code="a <code>b</code> c"))],
+    FORM.format("save", param("path", "a\n b")).replace("\n", "\r\n"): saved(path="a\r\n b"),
+    "ok " + FORM.format("save", param("path", "a"))[12:-13]: saved(path="a"),
+    FORM.format("save", param("path", "a"))[12:]: saved(path="a"),
     r"<tool_call>{'name': 'f', 'arguments': {'a': 'x\x1b[\u00e9\U0001f600\d'}}":
         [("f", r'{"a": "x\u001b[é😀\\d"}')],
     "<tool_call>{'name': 'f', 'arguments': {'a': 'x\\\ny\\\r\nz'}}": [("f", '{"a": "xyz"}')],
-    CALL + '<tool_call>{"name": "f", "arguments": {"a": "say "hi" x"}}</tool_call>' + CALL:
-        [A, A],
     # the types of values in tags
     FORM.format("typed", param("ref", '{"x": 1}') + param("one", "5") + param("all", "[1]")
     + param("nullable", "12345") + param("union", '{"z": 3}') + param("number", "1e999")
@@ -1778,6 +1447,80 @@ TEXTS = {
     + param("union", "12") + param("number", "7") + param("ref", "[1]")): [("typed", dumped(
         one=None, nullable=None, union="12", number=7, ref="[1]"))],
 }  # fmt: skip
+TEXTS.update({f"<tool_call>{inner}</tool_call>": calls for inner, calls in {
+    '```json\n{"name": "f", "arguments": {}}\n```\n': [F],
+    '```\n{"name": "f", "arguments": {}}```': [F], '{"name": "f"}': [F],
+    '{"name":"f","arguments":{"a":1}}': [("f", '{"a":1}')], "search\n": [("search", "{}")],
+    '{"name": "f", "parameters": {"b": 2}}': [("f", '{"b": 2}')],
+    '{"name": "f", "arguments": null, "parameters": {"a": 1}}': [("f", '{"a": 1}')],
+    '[{"name": "f"}, {"name": "g", "arguments": {"a": [1]}}]': [F, ("g", '{"a": [1]}')],
+    '{"name": "f"}, {"name": "g"}': [F, ("g", "{}")],
+    '{"name": "f"}\n{"name": "g"}}': [F, ("g", "{}")],
+    '{"name": "f", "arguments": {"a": 1}': [("f", '{"a": 1}')],
+    '{"name": "f", "arguments": {"a": 1}\n': [("f", '{"a": 1}')],
+    "{'name': 'f', 'arguments': {'a': True, 'b': None,}}": [("f", '{"a": true, "b": null}')],
+    "{'name': 'f', 'arguments': {'a': 'it\\'s \"None\" '}}":
+        [("f", '{"a": "it\'s \\"None\\" "}')],
+    '{"name": "f", "arguments": {"c": "if None: True"},}': [("f", '{"c": "if None: True"}')],
+    "<function=g></function>": [("g", "{}")], "f" + glm_param("a", 1): [("f", '{"a": "1"}')],
+    '<function="search"></function>': [("search", "{}")],
+    "save" + glm_param("text", GLM_CALL): saved(text=GLM_CALL),
+    "save<arg_key>path</arg_key><arg_value>Oslo" + "<arg_key>text</arg_key><arg_value>NO"
+    "</arg_value>": saved(path="Oslo", text="NO"),
+    "save\n<arg_key>path</arg_key>\n<arg_value>Oslo\n": saved(path="Oslo"),
+    "<function=save><parameter=path>a</parameter>": saved(path="a"),
+    "<function=save><parameter=path>a</parameter></function></function>": saved(path="a"),
+    RUN[11:] + "\r\n<code>\r\na\r\n</code>": [("run", dumped(code="a"))],
+    "search" + glm_param("maybe", "null"): [("search", '{"maybe": null}')],
+    "search" + glm_param("maybe", "1"): [("search", '{"maybe": "1"}')],
+    "search" + glm_param("limit", "few"): [("search", '{"limit": "few"}')],
+    "search" + glm_param("text", "null"): [("search", '{"text": "null"}')],
+}.items()})  # fmt: skip
+TEXTS.update({bad + CALL: [A] for bad in [  # what is no call does not hide the next one
+    '<tool_call>{"oops": 1}</tool_call>', '<tool_call>{"name": "f", "x": 1}</tool_call>',
+    '<tool_call>{"name": "f"} and then prose</tool_call>', JSON_FORM.format('{"a": }'),
+]})  # fmt: skip
+TEXTS.update({JSON_FORM.format(given): [("f", expected)] for given, expected in {
+    "null": "{}", '""': "{}", '"{\\"a\\": 1}"': '{"a": 1}',
+    '{"a": "</tool_call>"}': '{"a": "</tool_call>"}',
+    '{"a": "<tool_call>{\\"b"}': '{"a": "<tool_call>{\\"b"}',
+    '{"n": 12345678901234567890.10}': '{"n": 12345678901234567890.10}',
+    '{"a": "x\ny\tz"}': '{"a": "x\\ny\\tz"}',
+    '{"r": "\\d+", "n": "a\\nb"}': '{"r": "\\\\d+", "n": "a\\nb"}',
+}.items()})  # fmt: skip
+TEXTS.update({FORM.format("save", text): expected for text, expected in {
+    param("text", EXAMPLE): saved(text=EXAMPLE),  # text in an argument is data
+    param("text", "a\n</tool_call>\nb </parameter> c"):
+        saved(text="a\n</tool_call>\nb </parameter> c"),
+    param("path", "x") + param("text", FUNCTION_CALL): saved(path="x", text=FUNCTION_CALL),
+    OSLO + param("text", "NO"): saved(path="Oslo", text="NO"),
+    OSLO + "</path>\n" + param("text", "NO"): saved(path="Oslo", text="NO"),
+    OSLO + "</parameter1>\n": saved(path="Oslo"), OSLO + param("zip", "NO"): [],
+    "<parameter=text>\n<html>\n</html>\n": saved(text="<html>\n</html>"),
+    param("path", "a") * 2: saved(path="a"), param("path", "a") + param("path", "b"): [],
+}.items()})  # fmt: skip
+TEXTS.update({text: [] for text in [  # no call
+    "", "plain text", "<tool_call>", "<tool_call", "<think>" + CALL, "<TOOL_CALL>" + CALL[11:],
+    '{"name": "f", "arguments": {}}', "a < b <thin <tool_calls> </tool_call>",
+    JSON_FORM.format("[1]"), JSON_FORM.format('"{bad"'), JSON_FORM.format('{"a": 1e999}'),
+    JSON_FORM.format('{"a": NaN}'), *(f"<tool_call>{inner}</tool_call>" for inner in [
+        "<function= ></function>", '{"name": "", "arguments": {}}', "42", "not a call", "[]",
+        '{"name": 5, "arguments": {}}', '[{"name": "f"}, 5]', "unknown\n",
+        "save<arg_key>path</arg_key><arg_value>Oslo" + "<arg_key>zip</arg_key><arg_value>NO"
+        "</arg_value>", "search<tool_call>query</arg_key><arg_value>x</arg_value>"]),
+    *("<tool_call>" + cut for cut in [
+        '{"name": "f", "arguments": {"a": "cut', '{"name": "f", "arguments": {"a": 1}',
+        '{"name": "py", "arguments": {}}<code>rm -rf /tmp/', RUN[11:] + "<", RUN[11:] + "<co",
+        "\n<function=f>\n<parameter=cmd>\nrm -rf /tmp/", "search\n",
+        "\n<function=f>\n<parameter=cmd>\nrm\n</parameter>\n", RUN[11:] + "<code>" + EXAMPLE,
+        "search\n" + glm_param("text", 1), "search<tool_call>query</arg_key><arg_value>x",
+        "save<arg_key>text</arg_key><arg_value>" + EXAMPLE,
+        '{"name": "save", "arguments": {"text": "' + EXAMPLE.replace('"', ""),
+        "{'name': 'save', 'arguments': {'text': '" + EXAMPLE]),
+    FORM.format("save", param("text", EXAMPLE))[:-60],
+    FORM.format("unknown", param("path", "a"))[12:],
+    FORM.format("save", param("path", "a"))[12:-24],
+]})  # fmt: skip
 
 
 def calls_of(message):
@@ -1785,92 +1528,72 @@ def calls_of(message):
     return [(call.function.name, call.function.arguments) for call in calls]
 
 
-class ToolCallsInText(ServerTest):
-    def test_plain_replies(self):
-        for text, expected in TEXTS.items():
-            with self.subTest(text):
-                self.server.says(answer(text))
-                message = self.ask(tools=TOOLS).choices[0].message
-                self.assertEqual(calls_of(message), expected)
-                self.assertEqual(message.content, text)
+def said(choice):
+    return choice.message.content, choice.finish_reason
 
-    def test_streams_agree_with_plain_replies(self):
-        for text, expected in TEXTS.items():
-            for size in (1, 9):
-                items = map(delta, pieces_of(text, size))
-                self.server.says(events(b"".join(map(event, [*items, STOP, DONE]))))
-                stream = self.ask(stream=True, tools=TOOLS)
-                got = accumulate(stream)
-                final = stream.get_final_completion().choices[0]
-                with self.subTest(text, size=size):
-                    calls = [(call["name"], call["arguments"]) for call in got["calls"]]
-                    self.assertEqual(calls, expected)
-                    self.assertEqual(calls_of(final.message), expected)
-                    reason = "tool_calls" if expected else "stop"
-                    self.assertEqual(
-                        (got["reason"], final.finish_reason), (reason,) * 2
-                    )
-                    self.assertEqual(final.message.content or "", got["content"])
-                    if not expected:
-                        self.assertEqual(got["content"], text)
+
+def outcome(choice):
+    return calls_of(choice.message), choice.finish_reason
+
+
+class ToolCallsInText(ServerTest):
+    def test_texts_read_the_same_whole_and_in_pieces(self):
+        cutters = [functools.partial(pieces_of, size=size) for size in (1, 9)]
+        answers = self.answers_to([*TEXTS], cutters, tools=TOOLS)
+        for text, whole, cut in self.cases(answers):
+            reason = "tool_calls" if TEXTS[text] else "stop"
+            self.assertEqual(whole.message.content, text)
+            for choice in (whole, *cut):
+                self.assertEqual(outcome(choice), (TEXTS[text], reason))
+                if not TEXTS[text]:
+                    self.assertEqual(choice.message.content or "", text)
 
     def test_every_cut_gives_the_same(self):
         """Two pieces for each cut, fed to the reader: a socket would join them."""
-        for text, expected in TEXTS.items():
+        for text, expected in self.cases(TEXTS):
             outcomes = set()
             for cut in range(len(text) + 1):
                 reader = lightllm._CallReader(SCHEMAS)
-                out = (
-                    reader.feed(text[:cut]) + reader.feed(text[cut:]) + reader.finish()
-                )
-                texts = "".join(piece for piece in out if isinstance(piece, str))
-                calls = [one for one in out if not isinstance(one, str)]
+                found = reader.feed(text[:cut]) + reader.feed(text[cut:])
+                found += reader.finish()
+                texts = "".join(piece for piece in found if isinstance(piece, str))
+                calls = [one for one in found if not isinstance(one, str)]
                 outcomes.add((texts, str([(c.name, c.arguments) for c in calls])))
-            with self.subTest(text):
-                self.assertEqual({calls for _, calls in outcomes}, {str(expected)})
-                self.assertEqual(len(outcomes), 1, outcomes)
+            self.assertEqual({calls for _, calls in outcomes}, {str(expected)})
+            self.assertEqual(len(outcomes), 1, outcomes)
 
     def test_a_text_that_was_cut_off_gives_only_calls_that_ended(self):
-        table = [
-            (CALL, [A]), (CALL[:-12], []), (CALL[:-1], []), (CALL + CALL[:-12], [A]),
-            (CALL[:-12] + CALL, [A, A]), (FUNCTION_CALL[:-13], []), (GLM_CALL[:-1], []),
-        ]  # fmt: skip
-        for text, expected in table:
-            self.server.says(answer(text, "length"))
-            self.server.says(events(delta(text), delta(finish_reason="length"), DONE))
-
-            plain = self.ask(tools=TOOLS).choices[0]
-            stream = (
-                self.ask(stream=True, tools=TOOLS).get_final_completion().choices[0]
-            )
-
-            for choice in (plain, stream):
-                self.assertEqual(calls_of(choice.message), expected, text)
-                self.assertEqual(choice.finish_reason, "length")
+        table = {
+            CALL: [A], CALL[:-12]: [], CALL[:-1]: [], CALL + CALL[:-12]: [A],
+            CALL[:-12] + CALL: [A, A], FUNCTION_CALL[:-13]: [], GLM_CALL[:-1]: [],
+        }  # fmt: skip
+        answers = self.answers_to([*table], [pieces_of], "length", tools=TOOLS)
+        for text, whole, (streamed,) in self.cases(answers):
+            self.assertEqual(outcome(whole), (table[text], "length"))
+            self.assertEqual(outcome(streamed), (table[text], "length"))
 
     def test_what_stands_before_an_orphan_end_of_a_thought_is_thought(self):
         in_value = FORM.format("save", param("text", "</think>"))
-        self.server.says(answer(CALL + "</think>"), answer(CALL + "</think>" + CALL))
-        self.server.says(answer(CALL + in_value))
-        first, second, third = [self.ask(tools=TOOLS).choices[0] for _ in range(3)]
-        self.assertEqual((calls_of(first.message), first.finish_reason), ([], "stop"))
-        self.assertEqual(calls_of(second.message), [A])
-        self.assertEqual(len(calls_of(third.message)), 2)
+        table = {
+            CALL + "</think>": [], CALL + "</think>" + CALL: [A],
+            CALL + in_value: [A, *saved(text="</think>")],
+        }  # fmt: skip
+        for text, calls in self.cases(table):
+            choice = self.choice(answer(text), tools=TOOLS)
+            reason = "tool_calls" if calls else "stop"
+            self.assertEqual(outcome(choice), (calls, reason))
 
     def test_text_around_calls_comes_out_verbatim(self):
         bad = "\n b <tool_call>{bad}</tool_call> c"
-        table = [
-            (" a \n" + CALL + bad, " a \n" + bad),
-            (" a \n" + CALL[:-5], " a \n"),  # a part of the end tag goes with the call
-            (CALL[:-12] + "<tool_", "<tool_"),
-        ]
-        for text, expected in table:
-            for size in (1, 3, 7, 1000):
-                pieces = [text[at : at + size] for at in range(0, len(text), size)]
-                self.server.says(events(*map(delta, pieces), STOP, DONE))
-                chunks = list(self.ask(stream=True, tools=[TOOL]))
-                out = "".join(c.choices[0].delta.content or "" for c in chunks)
-                self.assertEqual(out, expected)
+        table = {
+            " a \n" + CALL + bad: " a \n" + bad,
+            " a \n" + CALL[:-5]: " a \n",  # a part of the end tag goes with the call
+            CALL[:-12] + "<tool_": "<tool_",
+        }
+        cutters = [functools.partial(pieces_of, size=size) for size in (1, 3, 7, 1000)]
+        answers = self.answers_to([*table], cutters, tools=[TOOL])
+        for text, _, cut in self.cases(answers):
+            self.assertEqual({choice.message.content for choice in cut}, {table[text]})
 
     def test_hostile_texts_take_linear_time(self):
         size = 60_000
@@ -1885,99 +1608,55 @@ class ToolCallsInText(ServerTest):
             f"<tool_call>{call}", "<tool_call>\n\n\n\n\n\n", "<tool_call>```",
             '<tool_call>{"name": "f", "arguments": {"a": "\\"', "<tool_call>aaaaaaaaa ",
         ]  # fmt: skip
-        for unit in units:
-            for ending in ("", "</code></parameter></arg_value>x'\""):
-                parser = lightllm._CallReader(SCHEMAS)
-                started = time.process_time()
-                parser.feed(unit * (size // len(unit)) + ending), parser.finish()
-                spent = time.process_time() - started
-                self.assertLess(spent, 0.7, (unit, ending))
-        parser = lightllm._CallReader(SCHEMAS)
-        text = (CALL[:-14] + "x" * size + '"}}')[:size]
-        started = time.process_time()
-        for at in range(0, len(text), 97):
-            parser.feed(text[at : at + 97])
-        self.assertLess(time.process_time() - started, 2.0)
+        endings = ("", "</code></parameter></arg_value>x'\"")
+        texts = [unit * (size // len(unit)) + end for unit in units for end in endings]
+        in_pieces = pieces_of((CALL[:-14] + "x" * size + '"}}')[:size], 97)
+        for pieces in self.cases([*([text] for text in texts), in_pieces]):
+            reader = lightllm._CallReader(SCHEMAS)
+            started = time.process_time()
+            for piece in pieces:
+                reader.feed(piece)
+            reader.finish()
+            limit = 0.7 if len(pieces) == 1 else 2.0
+            self.assertLess(time.process_time() - started, limit)
 
 
 # --- streams ---
 
 
 class Streams(ServerTest):
-    def stream(self, *items, client=None, **options):
-        """The stream that the server makes of these items."""
-        self.server.says(events(*items))
-        stream = self.ask(client, stream=True, **options)
-        self.addCleanup(stream.close)
-        return stream
-
-    def text(self, stream):
-        chunks = (chunk for chunk in stream if chunk.choices)
-        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-
-    def stream_error(self, stream, kind=lightllm.APIConnectionError):
-        error = raised(self, kind, lambda: collections.deque(stream, 0))
-        with self.assertRaises(kind):
-            next(stream)
-        with self.assertRaises(kind):
-            stream.get_final_completion()
-        return error
-
     def test_chunks(self):
+        filters = {"id": "", "model": "", "created": 0, "object": "", "choices": []}
         head = delta("", role="assistant")
         usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
         last = {**delta(), "choices": [], "usage": usage}
-        stream = self.stream(head, delta("Hel"), delta("lo"), STOP, last, DONE)
+        stream = self.stream(filters, head, delta("Hel"), delta("lo"), STOP, last, DONE)
 
         self.assertIsInstance(stream, lightllm.Stream)
         self.assertEqual(stream.response.status_code, 200)
         self.assertIn("event-stream", stream.response.headers["content-type"])
-        chunks = list(stream)
+        _, *chunks = stream
 
         self.assertIsInstance(chunks[0], lightllm.ChatCompletionChunk)
         self.assertEqual(chunks[0].choices[0].delta.role, "assistant")
         self.assertEqual(chunks[1]["choices"][0]["delta"]["content"], "Hel")
         self.assertEqual(chunks[3].choices[0].finish_reason, "stop")
-        self.assertEqual(chunks[4].usage.total_tokens, 3)
-        self.assertEqual(chunks[4].choices, [])
+        self.assertEqual((chunks[4].usage.total_tokens, chunks[4].choices), (3, []))
         final = stream.get_final_completion()
         self.assertIsInstance(final, lightllm.ChatCompletion)
-        self.assertEqual(final.choices[0].message.content, "Hello")
-        self.assertEqual(final.choices[0].finish_reason, "stop")
+        self.assertEqual(said(final.choices[0]), ("Hello", "stop"))
         self.assertEqual(final.usage.total_tokens, 3)
-        self.assertEqual((final.id, final.model), ("c1", "lab"))
+        facts = final.id, final.model, final.created
+        self.assertEqual(facts, ("c1", "lab", 1795374974))
         self.assertIs(self.sent["stream"], True)
         self.assertEqual(list(stream), [])
-
-    def test_comments_and_empty_events_are_not_chunks(self):
-        items = (
-            b": ping\n\n",
-            delta("Hel"),
-            b"\n\n",
-            b"event: x\nid: 1\n\n",
-            delta("lo"),
-        )
-        stream = self.stream(*items, b"data\n\ndata:\n\nretry: 5\n\n", STOP, DONE)
-        self.assertEqual(self.text(stream), "Hello")
-
-    def test_events_survive_every_line_end_and_cut(self):
-        text = "h\u00e9 \u65e5 \U0001f600 \u2028 \u2029 \x85 \x0b end"
-        two_lines = event(delta("!")).replace(b'"choices"', b'\ndata: "choices"', 1)
-        raw = b"\xef\xbb\xbf" + event(delta(text)) + two_lines + event(STOP, "")
-        raw += event(DONE)
-        for end in (b"\n", b"\r", b"\r\n"):
-            coded = raw.replace(b"\n", end)
-            for size in (1, 2, 3, 7, 64, len(coded)):
-                with self.subTest(end=end, size=size):
-                    pieces = [coded[i : i + size] for i in range(0, len(coded), size)]
-                    self.assertEqual(self.text(self.stream(*pieces)), text + "!")
 
     def test_a_chunk_arrives_when_its_bytes_do(self):
         stream = self.stream(delta("a"), 0.3, delta("b"), STOP, DONE)
         started = time.monotonic()
         self.assertEqual(next(stream).choices[0].delta.content, "a")
         self.assertLess(time.monotonic() - started, 0.2)
-        self.assertEqual(self.text(stream), "b")
+        self.assertEqual(reply_text(stream), "b")
 
     def test_whole_streams(self):
         table = {
@@ -1988,16 +1667,19 @@ class Streams(ServerTest):
             "finish_reason and a clean end": [delta("a"), STOP],
             "text behind done": [delta("a"), STOP, DONE, b"nonsense\n\n"],
             "usage behind finish": [delta("a"), STOP, {"choices": [], "usage": {}}],
-        }
-        for name, items in table.items():
-            with self.subTest(name):
-                stream = self.stream(*items)
-                chunks = list(stream)
-                final = stream.get_final_completion()
-                self.assertEqual(final.choices[0].message.content, "a")
-                self.assertEqual(final.choices[0].finish_reason, "stop")
-                reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
-                self.assertEqual(reasons.count("stop"), 1)
+            "comments, empty events": [
+                b": ping\n\n", delta("a"), b"\n\n", b"event: x\nid: 1\n\n", delta(""),
+                b"data\n\ndata:\n\nretry: 5\n\n", STOP, DONE],
+            "the connection's end": (200, UNTIL_CLOSE, [event(delta("a")), event(STOP)]),
+        }  # fmt: skip
+        for _, items in self.cases(table):
+            self.server.says(items if isinstance(items, tuple) else events(*items))
+            stream = self.ask(stream=True)
+            chunks = list(stream)
+            final = stream.get_final_completion().choices[0]
+            self.assertEqual(said(final), ("a", "stop"))
+            reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+            self.assertEqual(reasons.count("stop"), 1)
 
     def test_cut_streams_are_errors_with_what_had_come(self):
         a, half = delta("par"), delta("tial")
@@ -2012,46 +1694,28 @@ class Streams(ServerTest):
             "no end of chunk": events(a, half, end=b"5\r\nabcdeX\r\n"),
             "short length": (200, length, [raw, HANGUP]),
             "cut event": events(a, half, event(STOP)[:30]),
-            "connection end without finish": (
-                200, {"Content-Type": "text/event-stream", "Connection": "close"}, [raw]
-            ),
+            "connection end without finish": (200, UNTIL_CLOSE, [raw]),
             "finish but cut chunks": events(a, half, STOP, HANGUP, end=b""),
-        }  # fmt: skip
-        for name, reply in table.items():
-            with self.subTest(name):
-                self.server.says(reply)
-                stream = self.ask(stream=True)
-                error = self.stream_error(stream)
-                self.assertIn("incomplete", str(error))
-                self.assertEqual(error.partial.choices[0].message.content, "partial")
-                self.assertIn("/v1/chat/completions", str(error))
+        }
+        for _, reply in self.cases(table):
+            self.server.says(reply)
+            words = ("incomplete", "/v1/chat/completions")
+            self.stream_error(self.ask(stream=True), *words, partial="partial")
 
-    def test_a_connection_that_ends_behind_finish_is_whole(self):
-        headers = {"Content-Type": "text/event-stream", "Connection": "close"}
-        self.server.says((200, headers, [event(delta("a")) + event(STOP)]))
-        self.assertEqual(self.text(self.ask(stream=True)), "a")
-
-    def test_silence_is_a_timeout(self):
+    def test_silence_is_a_timeout_and_a_slow_stream_is_none(self):
         stream = self.stream(delta("a"), 0.4, client=self.new_client(timeout=0.15))
-        error = self.stream_error(stream, lightllm.APITimeoutError)
-        self.assertEqual(error.partial.choices[0].message.content, "a")
-
-    def test_a_slow_stream_is_none(self):
+        self.stream_error(stream, partial="a", kind=lightllm.APITimeoutError)
         pieces = [0.06, delta("a")] * 4
         stream = self.stream(*pieces, STOP, DONE, client=self.new_client(timeout=0.2))
-        self.assertEqual(self.text(stream), "aaaa")
-
-    def test_no_event_at_all(self):
-        error = self.stream_error(self.stream())
-        self.assertIn("without any event", str(error))
+        self.assertEqual(reply_text(stream), "aaaa")
 
     def test_replies_that_are_no_stream(self):
+        self.stream_error(self.stream(), "without any event")
         table = [
-            plain({"error": {"message": "no streaming here"}}),
+            plain({"error": {"message": "no streaming here"}}), answer(),
             (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
             (200, {"Content-Type": "text/plain"}, [b"<html>"]),
-            answer(),
-        ]
+        ]  # fmt: skip
         for reply in table:
             self.server.says(reply)
             error = self.error(lightllm.APIResponseValidationError, stream=True)
@@ -2061,77 +1725,48 @@ class Streams(ServerTest):
         body = {"message": f"boom {KEY}", "type": "server_error", "code": 7}
         stream = self.stream(delta("a"), {"error": body}, delta("b"))
         self.assertEqual(next(stream).choices[0].delta.content, "a")
-        error = self.stream_error(stream, lightllm.APIError)
+        error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
         self.assertTrue(str(error).startswith("boom *** (in the stream of POST http"))
         self.assertEqual((error.code, error.type), ("7", "server_error"))
         self.assertEqual(error.body["code"], 7)
-        self.assertEqual(error.partial.choices[0].message.content, "a")
-        error = self.stream_error(
-            self.stream({"error": "just text"}), lightllm.APIError
-        )
-        self.assertTrue(str(error).startswith("just text (in the stream of"))
 
     def test_errors_in_a_stream_have_many_shapes(self):
         table = [
-            (b'event: error\ndata: {"detail": "boom"}\n\n', "boom"),
-            (b"event: error\ndata: boom\n\n", "boom"),
-            (
-                b'event: error\r\ndata: {"choices": [], "message": "boom"}\r\n\r\n',
-                "boom",
-            ),
-            ({"object": "error", "message": "boom", "code": 40303}, "boom"),
-            ({"type": "error", "error": {"message": "boom"}}, "boom"),
-            ({"message": "boom"}, "boom"),
-            ({"message": "boom", "error": None}, "boom"),
-        ]
-        for item, words in table:
-            with self.subTest(str(item)):
-                stream = self.stream(delta("a"), STOP, item, DONE)
-                error = self.stream_error(stream, lightllm.APIError)
-                self.assertIn(words, str(error))
-                self.assertIn("/v1/chat/completions", str(error))
-                self.assertEqual(error.partial.choices[0].message.content, "a")
-        stream = self.stream(
-            b"event: message\n", delta("a"), {"message": "x", "choices": []}, STOP
-        )
-        self.assertEqual(self.text(stream), "a")
-
-    def test_the_first_facts_of_a_stream_name_the_answer(self):
-        filters = {"id": "", "model": "", "created": 0, "object": "", "choices": []}
-        final = self.stream(filters, delta("a"), STOP, DONE).get_final_completion()
-        self.assertEqual(
-            (final.id, final.model, final.created), ("c1", "lab", 1795374974)
-        )
+            b'event: error\ndata: {"detail": "boom"}\n\n',
+            b"event: error\ndata: boom\n\n",
+            b'event: error\r\ndata: {"choices": [], "message": "boom"}\r\n\r\n',
+            {"object": "error", "message": "boom", "code": 40303},
+            {"type": "error", "error": {"message": "boom"}},
+            {"message": "boom"}, {"message": "boom", "error": None}, {"error": "boom"},
+        ]  # fmt: skip
+        for item in self.cases(table):
+            stream = self.stream(delta("a"), STOP, item, DONE)
+            error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
+            url = self.server.url + "/v1/chat/completions"
+            self.assertTrue(str(error).startswith(f"boom (in the stream of POST {url}"))
+        fine = [b"event: message\n", delta("a"), {"message": "x", "choices": []}, STOP]
+        self.assertEqual(reply_text(self.stream(*fine)), "a")
 
     def test_events_that_are_no_json(self):
-        for data in ("{oops", "[1]", "null", "5", "[" * 100_000, '{"a":' * 100_000):
-            with self.subTest(data[:9]):
-                error = self.stream_error(self.stream(data, DONE), lightllm.APIError)
-                self.assertIsInstance(error, ValueError)
+        table = ("{oops", "[1]", "null", "5", "[" * 100_000, '{"a":' * 100_000)
+        for data in self.cases(table):
+            error = self.stream_error(self.stream(data, DONE), kind=lightllm.APIError)
+            self.assertIsInstance(error, ValueError)
 
-    def test_an_endless_event_is_an_error(self):
-        limit = lightllm.MAX_EVENT_BYTES
-        self.addCleanup(setattr, lightllm, "MAX_EVENT_BYTES", limit)
-        lightllm.MAX_EVENT_BYTES = 1000
+    def test_an_endless_event_is_an_error_behind_the_chunks_before_it(self):
+        self.limit("MAX_EVENT_BYTES", 1000)
         big = [b"data: " + b"x" * 600, 0.02, b"x" * 600, 0.02, b"x\n", 0.02, b"\n"]
-        error = self.stream_error(self.stream(delta("a"), *big), lightllm.APIError)
-        self.assertIn("MAX_EVENT_BYTES", str(error))
-        self.assertEqual(error.partial.choices[0].message.content, "a")
-
-    def test_chunks_before_an_endless_event_are_delivered(self):
-        limit = lightllm.MAX_EVENT_BYTES
-        self.addCleanup(setattr, lightllm, "MAX_EVENT_BYTES", limit)
-        lightllm.MAX_EVENT_BYTES = 1000
         together = event(delta("a")) + b"data: " + b"x" * 2000
-        stream = self.stream(together, 0.05, b"x", 0.2, STOP, DONE)
-        self.assertEqual(next(stream).choices[0].delta.content, "a")
-        with self.assertRaisesRegex(lightllm.APIError, "MAX_EVENT_BYTES"):
-            next(stream)
+        for items in ([delta("a"), *big], [together, 0.05, b"x", 0.2, STOP, DONE]):
+            stream = self.stream(*items)
+            self.assertEqual(next(stream).choices[0].delta.content, "a")
+            kind = lightllm.APIError
+            self.stream_error(stream, "MAX_EVENT_BYTES", partial="a", kind=kind)
 
-    def test_a_large_event_in_small_pieces(self):
-        raw = event(delta("x" * 300_000))
-        pieces = [raw[i : i + 1000] for i in range(0, len(raw), 1000)]
-        self.assertEqual(len(self.text(self.stream(*pieces, STOP, DONE))), 300_000)
+    def test_many_chunks_and_a_large_event_in_small_pieces(self):
+        pieces = pieces_of(event(delta("x" * 300_000)), 1000)
+        stream = self.stream(event(delta("x")) * 20_000, *pieces, STOP, DONE)
+        self.assertEqual(len(reply_text(stream)), 320_000)
 
     def test_odd_chunks_do_not_break_the_loop(self):
         odd = [
@@ -2142,9 +1777,8 @@ class Streams(ServerTest):
             {"usage": 5}, {"choices": [{"index": "x", "delta": {"content": "a"}}]},
         ]  # fmt: skip
         stream = self.stream(*odd, STOP, DONE, tools=[TOOL])
-        for _ in stream:
-            pass
-        self.assertEqual(stream.get_final_completion().choices[0].message.content, "a")
+        collections.deque(stream, 0)
+        self.assertEqual(reply_text(stream.get_final_completion()), "a")
 
     def test_leaving_a_stream_disconnects_at_once(self):
         def leave_loop(stream):
@@ -2164,42 +1798,36 @@ class Streams(ServerTest):
                 for _ in stream:
                     raise KeyError
 
-        gc.disable()  # dropping is enough, where references are counted
-        self.addCleanup(gc.enable)
-        for leave in (leave_loop, leave_with, close, raise_inside):
-            with self.subTest(leave.__name__):
-                self.server.aborted.clear()
-                self.server.says(events(delta("a"), 2.0, delta("b")))
-                started = time.monotonic()
-                leave(self.ask(stream=True))
-                drop_garbage()
-                self.assertTrue(self.server.aborted.wait(1.0))
-                self.assertLess(time.monotonic() - started, 1.0)
-                self.server.says(answer())
-                self.ask()
+        self.stop_collecting()  # dropping is enough, where references are counted
+        for leave in self.cases([leave_loop, leave_with, close, raise_inside]):
+            self.server.aborted.clear()
+            self.server.says(events(delta("a"), 2.0, delta("b")), answer())
+            started = time.monotonic()
+            leave(self.ask(stream=True))
+            drop_garbage()
+            self.assertTrue(self.server.aborted.wait(1.0))
+            self.assertLess(time.monotonic() - started, 1.0)
+            self.ask()
 
     def test_a_stream_that_was_closed_says_so(self):
         for read in (0, 1):
             stream = self.stream(delta("a"), delta("b"), STOP, DONE)
-            for _ in range(read):
-                next(stream)
+            collections.deque(itertools.islice(stream, read), 0)
             stream.close()
             with self.assertRaisesRegex(lightllm.APIConnectionError, "closed before"):
                 next(stream)
 
     def test_a_stream_that_failed_is_freed_with_its_variables(self):
-        gc.disable()
-        self.addCleanup(gc.enable)
-        for items in ([{"error": "x"}], [delta("a"), HANGUP], ["{bad"]):
+        def use():
+            stream = self.ask(stream=True)
+            with contextlib.suppress(lightllm.APIError):
+                for _ in stream:
+                    pass
+            return weakref.ref(stream)
+
+        self.stop_collecting()
+        for items in self.cases([[{"error": "x"}], [delta("a"), HANGUP], ["{bad"]]):
             self.server.says(events(*items, end=b""))
-
-            def use():
-                stream = self.ask(stream=True)
-                with contextlib.suppress(lightllm.APIError):
-                    for _ in stream:
-                        pass
-                return weakref.ref(stream)
-
             stream = use()
             drop_garbage()
             self.assertIsNone(stream())
@@ -2209,10 +1837,9 @@ class Streams(ServerTest):
         next(stream)
         threading.Timer(0.1, stream.close).start()
         started = time.monotonic()
-        with self.assertRaises(lightllm.APIConnectionError) as caught:
+        with self.assertRaisesRegex(lightllm.APIConnectionError, "closed"):
             next(stream)
         self.assertLess(time.monotonic() - started, 1.0)
-        self.assertIn("closed", str(caught.exception))
 
     def test_a_stream_read_to_its_end_gives_its_connection_back(self):
         for end in (b"0\r\n\r\n", b"0\r\nX-Trailer: y\r\n\r\n"):
@@ -2225,25 +1852,24 @@ class Streams(ServerTest):
         items = [delta("a", index=0), delta("x", index=1), delta("b", index=0)]
         ends = [delta("y", "length", index=1), delta(finish_reason="stop", index=0)]
         final = self.stream(*items, *ends, DONE, n=2).get_final_completion()
-        self.assertEqual([c.message.content for c in final.choices], ["ab", "xy"])
-        reasons = [choice.finish_reason for choice in final.choices]
-        self.assertEqual(reasons, ["stop", "length"])
+        expected = [("ab", "stop"), ("xy", "length")]
+        self.assertEqual([*map(said, final.choices)], expected)
         self.stream_error(self.stream(*items, ends[0]))
 
-    def test_reasoning_deltas(self):
-        items = [delta(reasoning="th"), delta(reasoning_content="ink"), delta("ok")]
-        stream = self.stream(*items, STOP, DONE)
-        chunks = list(stream)
-        self.assertEqual(chunks[0].choices[0].delta.reasoning_content, "th")
-        self.assertEqual(chunks[1].choices[0].delta.reasoning, "ink")
-        self.assertFalse(hasattr(chunks[2].choices[0].delta, "reasoning"))
+    def test_a_delta_has_reasoning_only_if_the_server_sent_it(self):
+        thought = [delta(reasoning="th"), delta(reasoning_content="ink")]
+        stream = self.stream(*thought, delta("o"), delta("k"), STOP, DONE)
+        deltas = [chunk.choices[0].delta for chunk in stream]
+        for name in ("reasoning", "reasoning_content"):  # as in vLLM's examples
+            found = [getattr(one, name, "none") for one in deltas]
+            self.assertEqual(found, ["th", "ink", "none", "none", "none"])
         message = stream.get_final_completion().choices[0].message
         self.assertEqual((message.reasoning, message.content), ("think", "ok"))
 
     def test_an_empty_text_is_told_from_none(self):
         for item, content in ((delta(""), ""), (delta(role="assistant"), None)):
             final = self.stream(item, STOP, DONE).get_final_completion()
-            self.assertEqual(final.choices[0].message.content, content)
+            self.assertEqual(reply_text(final), content)
 
     def test_calls_leave_the_text_when_tools_were_offered(self):
         pieces = ["Let me ", "see.<tool", "_call>\n", '{"name": "search", "argu']
@@ -2252,40 +1878,35 @@ class Streams(ServerTest):
         chunks = list(stream)
         text = "".join(c.choices[0].delta.content or "" for c in chunks)
         self.assertEqual(text, "Let me see.")
-        deltas = [d for c in chunks for d in c.choices[0].delta.tool_calls or []]
-        self.assertEqual([d.index for d in deltas], [0])
-        self.assertEqual(deltas[0].function.arguments, '{"query": ["a"]}')
-        self.assertEqual((deltas[0].type, deltas[0].id[:7]), ("function", "call_1_"))
+        (found,) = [d for c in chunks for d in c.choices[0].delta.tool_calls or []]
+        self.assertEqual((found.index, found.function.arguments), (0, A[1]))
+        self.assertEqual((found.type, found.id[:7]), ("function", "call_1_"))
         self.assertTrue(chunks[5].choices[0].delta.tool_calls)
         self.assertEqual(chunks[-1].choices[0].finish_reason, "tool_calls")
         message = stream.get_final_completion().choices[0].message
         self.assertEqual(calls_of(message), [A])
 
-    def test_texts_stay_whole_where_no_tools_were_offered(self):
+    def test_texts_stay_whole_where_no_calls_are_wanted(self):
+        message = self.choice(answer(CALL), tool_choice="none").message
+        self.assertIsNone(message.tool_calls)
         for options in ({}, {"tools": [TOOL], "tool_choice": "none"}):
             stream = self.stream(delta(CALL), STOP, DONE, **options)
-            self.assertEqual(self.text(stream), CALL)
+            self.assertEqual(reply_text(stream), CALL)
             final = stream.get_final_completion()
             self.assertEqual(final.choices[0].finish_reason, "stop")
 
     def test_at_most_a_partial_tag_is_held_back(self):
-        stream = self.stream(
-            delta("a <"), delta("b <tool_call> is a tag"), delta(" <tool_cal"), STOP, DONE,
-            tools=[TOOL],
-        )  # fmt: skip
+        texts = map(delta, ("a <", "b <tool_call> is a tag", " <tool_cal"))
+        stream = self.stream(*texts, STOP, DONE, tools=[TOOL])
         texts = [chunk.choices[0].delta.content for chunk in stream]
         self.assertEqual(texts[:4], ["a ", "<b <tool_call> is a tag", " ", "<tool_cal"])
 
     def test_partial_answers_keep_what_was_held_back(self):
-        error = self.stream_error(self.stream(delta("a " + CALL[:30]), tools=[TOOL]))
-        self.assertEqual(error.partial.choices[0].message.content, "a " + CALL[:30])
-        self.assertIn("tool_mode='prompt'", str(error))
+        text = "a " + CALL[:30]
+        stream = self.stream(delta(text), tools=[TOOL])
+        self.stream_error(stream, "tool_mode='prompt'", partial=text)
         error = self.stream_error(self.stream(delta(CALL + " b"), tools=[TOOL]))
         self.assertEqual(calls_of(error.partial.choices[0].message), [A])
-
-    def test_a_200_000_chunk_stream_is_counted_not_kept(self):
-        stream = self.stream(event(delta("x")) * 20_000, STOP, DONE)
-        self.assertEqual(sum(1 for _ in stream), 20_001)
 
 
 def server_call(index=0, call_id=None, name=None, arguments=None, **fields):
@@ -2301,122 +1922,97 @@ def delta_with_reason(chunk, reason="tool_calls"):
     return {**chunk, "choices": [{**choice, "finish_reason": reason}]}
 
 
+CALLED, LENGTH = delta(finish_reason="tool_calls"), delta(finish_reason="length")
 GLM47_TWICE = [
-    server_call(0, "x", "search", ""),
-    server_call(0, arguments='{"query": ["a"]}'),
-    server_call(0, "x", "search", ""),
-    server_call(0, arguments="{"),
+    server_call(0, "x", "search", ""), server_call(0, arguments='{"query": ["a"]}'),
+    server_call(0, "x", "search", ""), server_call(0, arguments="{"),
     server_call(0, arguments='"query": ["a"]}'),
-]
-# what LightLLM servers stream for requests with tools -> text, calls, finish_reason
+]  # fmt: skip
+ONE, TWO, ADD = ("f", '{"a": 1}'), ("f", '{"a": 2}'), ("add", '{"a": 1}')
+# what LightLLM servers stream for requests with tools -> text, calls
 SERVER_CALLS = {
-    "2026 qwen25, parallel": (
-        [delta("", role="assistant"),
+    "2026 qwen25, parallel": ([delta("", role="assistant"),
          server_call(0, "call_d1", "search", "", type="function"),
          server_call(0, arguments='{"query": '), server_call(0, arguments='["a"]}'),
          server_call(1, "call_d2", "add", "", type="function"),
-         server_call(1, arguments='{"a": 1}'), delta(finish_reason="tool_calls")],
-        "", [A, ("add", '{"a": 1}')], "tool_calls"),
+         server_call(1, arguments='{"a": 1}'), CALLED], "", [A, ADD]),
     "2026 unset, parallel: tags leak, the second call is raw": (
         [delta("", role="assistant"), delta("<tool_"), delta("call>\n"),
          server_call(0, "call_b3", "search", ""), server_call(0, arguments='{"query": '),
          server_call(0, arguments='["a"]}'), delta("\n</tool_cal"), delta("l>\n<to"),
          delta("ol_cal"), delta("l>\n{\"n"), delta('ame": "add", "arguments": {"a": 1}'),
-         delta("}\n</tool_call>"), delta(finish_reason="tool_calls")],
-        "\n", [A, ("add", '{"a": 1}')], "tool_calls"),
+         delta("}\n</tool_call>"), CALLED], "\n", [A, ADD]),
     "2026 unset, no arguments": (
-        [delta("<tool_call>\n"), server_call(0, "call_f2", "ping", ""),
-         delta(finish_reason="tool_calls")],
-        "", [("ping", "{}")], "tool_calls"),
+        [delta("<tool_call>\n"), server_call(0, "call_f2", "ping", ""), CALLED],
+        "", [("ping", "{}")]),
     "2025 late: no index, colliding ids, empty names, function_call everywhere": (
-        [{**server_call(None, "0", "search", ""), "choices": [{
-            **server_call(None, "0", "search", "")["choices"][0],
-            "finish_reason": "function_call"}]},
+        [delta_with_reason(server_call(None, "0", "search", ""), "function_call"),
          server_call(None, "0", "", '{"query": '), server_call(None, "1", "", '["a"]}'),
-         server_call(None, "0", "ping", ""), DONE],
-        "", [A, ("ping", "{}")], "tool_calls"),
+         server_call(None, "0", "ping", ""), DONE], "", [A, ("ping", "{}")]),
     "text behind a leaked tag that is no end tag": (
         [delta("<tool_call>"), server_call(0, "x", "ping", "{}"), delta(" then"),
-         delta(" text"), STOP],
-        " then text", [("ping", "{}")], "tool_calls"),
+         delta(" text"), STOP], " then text", [("ping", "{}")]),
     "a leaked end tag that comes in the middle of a call": (
         [delta("<tool_call>"), server_call(0, "x", "f", "{"), delta("\n</tool_c"),
-         server_call(0, arguments="}"), delta("all> then text"), STOP],
-        " then text", [("f", "{}")], "tool_calls"),
-    "cut by length": (
-        [server_call(0, "x", "search", '{"query": ["a'), delta(finish_reason="length")],
-        "", [], "length"),
+         server_call(0, arguments="}"), delta("all> then text"), STOP], " then text", [F]),
+    "cut by length": ([server_call(0, "x", "search", '{"query": ["a'), LENGTH], "", []),
     "cut by length, closed by the server (qwen3_coder)": (
-        [server_call(0, "x", "search", '{"query": ["a"]}'),
-         server_call(1, "y", "save", '{"text": "half"}'), delta(finish_reason="length")],
-        "", [A], "length"),
+        [server_call(0, "x", *A), server_call(1, "y", "save", '{"text": "half"}'), LENGTH],
+        "", [A]),
     "two calls run together in one": (
-        [server_call(0, "x", "f", '{"a": 1}{"a": 2}'), STOP],
-        "", [("f", '{"a": 1}'), ("f", '{"a": 2}')], "tool_calls"),
+        [server_call(0, "x", "f", '{"a": 1}{"a": 2}'), STOP], "", [ONE, TWO]),
     "glm47: one index and id for two calls": (
         [server_call(0, "x", "f", ""), server_call(0, arguments='{"a"'),
          server_call(0, arguments=": 1}"), server_call(0, "x", "f", ""),
-         server_call(0, arguments='{"a": 2}'), STOP],
-        "", [("f", '{"a": 1}'), ("f", '{"a": 2}')], "tool_calls"),
+         server_call(0, arguments='{"a": 2}'), STOP], "", [ONE, TWO]),
     "glm47 with a line's end: each call in one piece, then in many": (
-        [*GLM47_TWICE, *GLM47_TWICE, delta(finish_reason="tool_calls")],
-        "", [A, A], "tool_calls"),
+        [*GLM47_TWICE, *GLM47_TWICE, CALLED], "", [A, A]),
     "the same call twice in like pieces": (
-        [server_call(0, "x", "f", '{"a": 1}'), server_call(0, "x", "f", '{"a": 1}'), STOP],
-        "", [("f", '{"a": 1}')] * 2, "tool_calls"),
+        [server_call(0, "x", *ONE), server_call(0, "x", *ONE), STOP], "", [ONE, ONE]),
     "a broken copy, then the whole call under another index": (
         [server_call(0, "x", "f", '{"a": "'), server_call(3, "y", "f", '{"a": "b"}'), STOP],
-        "", [("f", '{"a": "b"}')], "tool_calls"),
+        "", [("f", '{"a": "b"}')]),
     "an empty copy, then the whole call": (
         [server_call(0, "x", "ping", ""), server_call(2, "y", "ping", "{}"), STOP],
-        "", [("ping", "{}")], "tool_calls"),
+        "", [("ping", "{}")]),
     "2512: finish_reason with every delta, and no other end": (
         [delta_with_reason(server_call(0, "x", "search", "")),
-         delta_with_reason(server_call(0, None, None, '{"query": ')),
-         delta_with_reason(server_call(0, None, None, '["a"]}')), DONE],
-        "", [A], "tool_calls"),
+         delta_with_reason(server_call(0, arguments='{"query": ')),
+         delta_with_reason(server_call(0, arguments='["a"]}')), DONE], "", [A]),
     'gateways: a finish_reason of "" or "null" with every chunk': (
-        [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP],
-        "Hello", [A], "tool_calls"),
-    "finish_reason twice": (
-        [delta(CALL), STOP, STOP], "", [A], "tool_calls"),
+        [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP], "Hello", [A]),
+    "finish_reason twice": ([delta(CALL), STOP, STOP], "", [A]),
     "id and name with every delta": (
-        [server_call(0, "a", "f", "{"), server_call(0, "a", "f", "}"), STOP],
-        "", [("f", "{}")], "tool_calls"),
+        [server_call(0, "a", "f", "{"), server_call(0, "a", "f", "}"), STOP], "", [F]),
     "one index for two calls": (
-        [server_call(0, "a", "f", "{}"), server_call(0, "b", "g", "{}"), STOP],
-        "", [("f", "{}"), ("g", "{}")], "tool_calls"),
+        [server_call(0, "a", *F), server_call(0, "b", "g", "{}"), STOP],
+        "", [F, ("g", "{}")]),
     "arguments for two calls in turn": (
         [server_call(0, "a", "f", ""), server_call(1, "b", "g", ""),
          server_call(0, arguments="{}"), server_call(1, arguments='{"x": 1}'), STOP],
-        "", [("f", "{}"), ("g", '{"x": 1}')], "tool_calls"),
+        "", [F, ("g", '{"x": 1}')]),
 }  # fmt: skip
 
 
 class ServerMadeStreamCalls(ServerTest):
     def test_they_are_merged_with_the_text(self):
-        for name, (items, text, calls, reason) in SERVER_CALLS.items():
-            with self.subTest(name):
-                end = [] if items[-1] == DONE else [DONE]
-                self.server.says(events(*items, *end))
-                stream = self.ask(stream=True, tools=[TOOL, PING])
-                got = accumulate(stream)
-                self.assertEqual(got["content"], text)
-                found = [(c["name"], c["arguments"]) for c in got["calls"]]
-                self.assertEqual(found, calls)
-                self.assertEqual(got["reason"], reason)
-                ids = [call["id"] for call in got["calls"]]
-                self.assertEqual(len(set(ids)), len(calls))
-                self.assertTrue(all(ids))
-                message = stream.get_final_completion().choices[0].message
-                self.assertEqual(calls_of(message), calls)
-                self.assertEqual(message.content or "", text)
+        for _, (items, text, calls) in self.cases(SERVER_CALLS):
+            end = [] if items[-1] == DONE else [DONE]
+            stream = self.stream(*items, *end, tools=[TOOL, PING])
+            (got,) = accumulate(stream)
+            self.assertEqual((got["content"], got["calls"]), (text, calls))
+            reason = "length" if LENGTH in items else "tool_calls"
+            self.assertEqual(got["reason"], reason)
+            self.assertEqual(len({*got["ids"]}), len(calls))
+            self.assertTrue(all(got["ids"]))
+            message = stream.get_final_completion().choices[0].message
+            self.assertEqual(calls_of(message), calls)
+            self.assertEqual(message.content or "", text)
 
     def test_they_are_held_until_they_are_whole_and_nothing_else_is(self):
-        items = [server_call(0, "x", "f", ""), delta("text"), 0.3]
+        items = [server_call(0, "x", "f", ""), delta("text"), 0.1]
         items += [server_call(0, arguments="{}"), server_call(1, "y", "g", '{"a": 1}')]
-        self.server.says(events(*items, 0.3, STOP, DONE))
-        stream = self.ask(stream=True, tools=[TOOL])
+        stream = self.stream(*items, 0.1, STOP, DONE, tools=[TOOL])
         started = time.monotonic()
 
         first, second, third, fourth, last = [next(stream) for _ in range(5)]
@@ -2428,156 +2024,120 @@ class ServerMadeStreamCalls(ServerTest):
         self.assertEqual((call.id, call.function.arguments), ("x", "{}"))
         (call,) = last.choices[0].delta.tool_calls
         self.assertEqual((call.index, call.function.arguments), (1, '{"a": 1}'))
-        self.assertGreater(time.monotonic() - started, 0.5)
+        self.assertGreater(time.monotonic() - started, 0.15)
 
     def test_a_call_that_never_became_whole_is_an_error_with_the_way_out(self):
-        whole = server_call(0, "w", "search", '{"query": ["a"]}')
+        whole = server_call(0, "w", *A)
         malformed = server_call(1, "x", "save", '{"text": Paris}')
-        no_arguments = server_call(1, "x", "search", "")
         table = {
-            "malformed": ([whole, malformed, STOP], "'save'"),
-            "no arguments, where some are required": ([whole, no_arguments, STOP], "'search'"),
-            "no arguments of an unknown tool": ([whole, server_call(1, "x", "f", ""), STOP], "'f'"),
-            "no name": ([whole, server_call(1, "x", None, "{}"), STOP], "''"),
-            "cut, at a clean end": ([whole, delta_with_reason(malformed)], "'save'"),
-            "[1] for arguments": ([whole, server_call(1, "x", "f", "[1]"), STOP], "'f'"),
+            "malformed": ([malformed, STOP], "'save'"),
+            "no required arguments": ([server_call(1, "x", "search", ""), STOP], "'search'"),
+            "none of an unknown tool": ([server_call(1, "x", "f", ""), STOP], "'f'"),
+            "no name": ([server_call(1, "x", None, "{}"), STOP], "''"),
+            "cut, at a clean end": ([delta_with_reason(malformed)], "'save'"),
+            "[1] for arguments": ([server_call(1, "x", "f", "[1]"), STOP], "'f'"),
         }  # fmt: skip
-        for name, (items, called) in table.items():
-            with self.subTest(name):
-                self.server.says(events(*items))
-                stream = self.ask(stream=True, tools=[TOOL])
-                error = raised(self, lightllm.APIError, lambda s=stream: list(s))
-                self.assertIn(f"a call of {called} did not come whole", str(error))
-                self.assertIn("tool_mode='prompt'", str(error))
-                self.assertEqual(calls_of(error.partial.choices[0].message), [A])
-                self.assertIsNone(error.partial.choices[0].finish_reason)
+        for _, (items, called) in self.cases(table):
+            stream = self.stream(whole, *items, tools=[TOOL])
+            words = f"a call of {called} did not come whole", "tool_mode='prompt'"
+            error = self.stream_error(stream, *words, kind=lightllm.APIError)
+            self.assertEqual(outcome(error.partial.choices[0]), ([A], None))
 
     def test_text_that_shows_damage_makes_server_made_calls_an_error(self):
         call = server_call(0, "x", "f", '{"a": 1}')
         table = {
             "a thought that does not end": [delta("<think>hm"), call, STOP],
-            "of which the server cut an argument": [call, delta("b</arg_value>"), STOP],
-            "whose end </parameter>": [call, delta("b\n</parameter>"), STOP],
+            "cut an argument off, whose </arg_value>": [
+                call,
+                delta("b</arg_value>"),
+                STOP,
+            ],
+            "cut an argument off, whose </parameter>": [
+                call,
+                delta("b\n</parameter>"),
+                STOP,
+            ],
         }
-        for words, items in table.items():
-            with self.subTest(words):
-                self.server.says(events(*items, DONE))
-                stream = self.ask(stream=True, tools=[TOOL])
-                error = raised(self, lightllm.APIError, lambda s=stream: list(s))
-                self.assertIn("did not come whole", str(error))
-                self.assertIsNone(error.partial.choices[0].message.tool_calls)
+        for words, items in self.cases(table):
+            stream, kind = self.stream(*items, DONE, tools=[TOOL]), lightllm.APIError
+            error = self.stream_error(stream, words, "did not come whole", kind=kind)
+            self.assertIsNone(error.partial.choices[0].message.tool_calls)
 
     def test_plain_replies_take_the_same_path(self):
-        def made(name, arguments, call_id="x"):
-            function = {"name": name, "arguments": arguments}
-            return {"id": call_id, "type": "function", "function": function}
-
-        good, bad = made(*A), made("save", '{"text": "ha', "y")
-        self.server.says(answer("", "length", tool_calls=[good, bad]))
-        self.server.says(answer(CALL, "length", tool_calls=[good]))
+        good, bad = call_to(*A), call_to("save", '{"text": "ha', id="y")
+        ping, tools = call_to("ping", ""), [TOOL, PING]
+        table = [
+            ("", "length", [good, bad], ([A], "length")),
+            (CALL, "length", [good], ([A], "length")),
+            ("text", "tool_calls", [], ([], "stop")),
+            ("", "tool_calls", [ping], ([("ping", "{}")], "tool_calls")),
+        ]
+        for text, reason, calls, expected in self.cases(table):
+            reply = answer(text, reason, tool_calls=calls)
+            self.assertEqual(outcome(self.choice(reply, tools=tools)), expected)
         self.server.says(answer("", "tool_calls", tool_calls=[good, bad]))
         self.server.says(answer("", "tool_calls", tool_calls=[]))
-        self.server.says(answer("text", "tool_calls", tool_calls=[]))
-        self.server.says(answer("", "tool_calls", tool_calls=[made("ping", "")]))
 
-        cut = self.ask(tools=[TOOL]).choices[0]
-        ended = self.ask(tools=[TOOL]).choices[0]
-        lost = self.error(lightllm.APIResponseValidationError, tools=[TOOL])
-        empty = self.error(lightllm.APIResponseValidationError, tools=[TOOL])
-        text = self.ask(tools=[TOOL]).choices[0]
-        ping = self.ask(tools=[PING]).choices[0]
+        lost = self.error(lightllm.APIResponseValidationError, tools=tools)
+        empty = self.error(lightllm.APIResponseValidationError, tools=tools)
 
-        self.assertEqual((calls_of(cut.message), cut.finish_reason), ([A], "length"))
-        self.assertEqual(
-            (calls_of(ended.message), ended.finish_reason), ([A], "length")
-        )
         self.assertIn("a call of 'save' did not come whole", str(lost))
         self.assertEqual(calls_of(lost.partial.choices[0].message), [A])
         self.assertIn("neither a call nor text", str(empty))
         for error in (lost, empty):
             self.assertIn("tool_mode='prompt'", str(error))
-        self.assertEqual((text.message.tool_calls, text.finish_reason), (None, "stop"))
-        self.assertEqual(calls_of(ping.message), [("ping", "{}")])
 
     def test_fields_of_a_call_that_only_the_server_knows_are_kept(self):
-        extra = {"extra_content": {"google": {"thought_signature": "abc"}}}
         function = {"name": "f", "arguments": "{}", "strict": True}
-        call = {
-            "index": 0,
-            "id": "x",
-            "type": "function",
-            "function": function,
-            **extra,
-        }
-        self.server.says(events(delta(tool_calls=[call]), STOP, DONE))
-        self.server.says(answer(tool_calls=[call]))
+        extra = {"google": {"thought_signature": "abc"}}
+        call = call_to("f", "{}", index=0, function=function, extra_content=extra)
 
-        stream = self.ask(stream=True, tools=[TOOL])
-        deltas = [
-            d for chunk in stream for d in chunk.choices[0].delta.tool_calls or []
-        ]
+        stream = self.stream(delta(tool_calls=[call]), STOP, DONE, tools=[TOOL])
+        deltas = [d for c in stream for d in c.choices[0].delta.tool_calls or []]
         final = stream.get_final_completion().choices[0].message.tool_calls
-        plain = self.ask(tools=[TOOL]).choices[0].message.tool_calls
+        plain = self.choice(answer(tool_calls=[call]), tools=[TOOL]).message.tool_calls
 
         for (found,) in (deltas, final, plain):
-            self.assertEqual(found.extra_content, extra["extra_content"])
+            self.assertEqual(found.extra_content, extra)
             self.assertIs(found.function.strict, True)
 
     def test_the_spoilt_streams_of_2025_say_the_way_out(self):
         """Recorded: LightLLM of July 2025, --tool_call_parser unset, one call."""
-        pieces = [
-            "<tool_call>",
-            "\n",
-            "name",
-            '":',
-            ' "',
-            "get",
-            "_weather",
-            '",',
-            "\n",
-        ]
-        chunks = [delta(piece, role=None, tool_calls=None) for piece in pieces]
-        length = delta("", "length", role=None, tool_calls=None)
-        for items in (chunks, [*chunks, length]):
-            self.server.says(events(*items))
-            with self.assertRaises(lightllm.APIConnectionError) as caught:
-                list(self.ask(stream=True, tools=[TOOL]))
-            self.assertIn("tool_mode='prompt'", str(caught.exception))
-            self.assertIn("April 2025 to March 2026", str(caught.exception))
-            content = caught.exception.partial.choices[0].message.content
-            self.assertEqual(content, "".join(pieces))
+        text = '<tool_call>|\n|name|":| "|get|_weather|",|\n'
+        null = {"role": None, "tool_calls": None}
+        chunks = [delta(piece, **null) for piece in text.split("|")]
+        for items in (chunks, [*chunks, delta("", "length", **null)]):
+            stream = self.stream(*items, tools=[TOOL])
+            words = "tool_mode='prompt'", "April 2025 to March 2026"
+            self.stream_error(stream, *words, partial=text.replace("|", ""))
 
     def test_sound_streams_without_done_are_told_from_damaged_ones(self):
         """2512 and 2602 send a usage of null, 2604 no null; both end without [DONE]."""
         null = {"role": None, "tool_calls": None}
-        usage = {"usage": None}
-        with_usage = [
-            {**delta("a", **null), **usage},
-            {**delta("", "stop", **null), **usage},
-        ]
+        with_usage = [{**delta("a", **null), "usage": None}]
+        with_usage.append({**delta("", "stop", **null), "usage": None})
         for items in (with_usage, [delta("a"), STOP], [delta("a", **null), STOP, DONE]):
-            self.server.says(events(*items))
-            self.assertEqual(
-                accumulate(self.ask(stream=True, tools=[TOOL]))["content"], "a"
-            )
+            self.assertEqual(reply_text(self.stream(*items, tools=[TOOL])), "a")
 
 
 def accumulate(stream):
-    """The accumulator that code written for openai has."""
-    content, calls, reason = "", [], None
+    """The choices of a stream, as code written for openai puts them together."""
+    found = {}
     for chunk in stream:
-        if not chunk.choices:
-            continue
-        choice = chunk.choices[0]
-        content += choice.delta.content or ""
-        for call in choice.delta.tool_calls or []:
-            if call.index >= len(calls):
-                calls.append({"id": call.id, "name": "", "arguments": ""})
-            if call.function.name:
-                calls[call.index]["name"] += call.function.name
-            calls[call.index]["arguments"] += call.function.arguments or ""
-        reason = choice.finish_reason or reason
-    return {"content": content, "calls": calls, "reason": reason}
+        for choice in chunk.choices:
+            new = {"content": "", "ids": [], "calls": [], "reason": None}
+            one, part = found.setdefault(choice.index, new), choice.delta
+            one["content"] += part.content or ""
+            for call in part.tool_calls or []:
+                if call.index >= len(one["calls"]):
+                    one["ids"].append(call.id)
+                    one["calls"].append(("", ""))
+                name, arguments = one["calls"][call.index]
+                name += call.function.name or ""
+                arguments += call.function.arguments or ""
+                one["calls"][call.index] = (name, arguments)
+            one["reason"] = choice.finish_reason or one["reason"]
+    return [found[index] for index in sorted(found)]
 
 
 # --- transport ---
@@ -4065,12 +3625,8 @@ class Addresses(TransportTest):
 def token(text, finished=False, reason=None, count=1):
     fields = {"id": 1, "text": text, "logprob": -0.25, "special": False}
     fields.update(count_output_tokens=count, prompt_tokens=18)
-    return {
-        "token": fields,
-        "generated_text": None,
-        "finished": finished,
-        "finish_reason": reason,
-    }
+    end = {"finished": finished, "finish_reason": reason}
+    return {"token": fields, "generated_text": None, **end}
 
 
 def native_events(*items):
@@ -4083,187 +3639,149 @@ def generated(*texts, reason="stop"):
     return plain({**data, "finish_reason": reason, "prompt_tokens": 18})
 
 
-def pieces_of(text, size=6):
-    return [text[at : at + size] for at in range(0, len(text), size)]
-
-
 class EveryBuild(ServerTest):
     """A tool loop and a streamed call: server, prompt and native; 2025 and 2026."""
-
-    ways = [
-        ("server", "2026 qwen25"), ("server", "2026 unset"), ("server", "2025 qwen25"),
-        ("prompt", "2025"), ("prompt", "2026"), ("generate", "2025"),
-    ]  # fmt: skip
 
     def client_for(self, mode):
         if mode == "generate":
             return self.new_client(base_url=self.server.url + "/generate")
         return self.new_client(tool_mode=mode)
 
-    def says_call(self, mode, build):
-        made = {"type": "function", "function": {"name": A[0], "arguments": A[1]}}
-        if mode == "generate":
-            return generated("I look.\n" + CALL)
-        if build == "2025 qwen25":
-            text = "I look.\n" + CALL
-            return answer(text, "function_call", tool_calls=[{"id": "0", **made}])
-        if build == "2026 qwen25":
-            calls = [{"id": "call_1f", "index": -1, **made}]
-            return answer("I look.", "tool_calls", tool_calls=calls, reasoning="")
-        return answer("I look.\n" + CALL, "stop", tool_calls=[])
-
     def test_tool_loop(self):
-        for mode, build in self.ways:
-            with self.subTest(mode=mode, build=build):
-                client = self.client_for(mode)
-                last = generated("20") if mode == "generate" else answer("20")
-                self.server.says(self.says_call(mode, build), last)
-                messages = [user("weather?")]
+        text, made = "I look.\n" + CALL, call_to(*A, index=-1)
+        as_text = answer(text, "stop", tool_calls=[])
+        in_2025 = answer(text, "function_call", tool_calls=[{**made, "id": "0"}])
+        in_2026 = answer("I look.", "tool_calls", tool_calls=[made], reasoning="")
+        ways = [
+            ("server", in_2025), ("server", in_2026), ("server", as_text), ("prompt", as_text),
+            ("generate", generated(text)),
+        ]  # fmt: skip
+        for mode, reply in self.cases(ways):
+            client, messages = self.client_for(mode), [user("weather?")]
+            self.server.says(
+                reply, generated("20") if mode == "generate" else answer("20")
+            )
 
-                message = self.ask(client, messages=messages, tools=[TOOL])
-                message = message.choices[0].message
-                self.assertEqual(calls_of(message), [A])
-                messages.append(message)
-                call = message.tool_calls[0]
-                result = {
-                    "role": "tool",
-                    "tool_call_id": call.id,
-                    "content": "RESULT-20",
-                }
-                messages.append(result)
-                final = self.ask(client, messages=messages, tools=[TOOL])
+            ask = functools.partial(self.ask, client, messages=messages, tools=[TOOL])
+            message = ask().choices[0].message
+            self.assertEqual(calls_of(message), [A])
+            messages.append(message)
+            for call in message.tool_calls:
+                result = {"role": "tool", "tool_call_id": call.id}
+                messages.append({**result, "content": "RESULT-20"})
+            final = ask()
 
-                self.assertEqual(final.choices[0].message.content, "20")
-                raw_body = json.dumps(self.sent)
-                self.assertEqual(raw_body.count("RESULT-20"), 1)
-                sent_call = re.findall(r'query[\\"]+: \[', raw_body)
-                self.assertEqual(len(sent_call), 1, raw_body)
-                self.assertEqual("tools" in self.sent, mode == "server")
-                if mode == "prompt":
-                    self.assertEqual(self.sent["tool_choice"], "none")
-                    roles = [one["role"] for one in self.sent["messages"]]
-                    self.assertEqual(roles, ["system", "user", "assistant", "user"])
+            self.assertEqual(reply_text(final), "20")
+            raw_body = json.dumps(self.sent)
+            self.assertEqual(raw_body.count("RESULT-20"), 1)
+            sent_call = re.findall(r'query[\\"]+: \[', raw_body)
+            self.assertEqual(len(sent_call), 1, raw_body)
+            self.assertEqual("tools" in self.sent, mode == "server")
+            roles = [one["role"] for one in self.sent.get("messages", [])]
+            if mode == "prompt":
+                self.assertEqual(self.sent["tool_choice"], "none")
+                self.assertEqual(roles, ["system", "user", "assistant", "user"])
+            if mode == "server":
+                self.assertEqual(roles, ["user", "assistant", "tool"])
+                is_made = "tool_calls" in self.sent["messages"][1]
+                self.assertEqual(is_made, reply is in_2026)
 
     def test_streamed_call(self):
-        for mode, build in [
-            ("prompt", "2025"),
-            ("prompt", "2026"),
-            ("generate", "2025"),
-        ]:
-            with self.subTest(mode=mode, build=build):
-                pieces = pieces_of("I look.\n" + CALL)
-                if mode == "generate":
-                    items = [token(piece) for piece in pieces]
-                    self.server.says(native_events(*items, token("", True, "stop", 9)))
-                elif build == "2025":
-                    items = [
-                        delta(p, role="assistant", tool_calls=None) for p in pieces
-                    ]
-                    end = delta("", "stop", role="assistant", tool_calls=None)
-                    self.server.says(events(*items, end))
-                else:
-                    usage = {**delta(), "choices": [], "usage": {"total_tokens": 5}}
-                    head = delta("", role="assistant")
-                    items = [head, *map(delta, pieces), STOP, usage, DONE]
-                    self.server.says(events(*items))
-                client = self.client_for(mode)
-                stream = self.ask(client, stream=True, tools=[TOOL])
-                got = accumulate(stream)
-                self.assertEqual(got["content"], "I look.\n")
-                self.assertEqual(
-                    [(c["name"], c["arguments"]) for c in got["calls"]], [A]
-                )
-                self.assertEqual(got["reason"], "tool_calls")
-                final = stream.get_final_completion()
-                self.assertEqual(calls_of(final.choices[0].message), [A])
+        pieces = pieces_of("I look.\n" + CALL)
+        null = {"role": "assistant", "tool_calls": None}
+        usage = {**delta(), "choices": [], "usage": {"total_tokens": 5}}
+        in_2026 = [delta("", role="assistant"), *map(delta, pieces), STOP, usage, DONE]
+        in_2025 = [delta(piece, **null) for piece in pieces]
+        native = [*map(token, pieces), token("", True, "stop", 9)]
+        table = [
+            ("prompt", events(*in_2025, delta("", "stop", **null))),
+            ("prompt", events(*in_2026)),
+            ("generate", native_events(*native)),
+        ]
+        for mode, reply in self.cases(table):
+            self.server.says(reply)
+            stream = self.ask(self.client_for(mode), stream=True, tools=[TOOL])
+            (got,) = accumulate(stream)
+            self.assertEqual((got["content"], got["calls"]), ("I look.\n", [A]))
+            self.assertEqual(got["reason"], "tool_calls")
+            final = stream.get_final_completion()
+            self.assertEqual(calls_of(final.choices[0].message), [A])
 
     def test_a_plain_answer_of_each_kind(self):
-        self.server.says(
-            generated("Hello! Done."), answer("Hello! Done.", reasoning="")
-        )
+        self.server.says(generated("Hello!"), answer("Hello!", reasoning=""))
         native = self.ask(self.client_for("generate"))
         chat = self.ask(self.client_for("prompt"))
         for response in (native, chat):
             self.assertIsInstance(response, lightllm.ChatCompletion)
-            self.assertEqual(response.choices[0].message.content, "Hello! Done.")
-            self.assertEqual(response.choices[0].finish_reason, "stop")
+            self.assertEqual(said(response.choices[0]), ("Hello!", "stop"))
         self.assertEqual(native.usage.total_tokens, 32)
         self.assertEqual(self.server.heard[0].path, "/generate")
 
 
 class PromptMode(ServerTest):
-    def prompted(self, messages, **options):
-        self.server.says(answer())
-        self.ask(messages=messages, tool_mode="prompt", **options)
+    def prompted(self, *messages, **options):
+        self.request(messages=messages, tool_mode="prompt", **options)
         return self.sent["messages"]
 
     def test_the_tool_block_is_that_of_qwen(self):
-        messages = [{"role": "system", "content": "S"}, user("q")]
-        system, question = self.prompted(messages, tools=[TOOL])
+        given = {"role": "system", "content": "S"}
+        system, question = self.prompted(given, user("q"), tools=[TOOL])
         self.assertEqual(question, user("q"))
         self.assertTrue(system["content"].startswith("S\n\n# Tools\n\nYou may call"))
         line = json.dumps(TOOL)
         self.assertIn(f"<tools>\n{line}\n</tools>\n\nFor each", system["content"])
         self.assertTrue(system["content"].endswith("</tool_call>"))
-        self.assertEqual(messages[0]["content"], "S")
-        system = self.prompted([user("q")], tools=[TOOL])[0]
+        self.assertEqual(given["content"], "S")
+        system = self.prompted(user("q"), tools=[TOOL])[0]
         self.assertTrue(system["content"].startswith("# Tools"))
-        parts = [
-            {"type": "text", "text": "S"},
-            {"type": "image_url", "image_url": "data:x"},
-        ]
-        system = self.prompted([{"role": "system", "content": parts}], tools=[TOOL])[0]
+        given = {
+            "role": "system",
+            "content": ["S", {"type": "image_url", "image_url": "data:x"}],
+        }
+        system = self.prompted(given, tools=[TOOL])[0]
         self.assertIn("# Tools", system["content"][2]["text"])
 
     def test_tool_choice(self):
-        other = {"type": "function", "function": {"name": "other"}}
-        tools = [TOOL, other]
         named = {"type": "function", "function": {"name": "other"}}
-        self.assertEqual(self.prompted([user("q")], tools=tools, tool_choice="none"),
-                         [user("q")])  # fmt: skip
-        flat = {"type": "function", "name": "other"}
-        for choice, words in [("required", "at least one"), (named, "the function other"),
-                              (flat, "the function other")]:  # fmt: skip
-            text = self.prompted([user("q")], tools=tools, tool_choice=choice)[0]
-            self.assertIn(f"must call {words}", text["content"])
-        self.assertNotIn("Search the web", text["content"])
-        missing = {"type": "function", "function": {"name": "missing"}}
+        tools, flat = [TOOL, named], {"type": "function", "name": "other"}
+        sent = self.prompted(user("q"), tools=tools, tool_choice="none")
+        self.assertEqual(sent, [user("q")])
+        table = [("required", "at least one"), (named, "the function other"),
+                 (flat, "the function other")]  # fmt: skip
+        for choice, words in table:
+            system = self.prompted(user("q"), tools=tools, tool_choice=choice)[0]
+            self.assertIn(f"must call {words}", system["content"])
+        self.assertNotIn("Search the web", system["content"])
+        missing = tool_named("missing")
         for choice, given in ((missing, tools), (missing, None), ("search", tools)):
             with self.assertRaisesRegex(ValueError, "tool_choice.*(missing|search)"):
                 self.ask(tools=given, tool_mode="prompt", tool_choice=choice)
 
     def test_history_becomes_text(self):
         call, odd = call_to("f", '{"a":1}'), call_to("f", 'no "JSON')
-        messages = [
-            user("q"),
-            {"role": "assistant", "content": "I look.", "tool_calls": [call, odd]},
+        called = assistant(CALL)
+        sent = self.prompted(
+            user("q"), assistant("I look.", tool_calls=[call, odd]),
             {"role": "tool", "tool_call_id": "1", "content": "r1"},
             {"role": "tool", "content": "<tool_response>\nr2\n</tool_response>"},
-            {"role": "assistant", "content": CALL},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-        ]
-        sent = self.prompted(messages)
+            called, assistant(None, tool_calls=[call]),
+        )  # fmt: skip
         text = '<tool_call>\n{"name": "f", "arguments": {"a":1}}\n</tool_call>'
         odd_text = text.replace('{"a":1}', r'"no \"JSON"')
-        said = {"role": "assistant", "content": f"I look.\n{text}\n{odd_text}"}
-        self.assertEqual(sent[1], said)
         results = "<tool_response>\nr1\n</tool_response>\n"
         results += "<tool_response>\nr2\n</tool_response>"
-        self.assertEqual(sent[2], user(results))
-        self.assertEqual(sent[3], messages[4])
-        self.assertEqual(sent[4], {"role": "assistant", "content": text})
+        looked = assistant(f"I look.\n{text}\n{odd_text}")
+        self.assertEqual(sent[1:], [looked, user(results), called, assistant(text)])
 
     def test_images_in_results_and_beside_calls_stay_images(self):
         image = {"type": "image_url", "image_url": {"url": "http://h/x"}}
         calls = [call_to("f", "{}")]
         ready = ["<tool_response>\nr3", image, "</tool_response>"]
-        sent = self.prompted([
-            {"role": "assistant", "content": ["see", image], "tool_calls": calls},
-            {"role": "tool", "content": [image]},
-            {"role": "tool", "content": "r2"},
-            {"role": "tool", "content": ready},
-            {"role": "assistant", "content": [image, {"type": "new"}]},
-        ])  # fmt: skip
+        sent = self.prompted(
+            assistant(["see", image], tool_calls=calls), {"role": "tool", "content": [image]},
+            {"role": "tool", "content": "r2"}, {"role": "tool", "content": ready},
+            assistant([image, {"type": "new"}]),
+        )  # fmt: skip
         text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
         start, end = "<tool_response>", "</tool_response>"
         shown = [[part.get("text", part) for part in one["content"]] for one in sent]
@@ -4292,41 +3810,34 @@ class NativeApi(ServerTest):
         super().setUp()
         self.client = self.new_client(api="generate")
 
-    def prompt(self, *messages, **options):
-        client = options.pop("client", None)
+    def prompt(self, *messages, client=None, **options):
         self.server.says(generated("ok"))
         self.ask(client, messages=messages, **options)
         return self.sent["inputs"]
 
     def test_messages_become_chatml(self):
-        system = {"role": "system", "content": "S"}
-        prompt = self.prompt(system, user("q"))
-        self.assertEqual(
-            prompt,
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
-            "<|im_start|>assistant\n",
-        )
+        prompt = self.prompt({"role": "system", "content": "S"}, user("q"))
+        text = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+        self.assertEqual(prompt, text + "<|im_start|>assistant\n")
 
     def test_parameters(self):
-        self.prompt(
-            user("q"), stop=["x", ""], seed=7, n=2, max_tokens=9, ignore_eos=True
-        )
-        self.assertEqual(
-            self.sent["parameters"],
-            {"temperature": 0.6, "top_p": 0.95, "top_k": 50, "presence_penalty": 1.1,
-             "repetition_penalty": 1.0, "do_sample": True, "max_new_tokens": 9, "n": 2,
-             "best_of": 2, "seed": 7, "ignore_eos": True, "stop_sequences": ["x"]},
-        )  # fmt: skip
+        given = {"stop": ["x", ""], "seed": 7, "n": 2, "ignore_eos": True}
+        self.prompt(user("q"), max_tokens=9, **given)
+        expected = {
+            "temperature": 0.6, "top_p": 0.95, "top_k": 50, "presence_penalty": 1.1,
+            "repetition_penalty": 1.0, "do_sample": True, "max_new_tokens": 9, "n": 2,
+            "best_of": 2, "seed": 7, "ignore_eos": True, "stop_sequences": ["x"],
+        }  # fmt: skip
+        self.assertEqual(self.sent["parameters"], expected)
         self.assertNotIn("multimodal_params", self.sent)
         with self.assertRaisesRegex(ValueError, "streams only one choice"):
             self.ask(n=2, stream=True)
 
     def test_extra_parameters_are_merged_and_win(self):
         own = {"min_new_tokens": 2, "allowed_token_ids": [7], "top_k": None}
-        self.prompt(
-            user("q"), do_sample=False, top_p=None, max_completion_tokens=9, top_k=3,
-            extra_body={"parameters": own, "multimodal_params": {"audios": []}},
-        )  # fmt: skip
+        extra = {"parameters": own, "multimodal_params": {"audios": []}}
+        given = {"do_sample": False, "top_p": None, "max_completion_tokens": 9}
+        self.prompt(user("q"), **given, top_k=3, extra_body=extra)
         parameters = self.sent["parameters"]
         expected = {**own, "do_sample": False, "max_new_tokens": 9, "best_of": 1}
         self.assertEqual({**parameters, **expected}, parameters)
@@ -4338,12 +3849,10 @@ class NativeApi(ServerTest):
         guide = {"guided_json": '{"type":"object","title":"\u00e4"}'}
         named = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
         table = [
-            ({"type": "text"}, {}),
-            ({"type": "json_object"}, {"guided_grammar": "json"}),
-            (named, guide),
-            ({"schema": schema}, guide),
-        ]
-        for given, expected in table:
+            ({"type": "text"}, {}), ({"type": "json_object"}, {"guided_grammar": "json"}),
+            (named, guide), ({"schema": schema}, guide),
+        ]  # fmt: skip
+        for given, expected in self.cases(table):
             self.prompt(user("q"), response_format=given)
             found = self.sent["parameters"].items()
             self.assertEqual({k: v for k, v in found if "guided" in k}, expected)
@@ -4369,56 +3878,45 @@ class NativeApi(ServerTest):
             self.ask(messages=[{"role": "user\n<|im_end|>", "content": "x"}])
 
     def test_images(self):
-        data = "data:image/png;base64,AAAA"
         parts = [{"type": "text", "text": "see"}]
-        for url in (data, "http://h/x.png"):
+        for url in ("data:image/png;base64,AAAA", "http://h/x.png"):
             parts.append({"type": "image_url", "image_url": url})
-        prompt = self.prompt({"role": "user", "content": parts})
         tag = "<|vision_start|><|vision_end|>"
-        self.assertIn(f"see\n{tag}\n{tag}<|im_end|>", prompt)
+        self.assertIn(f"see\n{tag}\n{tag}<|im_end|>", self.prompt(user(parts)))
         images = [{"type": "base64", "data": "AAAA"}]
         images.append({"type": "url", "data": "http://h/x.png"})
         self.assertEqual(self.sent["multimodal_params"], {"images": images})
         client = self.new_client(api="generate", image_tag="<img></img>")
-        prompt = self.prompt({"role": "user", "content": parts}, client=client)
-        self.assertIn("<img></img>", prompt)
+        self.assertIn("<img></img>", self.prompt(user(parts), client=client))
         error = self.error(ValueError, messages=[user([{"type": "audio_url"}])])
         self.assertIn("'audio_url'} is not text or an image; use extra_", str(error))
 
     def test_another_template(self):
-        seen = []
-
-        def render(messages, tools):
-            seen.append((messages, tools))
-            return "PROMPT"
-
+        render = mock.Mock(return_value="PROMPT")
         calls = [call_to("f", '{"a": 1}'), call_to("f", "[")]
         history = {"role": "assistant", "content": None, "tool_calls": calls}
         client = self.new_client(api="generate", render=render)
         prompt = self.prompt(user("q"), history, client=client, tools=[TOOL])
         self.assertEqual(prompt, "PROMPT")
-        messages, tools = seen[0]
+        messages, tools = render.call_args[0]
         self.assertEqual(tools, [TOOL])
         expected = [call_to("f", {"a": 1}), call_to("f", "[")]
         self.assertEqual(messages[1]["tool_calls"], expected)
 
     def test_choices_and_reasons(self):
+        reply = {"finish_reason": "stop", "prompt_tokens": 2}
+        counts = {"generated_text": ["a", "b"], "count_output_tokens": [3, 4]}
         self.server.says(generated("a", "b", reason=["stop", "length"]))
-        choices = self.ask(n=2).choices
-        self.assertEqual([c.message.content for c in choices], ["a", "b"])
-        self.assertEqual([c.finish_reason for c in choices], ["stop", "length"])
-        reply = {"generated_text": ["a", "b"], "finish_reason": "stop"}
-        counts = {"count_output_tokens": [3, 4], "prompt_tokens": 2}
         self.server.says(plain({**reply, **counts}))
-        usage = self.ask(n=2).usage
+        self.server.says(plain({**reply, "generated_text": "ab"}))
+        two, usage, one = self.ask(n=2), self.ask(n=2).usage, self.ask()
+        self.assertEqual([*map(said, two.choices)], [("a", "stop"), ("b", "length")])
         self.assertEqual((usage.completion_tokens, usage.total_tokens), (7, 9))
-        reply = {"generated_text": "ab", "finish_reason": "stop", "prompt_tokens": 2}
-        self.server.says(plain(reply))
-        self.assertEqual([c.message.content for c in self.ask().choices], ["ab"])
+        self.assertEqual([*map(said, one.choices)], [("ab", "stop")])
 
     def test_the_stream_ends_with_finished(self):
         items = [token("Hel"), token("lo"), token("", True, "length", 3), 0.5]
-        self.server.says(native_events(*items))
+        self.server.says(native_events(*items), native_events(token("Hel"), HANGUP))
         started = time.monotonic()
         stream = self.ask(stream=True)
         chunks = list(stream)
@@ -4426,12 +3924,9 @@ class NativeApi(ServerTest):
         self.assertEqual(self.server.heard[0].path, "/generate_stream")
         self.assertEqual(chunks[-1].usage.completion_tokens, 3)
         self.assertEqual([c.choices[0].index for c in chunks], [0, 0, 0])
-        final = stream.get_final_completion()
-        self.assertEqual(final.choices[0].message.content, "Hello")
-        self.assertEqual(final.choices[0].finish_reason, "length")
-        self.server.says(native_events(token("Hel"), HANGUP))
-        with self.assertRaises(lightllm.APIConnectionError):
-            list(self.ask(stream=True))
+        final = stream.get_final_completion().choices[0]
+        self.assertEqual(said(final), ("Hello", "length"))
+        self.stream_error(self.ask(stream=True))
 
     def test_errors(self):
         self.server.says(plain({"message": "'parameters'"}, 417), plain({"x": 1}))
@@ -4440,55 +3935,29 @@ class NativeApi(ServerTest):
 
 
 class StopStrings(ServerTest):
-    def test_plain_replies_are_cut_at_the_first_one(self):
+    def test_plain_replies_and_streams_are_cut_at_the_first_one(self):
+        cutters = [functools.partial(pieces_of, size=size) for size in range(1, 12)]
+        cutters += [lambda text, at=at: [text[:at], text[at:]] for at in range(5)]
+        stops = ["END", "X", ""]
         table = [
-            ("abc END", "stop", "abc "), ("a X b END", "stop", "a "),
-            ("abc END", "length", "abc END"), ("abc", "stop", "abc"),
-            ("abc END", "tool_calls", "abc "), ("EN", "stop", "EN"),
+            (stops, "stop", {
+                "abc END": "abc ", "a X b END": "a ", "abc": "abc", "EN": "EN",
+                "abc EN": "abc EN", "abc ENEND": "abc EN", "a END b": "a ",
+                "E E EN END": "E E EN ",
+            }),
+            (stops, "length", {"abc END": "abc END"}), (stops, "tool_calls", {"a END": "a "}),
+            (["abc", "b"], "stop", {"xabc": "x", "xabd": "xa"}),  # they overlap
+            (["aab", "ab"], "stop", {"aaab": "a"}), (["b", "abc"], "stop", {"ab": "a"}),
         ]  # fmt: skip
-        for text, reason, expected in table:
-            self.server.says(answer(text, reason))
-            choice = self.ask(stop=["END", "X", ""]).choices[0]
-            self.assertEqual(choice.message.content, expected)
-        self.server.says(answer(CALL + "\n<tool_response>", "stop"))
-        message = self.ask(stop="\n<tool_response>", tools=[TOOL]).choices[0].message
-        self.assertEqual((message.content, calls_of(message)), (CALL, [A]))
+        for stop, reason, texts in self.cases(table):
+            answers = self.answers_to([*texts], cutters, reason, stop=stop)
+            for text, whole, cut in answers:
+                found = {choice.message.content for choice in (whole, *cut)}
+                self.assertEqual(found, {texts[text]}, text)
 
-    def test_streams_agree_at_every_cut(self):
-        table = [
-            ("abc END", "stop", "abc "), ("abc EN", "stop", "abc EN"),
-            ("abc ENEND", "stop", "abc EN"), ("abc END", "length", "abc END"),
-            ("a END b", "stop", "a "), ("E E EN END", "stop", "E E EN "),
-        ]  # fmt: skip
-        for text, reason, expected in table:
-            for size in range(1, len(text) + 1):
-                items = [delta(piece) for piece in pieces_of(text, size)]
-                items += [delta(finish_reason=reason), DONE]
-                self.server.says(events(*items))
-                stream = self.ask(stop="END", stream=True)
-                self.assertEqual(accumulate(stream)["content"], expected)
-        self.server.says(events(delta("abc E"), 0.3, STOP, DONE))
-        stream = self.ask(stop="END", stream=True)
+    def test_only_what_may_begin_a_stop_string_is_held_back(self):
+        stream = self.stream(delta("abc E"), 0.3, STOP, DONE, stop="END")
         self.assertEqual(next(stream).choices[0].delta.content, "abc ")
-        stream.close()
-
-    def test_overlapping_stop_strings_act_as_on_the_whole_text(self):
-        table = [
-            (["abc", "b"], "xabc", "x"), (["abc", "b"], "xabd", "xa"),
-            (["aab", "ab"], "aaab", "a"), (["b", "abc"], "ab", "a"),
-        ]  # fmt: skip
-        for stop, text, expected in table:
-            self.server.says(answer(text))
-            plain = self.ask(stop=stop).choices[0].message.content
-            self.assertEqual(plain, expected)
-            for cut in range(len(text) + 1):
-                one = lightllm._StopFilter(stop)
-                pieces = [
-                    one.feed(text[:cut]),
-                    one.feed(text[cut:]),
-                    one.finish("stop"),
-                ]
-                self.assertEqual("".join(pieces), expected, (stop, text, cut))
 
     def test_an_echoed_prompt_is_not_cut(self):
         def completion(text, reason="stop", index=0):
@@ -4499,25 +3968,16 @@ class StopStrings(ServerTest):
             (["END 1", "2 END"], ["END 1 END", "2 END x END"], ["END 1 END", "2 END x END"]),
             ([1, 2, 3], ["a END b"], ["a END b"]),
         ]
-        for prompt, texts, expected in table:
-            choices = [completion(text, index=at) for at, text in enumerate(texts)]
-            chunks = [
-                completion(char, None, at)
-                for at, text in enumerate(texts)
-                for char in text
-            ]
-            ends = [completion("", "stop", at) for at in range(len(texts))]
+        for prompt, texts, expected in self.cases(table):
+            choices, chunks = [], []
+            for at, text in enumerate(texts):
+                choices.append(completion(text, index=at))
+                chunks += [completion(char, None, at) for char in text]
+                chunks.append(completion("", "stop", at))
             self.server.says(plain({"choices": choices}))
-            self.server.says(
-                events(*[{"choices": [one]} for one in chunks + ends], DONE)
-            )
-            ask = functools.partial(
-                self.client.completions.create,
-                model="m",
-                prompt=prompt,
-                echo=True,
-                stop="END",
-            )
+            self.server.says(events(*[{"choices": [one]} for one in chunks], DONE))
+            given = {"model": "m", "prompt": prompt, "echo": True, "stop": "END"}
+            ask = functools.partial(self.client.completions.create, **given)
 
             found = [choice.text for choice in ask().choices]
             final = ask(stream=True).get_final_completion()
@@ -4525,14 +3985,18 @@ class StopStrings(ServerTest):
             self.assertEqual(found, expected)
             self.assertEqual([choice.text for choice in final.choices], expected)
 
-    def test_a_stop_string_and_a_call_in_a_stream(self):
-        text = CALL + "\n<tool_response>"
-        for size in (1, 4, 9, 100):
-            self.server.says(events(*map(delta, pieces_of(text, size)), STOP, DONE))
-            stream = self.ask(stop="<tool_response>", tools=[TOOL], stream=True)
-            final = stream.get_final_completion().choices[0]
-            self.assertEqual(calls_of(final.message), [A])
-            self.assertEqual((final.message.content or "").strip(), "")
+    def test_a_stop_string_and_a_call(self):
+        text, stop = CALL + "\n<tool_response>", "<tool_response>"
+        cutters = [functools.partial(pieces_of, size=size) for size in (1, 4, 9, 100)]
+        answers = self.answers_to([text], cutters, stop=stop, tools=[TOOL])
+        for _, whole, cut in answers:
+            self.assertEqual(whole.message.content, CALL + "\n")
+            for choice in (whole, *cut):
+                self.assertEqual(calls_of(choice.message), [A])
+            for choice in cut:
+                self.assertEqual((choice.message.content or "").strip(), "")
+        message = self.choice(answer(text), stop="\n" + stop, tools=[TOOL]).message
+        self.assertEqual((message.content, calls_of(message)), (CALL, [A]))
 
 
 class OtherRoutes(ServerTest):
@@ -4637,19 +4101,15 @@ class WrittenForOpenai(ServerTest):
     """Agent code as people have it; only the import is another."""
 
     def test_names_of_the_module(self):
-        openai = lightllm
-
-        for name in """OpenAI APIError APIStatusError APITimeoutError NOT_GIVEN NotGiven
+        names = """OpenAI APIError APIStatusError APITimeoutError NOT_GIVEN NotGiven
             RateLimitError Timeout Stream DEFAULT_MAX_RETRIES DEFAULT_TIMEOUT Omit omit
-            LengthFinishReasonError ContentFilterFinishReasonError not_given""".split():
-            self.assertTrue(hasattr(openai, name), name)
-        self.assertEqual(len({*lightllm.__all__}), len(lightllm.__all__))
-        for name in lightllm.__all__:
+            LengthFinishReasonError ContentFilterFinishReasonError not_given"""
+        for name in [*names.split(), *lightllm.__all__]:
             self.assertTrue(hasattr(lightllm, name), name)
-        self.assertFalse(openai.NOT_GIVEN or openai.omit)
-
-    def test_names_that_are_only_imported(self):
-        self.assertIs(lightllm.Client, lightllm.OpenAI)
+        self.assertEqual(len({*lightllm.__all__}), len(lightllm.__all__))
+        self.assertFalse(lightllm.NOT_GIVEN or lightllm.omit)
+        self.assertIs(lightllm.Client, lightllm.LightLLMClient)
+        self.assertIs(lightllm.OpenAI, lightllm.LightLLMClient)
         for name in ("AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI"):
             self.assertIn(name, lightllm.__all__)
             kind = getattr(lightllm, name)
@@ -4657,83 +4117,48 @@ class WrittenForOpenai(ServerTest):
                 kind(api_key="k", azure_endpoint="https://h")
             self.assertNotIsInstance(self.client, kind)
 
-    def test_a_tool_loop(self):
-        self.server.says(answer(CALL), answer("done"))
-        messages = [user("q")]
-        for _ in range(5):
-            response = self.ask(messages=messages, tools=[TOOL])
-            message = response.choices[0].message
-            messages.append(message)
-            if not message.tool_calls:
-                break
-            for call in message.tool_calls:
-                content = str(json.loads(call.function.arguments))
-                result = {"role": "tool", "tool_call_id": call.id, "content": content}
-                messages.append(result)
-        self.assertEqual(messages[-1].content, "done")
-        sent = self.sent["messages"]
-        self.assertEqual([m["role"] for m in sent], ["user", "assistant", "tool"])
-        self.assertEqual(json.dumps(sent).count("<tool_call>"), 1)
-        self.assertNotIn("tool_calls", sent[1])
-
     def test_a_retry_handler_on_the_error_classes(self):
         openai = lightllm
         slow_down = plain({"error": {"message": "later", "code": "busy"}}, 429)
         self.server.says(slow_down, raw(), plain({}, 500), answer(), plain({}, 400))
+        again = (
+            openai.RateLimitError,
+            openai.APIConnectionError,
+            openai.InternalServerError,
+        )
         seen = []
 
-        def retry(function, attempts=4, wait=lambda tried: 0.001 * 2**tried):
-            @functools.wraps(function)
-            def tried_again(*args, **options):
-                for tried in range(1, attempts + 1):
-                    try:
-                        return function(*args, **options)
-                    except (
-                        openai.RateLimitError,
-                        openai.APIConnectionError,
-                        openai.InternalServerError,
-                    ) as error:
-                        seen.append((type(error).__name__, error.code))
-                        if tried == attempts:
-                            raise
-                        time.sleep(wait(tried))
-                    except openai.APIStatusError as error:
-                        if 400 <= error.status_code < 500:
-                            raise RuntimeError(error.response.status_code) from error
-                        raise
+        def ask_patiently():
+            for _ in range(4):
+                try:
+                    return self.ask()
+                except again as error:
+                    seen.append((type(error).__name__, error.code))
+                except openai.APIStatusError as error:
+                    raise RuntimeError(error.response.status_code) from error
 
-            return tried_again
-
-        ask = retry(self.ask)
-        self.assertEqual(ask().choices[0].message.content, "Hello")
+        self.assertEqual(reply_text(ask_patiently()), "Hello")
         errors = [("RateLimitError", "busy"), ("APIConnectionError", None)]
         self.assertEqual(seen, [*errors, ("InternalServerError", None)])
-        with self.assertRaises(RuntimeError):
-            ask()
+        with self.assertRaisesRegex(RuntimeError, "400"):
+            ask_patiently()
 
     def test_a_stream_accumulator(self):
         pieces = ("Let me ", "see. ", *pieces_of(CALL), "\n", *pieces_of(CALL, 9))
         spoken = [delta("", role="assistant"), *map(delta, pieces), STOP, DONE]
-        self.server.says(events(*spoken), answer("done"))
-        messages = [user("q")]
 
-        seen = accumulate(self.ask(messages=messages, tools=[TOOL], stream=True))
-        calls = []
-        for call in seen["calls"]:
-            function = {"name": call["name"], "arguments": call["arguments"]}
-            calls.append({"id": call["id"], "type": "function", "function": function})
-        told = {"role": "assistant", "content": seen["content"], "tool_calls": calls}
-        messages.append(told)
-        for call in calls:
-            result = {"role": "tool", "tool_call_id": call["id"], "content": "found"}
-            messages.append(result)
-        self.ask(messages=messages, tools=[TOOL])
+        (seen,) = accumulate(self.stream(*spoken, tools=[TOOL]))
+        made = zip(seen["calls"], seen["ids"])
+        calls = [call_to(*call, id=call_id) for call, call_id in made]
+        told = assistant(seen["content"], tool_calls=calls)
+        result = {"role": "tool", "content": "found"}
+        results = [{**result, "tool_call_id": call_id} for call_id in seen["ids"]]
+        sent = self.request(messages=[user("q"), told, *results], tools=[TOOL])
 
         self.assertEqual(seen["reason"], "tool_calls")
         self.assertEqual(seen["content"].strip(), "Let me see.")
-        arguments = [json.loads(c["function"]["arguments"]) for c in calls]
-        self.assertEqual(arguments, [{"query": ["a"]}] * 2)
-        self.assertEqual(self.sent["messages"][1]["tool_calls"], calls)
+        self.assertEqual(seen["calls"], [A, A])
+        self.assertEqual(sent["messages"][1:], [told, *results])
 
     def test_json_logs_of_requests_and_replies(self):
         self.server.says(answer(CALL, id="m1"), answer("done"))
@@ -4754,44 +4179,42 @@ class WrittenForOpenai(ServerTest):
         self.assertEqual(lines[3]["response"], lines[5])
         again = lightllm.ChatCompletion.model_validate(lines[4])
         self.assertEqual(again, response)
-        self.assertEqual(again.choices[0].message.content, "done")
+        self.assertEqual(reply_text(again), "done")
 
     def test_a_pool_of_evaluators_each_with_its_own_client(self):
         self.server.answers(lambda heard: answer(heard.json["messages"][0]["content"]))
 
         def evaluate(n):
-            with lightllm.OpenAI(api_key="k", base_url=self.server.url) as client:
+            with lightllm.OpenAI(
+                api_key="k", base_url=self.server.url + "/v1"
+            ) as client:
                 create = client.beta.chat.completions.create
-                response = create(model="m", messages=[user(str(n))])
-                return response.choices[0].message.content == str(n)
+                return reply_text(create(model="m", messages=[user(str(n))])) == str(n)
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             self.assertTrue(all(pool.map(evaluate, range(40))))
+        self.assertEqual({h.path for h in self.server.heard}, {"/v1/chat/completions"})
 
     def test_client_methods_can_be_patched_in_tests_of_users(self):
         self.client.chat.completions.create = lambda **options: "patched"
         self.assertEqual(self.client.chat.completions.create(model="m"), "patched")
-        mocked = unittest.mock.create_autospec(lightllm.OpenAI, instance=True)
+        mocked = mock.create_autospec(lightllm.OpenAI, instance=True)
         self.assertTrue(mocked.chat)
-        with unittest.mock.patch.object(self.client, "chat") as chat:
+        with mock.patch.object(self.client, "chat") as chat:
             self.assertIs(self.client.chat, chat)
         self.assertEqual(self.client.chat.completions.create(), "patched")
 
 
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = "blue"
+Colour = enum.Enum("Colour", {"RED": "red", "BLUE": "blue"})
 
 
 def paint(
-    what: str,
-    colour: Colour,
-    times: int = 1,
-    sizes: typing.Optional[typing.List[float]] = None,
+    what: str, colour: Colour, times: int = 1,
+    sizes: typing.Optional[typing.List[float]] = None,  # noqa: UP006, UP045
     mode: typing.Literal["a"] = "a",
-    extra: typing.Union[int, str] = 0,
+    extra: typing.Union[int, str] = 0,  # noqa: UP007
     options: dict = {},  # noqa: B006
-):
+):  # fmt: skip
     """Paint something
     in a colour.
 
@@ -4807,9 +4230,7 @@ def paint(
 
 class FunctionsAsTools(ServerTest):
     def test_the_schema_of_a_function(self):
-        self.server.says(answer())
-        self.ask(tools=[paint, TOOL])
-        schema, other = self.sent["tools"]
+        schema, other = self.request(tools=[paint, TOOL])["tools"]
         self.assertEqual(other, TOOL)
         function = schema["function"]
         self.assertEqual(function["name"], "paint")
@@ -4820,61 +4241,44 @@ class FunctionsAsTools(ServerTest):
             "colour": {"type": "string", "enum": ["red", "blue"]},
             "times": {"type": "integer", "description": "how often"},
             "sizes": {"type": "array", "items": {"type": "number"}},
-            "mode": {"type": "string", "enum": ["a"]},
+            "mode": {"type": "string", "enum": ["a"]}, "options": {"type": "object"},
             "extra": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
-            "options": {"type": "object"},
-        }
+        }  # fmt: skip
         self.assertEqual(properties, expected)
         self.assertEqual(function["parameters"]["required"], ["what", "colour"])
 
     def test_docstrings_of_every_style(self):
         styles = [
             "query: the words,\n    wrapped: or not\nlimit: how\n  many",
-            "Args:\n    query (str): the words,\n        wrapped: or not\n"
-            "    limit (int, optional): how\n        many\n\nReturns:\n    pages",
-            "Args:\n    query: the words, wrapped: or not\n    limit: how many\n"
-            "Returns:\n    query: pages",
-            ":param query: the words,\n    wrapped: or not\n:type query: str\n"
-            ":param int limit: how many\n:returns: pages",
-            "Parameters\n----------\nquery : str\n    the words,\n    wrapped: or not"
-            "\nlimit : int, optional\n    how many\n\nReturns\n-------\nlist",
+            ("Args:\n    query (str): the words,\n        wrapped: or not\n"
+             "    limit (int, optional): how\n        many\n\nReturns:\n    pages"),
+            ("Args:\n    query: the words, wrapped: or not\n    limit: how many\n"
+             "Returns:\n    query: pages"),
+            (":param query: the words,\n    wrapped: or not\n:type query: str\n"
+             ":param int limit: how many\n:returns: pages"),
+            ("Parameters\n----------\nquery : str\n    the words,\n    wrapped: or not"
+             "\nlimit : int, optional\n    how many\n\nReturns\n-------\nlist"),
             "- query: the words,\n  wrapped: or not\n- limit : how many",
-        ]
+        ]  # fmt: skip
 
-        def search(query: str, limit: int = 3):
-            pass
+        def search(query: str, limit: int = 3): ...
 
-        for style in styles:
-            with self.subTest(style):
-                search.__doc__ = f"Search\n  the web.\n\nSlow: be patient.\n\n{style}"
-                self.server.says(answer())
-                self.ask(tools=[search])
-                function = self.sent["tools"][0]["function"]
-                told = "Search the web.\n\nSlow: be patient."
-                self.assertEqual(function["description"], told)
-                properties = function["parameters"]["properties"]
-                told = [one["description"] for one in properties.values()]
-                self.assertEqual(told, ["the words, wrapped: or not", "how many"])
+        for style in self.cases(styles):
+            search.__doc__ = f"Search\n  the web.\n\nSlow: be patient.\n\n{style}"
+            function = self.request(tools=[search])["tools"][0]["function"]
+            told = "Search the web.\n\nSlow: be patient."
+            self.assertEqual(function["description"], told)
+            properties = function["parameters"]["properties"]
+            told = [one["description"] for one in properties.values()]
+            self.assertEqual(told, ["the words, wrapped: or not", "how many"])
 
     def test_what_a_schema_cannot_say(self):
-        def untyped(a):
-            pass
-
-        def rest(*a: int):
-            pass
-
-        def bare_set(a: set):
-            pass
-
-        def unknown(a: "Nonsense"):  # noqa: F821
-            pass
-
-        def anything(a: typing.Any):
-            pass
-
-        async def fetch():
-            pass
-
+        def untyped(a): ...
+        def rest(*a: int): ...
+        def bare_set(a: set): ...
+        def unknown(a: "Nonsense"): ...  # noqa: F821
+        def anything(a: typing.Any): ...
+        async def fetch(): ...
         async def pages():
             yield
 
@@ -4884,44 +4288,40 @@ class FunctionsAsTools(ServerTest):
             (lambda: None, "must have a name"), (fetch, "fetch is asynchronous"),
             (pages, "pages is asynchronous"),
         ]  # fmt: skip
-        for function, words in table:
+        for function, words in self.cases(table):
             with self.assertRaisesRegex(TypeError, words):
                 self.ask(tools=[function])
         with self.assertRaisesRegex(TypeError, "fetch is asynchronous"):
             lightllm.run_tool(call_to("fetch", "{}"), [fetch])
 
     def test_run_tool(self):
-        call = call_to
-        good = call("paint", '{"what": "h\u00e4us", "colour": "red"}')
+        good = call_to("paint", '{"what": "h\u00e4us", "colour": "red"}')
         text = lightllm.run_tool(good, [TOOL, paint])
         painted = {"painted": "h\u00e4us", "colour": "red", "times": 1}
         self.assertEqual(json.loads(text), painted)
         self.assertIn("h\u00e4us", text)
         table = [
-            (call("pain", "{}"), "no tool 'pain', only paint."),
-            (call("paint", None), "what"),
-            (call("paint", "{bad"), "Error"),
-            (call("paint", "[1]"), "Error"),
-            (call("paint", "null"), "Error"),
-            (call("paint", '"colour"'), "Error"),
-            (call("paint", "{}"), "what"),
-            (call("paint", '{"what": "x", "colour": "red", "zz": 1}'), "zz"),
-            (call("paint", '{"what": "x", "colour": "pink"}'), "pink"),
-            (call("paint", '{"what": "nothing", "colour": "red"}'), "nothing to paint"),
-        ]
-        for one, named in table:
-            text = lightllm.run_tool(one, [TOOL, paint])
+            (None, "what"), ("{bad", "Error"), ("[1]", "Error"), ("null", "Error"),
+            ('"colour"', "Error"), ("{}", "what"),
+            ('{"what": "x", "colour": "red", "zz": 1}', "zz"),
+            ('{"what": "x", "colour": "pink"}', "pink"),
+            ('{"what": "nothing", "colour": "red"}', "nothing to paint"),
+        ]  # fmt: skip
+        for arguments, named in self.cases(table):
+            text = lightllm.run_tool(call_to("paint", arguments), [TOOL, paint])
             self.assertTrue(text.startswith("Error"), text)
             self.assertIn(named, text)
+        text = lightllm.run_tool(call_to("pain", "{}"), [TOOL, paint])
+        self.assertRegex(text, "^Error.*no tool 'pain', only paint.")
         with self.assertRaises(OSError):
-            fire = call("paint", '{"what": "fire", "colour": "red"}')
+            fire = call_to("paint", '{"what": "fire", "colour": "red"}')
             lightllm.run_tool(fire, [paint])
-        self.server.says(answer(CALL.replace("search", "str_tool")))
 
         def str_tool(query: list):
             return "plain " + query[0]
 
-        message = self.ask(tools=[str_tool]).choices[0].message
+        reply = answer(CALL.replace("search", "str_tool"))
+        message = self.choice(reply, tools=[str_tool]).message
         text = lightllm.run_tool(message.tool_calls[0], [str_tool])
         self.assertEqual(text, "plain a")
 
@@ -5465,24 +4865,6 @@ def reference_events(raw):
 
 
 class Properties(ServerTest):
-    def answers_to(self, rng, texts, reason="stop", cuts=3, **options):
-        """Each text, its choice in a plain reply, and its choices in a stream that brings
-        it in pieces, cut anew for each."""
-        choices, chunks = [], []
-        for number, text in enumerate(texts):
-            choice = {"message": {"role": "assistant", "content": text}}
-            choices.append({"index": number, "finish_reason": reason, **choice})
-            for index in range(cuts * number, cuts * (number + 1)):
-                chunks += [delta(p, index=index) for p in random_pieces(rng, text)]
-                chunks.append(delta(finish_reason=reason, index=index))
-        body = b"".join(map(event, [*chunks, DONE]))
-        self.server.says(plain({"id": "1", "choices": choices}), events(body))
-        whole = self.ask(**options).choices
-        streamed = self.ask(stream=True, **options).get_final_completion().choices
-        self.assertEqual(len(streamed), cuts * len(texts))
-        for number, choice in enumerate(whole):
-            yield texts[number], choice, streamed[cuts * number : cuts * (number + 1)]
-
     def test_texts_with_tags_read_the_same_whole_and_in_pieces(self):
         """But for an orphan </think>: a stream cannot take back what stood before it."""
         rng = random.Random(18)
@@ -5492,18 +4874,17 @@ class Properties(ServerTest):
                  "]", "search", "\n", "<function=f>", "</function>", "<parameter=a>", "x",
                  "</parameter>", "<arg_key>k</arg_key>", "<arg_value>", "</arg_value>",
                  "```json", "```", ",", " ", "<", *good]  # fmt: skip
-        for mode in self.cases(["prompt", "server"]):
-            for reason in ("stop", "length"):
-                texts = [random_text(rng, units, 12) for _ in range(150)]
-                options = {"tools": [TOOL], "tool_mode": mode, "reason": reason}
-                for text, whole, cut in self.answers_to(rng, texts, **options):
-                    expected = (calls_of(whole.message), whole.finish_reason)
-                    for choice in cut:
-                        found = (calls_of(choice.message), choice.finish_reason)
-                        self.assertEqual(found, expected, text)
-                    kept = {choice.message.content or "" for choice in cut}
-                    self.assertEqual(len(kept), 1, text)
-                    self.assertTrue(expected[0] or kept == {text}, (text, kept))
+        cutters = [functools.partial(random_pieces, rng)] * 3
+        modes = itertools.product(("prompt", "server"), ("stop", "length"))
+        for mode, reason in self.cases(modes):
+            texts = [random_text(rng, units, 12) for _ in range(150)]
+            options = {"tools": [TOOL], "tool_mode": mode, "reason": reason}
+            for text, whole, cut in self.answers_to(texts, cutters, **options):
+                for choice in cut:
+                    self.assertEqual(outcome(choice), outcome(whole), text)
+                kept = {choice.message.content or "" for choice in cut}
+                self.assertEqual(len(kept), 1, text)
+                self.assertTrue(calls_of(whole.message) or kept == {text}, (text, kept))
 
     def test_json_and_python_arguments_come_out_as_they_went_in(self):
         rng = random.Random(19)
@@ -5512,20 +4893,16 @@ class Properties(ServerTest):
             values.append({random_string(rng): random_value(rng) for _ in range(3)})
             indent, is_ascii = rng.choice([None, 2]), rng.random() < 0.5
             as_json = json.dumps(values[-1], indent=indent, ensure_ascii=is_ascii)
+            q = '"' if indent else "'"
+            head = f"{{{q}name{q}: {q}f{q}, {q}arguments{q}:"
             for literal in (as_json, repr(values[-1])):
-                head = (
-                    '{"name": "f", "arguments": '
-                    if indent
-                    else "{'name':'f','arguments':"
-                )
                 texts.append(f"Yes. <tool_call>\n{head}{literal}}}\n</tool_call>")
-        answers = self.answers_to(rng, texts, cuts=1, tools=[TOOL])
-        for number, (text, whole, cut) in enumerate(answers):
-            for choice in (whole, *cut):
-                calls = choice.message.tool_calls or []
-                self.assertEqual(len(calls), 1, text)
-                found = json.loads(calls[0].function.arguments)
-                self.assertEqual(found, values[number // 2], text)
+        cutters = [functools.partial(random_pieces, rng)]
+        answers = self.answers_to(texts, cutters, tools=[TOOL])
+        for number, (text, whole, (streamed,)) in enumerate(answers):
+            for choice in (whole, streamed):
+                ((_, arguments),) = calls_of(choice.message)
+                self.assertEqual(json.loads(arguments), values[number // 2], text)
 
     def test_events_are_those_of_the_standard_at_any_cut(self):
         rng = random.Random(20)
@@ -5546,11 +4923,13 @@ class Properties(ServerTest):
 
     def test_stop_strings_cut_the_same_whole_and_in_pieces(self):
         rng = random.Random(21)
+        cutters = [functools.partial(random_pieces, rng)] * 3
         for number in range(24):
             stop = ["".join(rng.choices("ab", k=size)) for size in (2, 3, 5)]
             texts = [random_text(rng, "aabbc", 9) for _ in range(40)]
             reason = ("stop", "length")[number % 2]
-            for text, whole, cut in self.answers_to(rng, texts, reason, stop=stop):
+            answers = self.answers_to(texts, cutters, reason, stop=stop)
+            for text, whole, cut in answers:
                 expected = (whole.message.content or "", whole.finish_reason)
                 for choice in cut:
                     given = (choice.message.content or "", choice.finish_reason)
