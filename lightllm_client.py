@@ -38,13 +38,7 @@ from operator import methodcaller
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import (
-        Callable,
-        Iterable,
-        Iterator,
-        Mapping,
-        Sequence,
-    )
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, Generic, Literal, Never, Required, Self, TypeVar, overload
 
     from typing_extensions import TypedDict, Unpack
@@ -347,7 +341,7 @@ class BaseModel(_Json):
     """A JSON object with its fields as attributes."""
 
     _fields: tuple[str, ...] = ()
-    _nested: tuple[tuple[str, Any], ...] = ()
+    _nested: Any = ()  # pairs of a field and the class of its objects
     _unset: frozenset[str] = frozenset()  # keys that are there without being sent
     _request_id: str | None = None
 
@@ -361,35 +355,31 @@ class BaseModel(_Json):
                 setattr(cls, name, property(methodcaller("get", name), doc=""))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
-        twin = self.model_validate(dict(*args, **fields))
-        self.update(twin)
-        self._unset = twin._unset
+        super().__init__(*args, **fields)
+        for name, kind in self._nested:
+            value = self.get(name)
+            if type(value) is dict:
+                self[name] = kind(value)
+            elif type(value) is list:
+                self[name] = [kind(v) if type(v) is dict else v for v in value]
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
         """The object for plain data, nested objects included; nothing is checked."""
-        model = cls.__new__(cls)
-        model.update(data)
-        for name, kind in cls._nested:
-            value = data.get(name)
-            if value is not None:
-                model[name] = _add_classes(value, kind)
-        return model
+        return cls(data)
 
-    def __missing__(self, name: str) -> Any:
-        if name not in self._fields and not self._reads(name):
+    def __missing__(self, name: str) -> None:
+        if name not in self._fields:
             raise KeyError(name)
-
-    def _reads(self, name: str) -> bool:
-        """Whether this can be read though it is neither declared nor sent."""
-        return False
 
     if not TYPE_CHECKING:  # so that checkers report a misspelt field
 
         def __getattr__(self, name):
-            if name not in self and not self._reads(name):
-                raise AttributeError(f"{type(self).__name__} has no field {name!r}")
-            return self[name]
+            try:
+                return self[name]
+            except KeyError:
+                kind = type(self).__name__
+                raise AttributeError(f"{kind} has no field {name!r}") from None
 
         @property
         def __dict__(self):
@@ -460,9 +450,11 @@ class BaseModel(_Json):
             and (value is not None or not options.get("exclude_none"))
         }
 
-    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
+    def model_dump_json(self: Any, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
-        return _to_json(self.model_dump(**options), indent)
+        plain = self.model_dump(**options)
+        marks = (",", ":") if indent is None else None
+        return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
 
     def to_dict(self, *, exclude_unset: bool = True, **options: Any) -> _Json:
         """`model_dump` of the fields that the server sent."""
@@ -470,7 +462,7 @@ class BaseModel(_Json):
 
     def to_json(self, *, indent: int | None = 2, **options: Any) -> str:
         """`to_dict` as JSON text."""
-        return _to_json(self.to_dict(**options), indent)
+        return self.model_dump_json(indent=indent, **{"exclude_unset": True, **options})
 
     copy = model_copy
     dict = model_dump
@@ -486,8 +478,9 @@ class BaseModel(_Json):
 class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
-    def _reads(self, name: str) -> bool:
-        return name[:2] != "__"
+    def __missing__(self, name: str) -> None:
+        if name[:2] == "__":
+            raise KeyError(name)
 
 
 Details._nested = ("content", Details), ("top_logprobs", Details)
@@ -508,6 +501,9 @@ class ChatCompletionMessageToolCall(BaseModel, function=Function):
     function: Function
 
 
+_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
+
+
 class _Message(BaseModel, function_call=Function):
     """A message or a delta. `reasoning` and `reasoning_content` both read what the server
     sent under either name; they are in dumps as it sent them."""
@@ -526,9 +522,6 @@ class _Message(BaseModel, function_call=Function):
             name = twin
         return super().__getitem__(name)
 
-    def _reads(self, name: str) -> bool:
-        return _TWINS.get(name) in self
-
 
 class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     """`content` is the model's text with the tags of its calls."""
@@ -537,16 +530,16 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     tool_calls: list[ChatCompletionMessageToolCall] | None
     annotations: Any
 
-    @classmethod
-    def model_validate(cls, data: _Json) -> Self:
-        message = super().model_validate(data)
-        always = dict.fromkeys(("role", "content", "tool_calls"))  # see the usage guide
-        message._unset = frozenset(always.keys() - message.keys())
-        message.update({**always, **message})
-        return message
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        super().__init__(*args, **fields)
+        sent = {*self}
+        for name in ("role", "content", "tool_calls"):  # see the usage guide
+            self.setdefault(name)
+        self._unset = frozenset(self.keys() - sent)
 
-    def _reads(self, name: str) -> bool:
-        return name in _TWINS
+    def __missing__(self, name: str) -> None:
+        if name not in _TWINS:
+            super().__missing__(name)
 
 
 class _Choice(BaseModel, logprobs=Details):
@@ -661,7 +654,7 @@ class ModelList:
     object = "list"
 
     def __init__(self, page: _Json) -> None:
-        self.data = [Model.model_validate(model) for model in page["data"]]
+        self.data = [Model(model) for model in page["data"]]
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self.data)
@@ -674,9 +667,7 @@ class ModelList:
         """{"object": "list", "data": [...]}; options as in BaseModel."""
         return {"object": "list", "data": _to_plain(self.data, options)}
 
-    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
-        """`model_dump(...)` as JSON text."""
-        return _to_json(self.model_dump(**options), indent)
+    model_dump_json = BaseModel.model_dump_json
 
 
 class Health:
@@ -2346,18 +2337,7 @@ def _drop_none(fields: _Json) -> _Json:
 
 
 # --- dumps ---
-# Plain data -> answer objects -> plain data.
-
-_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
-
-
-def _add_classes(value: Any, kind: Any) -> Any:
-    """A field's value, its objects as objects of that class."""
-    if type(value) is dict:
-        return kind.model_validate(value)
-    if type(value) is list:
-        return [kind.model_validate(v) if type(v) is dict else v for v in value]
-    return value
+# Answer objects -> plain data.
 
 
 def _to_plain(value: Any, options: _Json) -> Any:
@@ -2369,11 +2349,6 @@ def _to_plain(value: Any, options: _Json) -> Any:
     if isinstance(value, dict):
         return {name: _to_plain(item, options) for name, item in value.items()}
     return value
-
-
-def _to_json(plain: _Json, indent: int | None) -> str:
-    marks = (",", ":") if indent is None else None
-    return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
 
 
 # --- stream source ---
@@ -2436,7 +2411,8 @@ class _StreamSource:
 
     def raise_error(self) -> None:
         """Raise what ended the stream, if it failed: a copy, since what was raised holds
-        its frames, they the stream, and the stream the error; and so nothing is freed."""
+        its frames, they the stream, and the stream the error; and so nothing is freed.
+        """
         if self.error:
             import copy
 
@@ -2536,7 +2512,8 @@ class _NotACall(Exception):
 
 class _CallReader:
     """Takes the calls out of a model's text. It may come in any pieces: the outcome does
-    not depend on the cuts. What may become a call is held back until that is certain."""
+    not depend on the cuts. What may become a call is held back until that is certain.
+    """
 
     def __init__(self, schemas: _Json, is_stream: bool = True) -> None:
         self._schemas = schemas
