@@ -355,18 +355,21 @@ class BaseModel(_Json):
                 setattr(cls, name, property(methodcaller("get", name), doc=""))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
-        super().__init__(*args, **fields)
-        for name, kind in self._nested:
-            value = self.get(name)
-            if type(value) is dict:
-                self[name] = kind(value)
-            elif type(value) is list:
-                self[name] = [kind(v) if type(v) is dict else v for v in value]
+        self._fill(dict(*args, **fields))
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
         """The object for plain data, nested objects included; nothing is checked."""
-        return cls(data)
+        model = cls.__new__(cls)  # takes half the time of cls(data)
+        model._fill(data)
+        return model
+
+    def _fill(self, data: _Json) -> None:
+        self.update(data)
+        for name, kind in self._nested:
+            value = data.get(name)
+            if value is not None:
+                self[name] = _add_classes(value, kind)
 
     def __missing__(self, name: str) -> None:
         if name not in self._fields:
@@ -530,12 +533,12 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     tool_calls: list[ChatCompletionMessageToolCall] | None
     annotations: Any
 
-    def __init__(self, *args: Any, **fields: Any) -> None:
-        super().__init__(*args, **fields)
-        sent = {*self}
-        for name in ("role", "content", "tool_calls"):  # see the usage guide
+    def _fill(self, data: _Json) -> None:
+        super()._fill(data)
+        always = ("role", "content", "tool_calls")  # as in the usage guide
+        self._unset = frozenset(name for name in always if name not in data)
+        for name in always:
             self.setdefault(name)
-        self._unset = frozenset(self.keys() - sent)
 
     def __missing__(self, name: str) -> None:
         if name not in _TWINS:
@@ -2337,7 +2340,14 @@ def _drop_none(fields: _Json) -> _Json:
 
 
 # --- dumps ---
-# Answer objects -> plain data.
+# Plain data -> answer objects -> plain data.
+
+
+def _add_classes(value: Any, kind: Any) -> Any:
+    """A field's value, its objects as objects of that class."""
+    if type(value) is list:
+        return [_add_classes(item, kind) for item in value]
+    return kind.model_validate(value) if type(value) is dict else value
 
 
 def _to_plain(value: Any, options: _Json) -> Any:
