@@ -108,8 +108,6 @@ class Omit(NotGiven):
 
 NOT_GIVEN = not_given = NotGiven()
 omit = Omit()
-if TYPE_CHECKING:
-    _Unset = NotGiven | None
 
 
 class DefaultInt(int):
@@ -140,6 +138,16 @@ class Timeout:
     def __repr__(self) -> str:
         return f"Timeout(connect={self.connect}, read={self.read}, write={self.write})"
 
+
+if TYPE_CHECKING:  # what an option may be
+    _BoolOption = bool | NotGiven | None
+    _FloatOption = float | NotGiven | None
+    _IntOption = int | NotGiven | None
+    _StrOption = str | NotGiven | None
+    _StopOption = Sequence[str] | _StrOption
+    _TimeoutOption = Timeout | _FloatOption
+    _ListOption = Iterable[Any] | NotGiven | None
+    _MappingOption = Mapping[str, Any] | NotGiven | None
 
 # --- errors ---
 # openai's names and attributes. A message says what was asked of whom, what came back
@@ -227,7 +235,7 @@ class APIError(OpenAIError):
         self.message = message
         self.request = request
         self.body = body
-        self.partial: Any = None
+        self.partial: ChatCompletion | Completion | None = None
         facts = body if isinstance(body, dict) else {}
         code = facts.get("code")
         self.code = str(code) if isinstance(code, (str, int, float)) else None
@@ -722,11 +730,11 @@ class LightLLMClient:
         self,
         api_key: str | Callable[[], str] | None = None,
         base_url: str | None = None,
-        timeout: float | Timeout | NotGiven | None = DEFAULT_TIMEOUT,
+        timeout: _TimeoutOption = DEFAULT_TIMEOUT,
         *,
         max_retries: int = DEFAULT_MAX_RETRIES,
-        default_headers: Mapping[str, Any] | None = None,
-        default_query: Mapping[str, object] | None = None,
+        default_headers: _MappingOption = None,
+        default_query: _MappingOption = None,
         organization: str | None = None,
         project: str | None = None,
         tool_mode: Literal["server", "prompt"] = "server",
@@ -738,8 +746,8 @@ class LightLLMClient:
         ssl_context: ssl.SSLContext | None = None,
         **unknown: Never,
     ) -> None:
-        api_key = _hide_key(api_key)  # from here on no variable shows one
-        default_headers = _hide_values(default_headers or {})
+        api_key = _hide(_environment("API_KEY") if api_key is None else api_key)
+        default_headers = _hide(default_headers or {})  # now no variable shows a key
         for name in unknown:
             raise TypeError(_unknown_name("LightLLMClient", name, _option_names()))
         self.api_key = _checked_key(api_key)
@@ -763,13 +771,14 @@ class LightLLMClient:
         self._opener.add_handler(self._transport)
         self._add_namespaces(False)
 
-    def _add_namespaces(self, raw: bool) -> None:
+    def _add_namespaces(self, raw: bool) -> Self:
         """They share what this client holds, but do not hold the client: in a cycle, the
         sockets of a dropped one would wait for the garbage collector."""
         shared = self._share()
         self.chat = Chat(shared, raw)
         self.completions = Completions(shared, raw)
         self.models = Models(shared, raw)
+        return self
 
     def _share(self) -> Self:
         twin = object.__new__(type(self))
@@ -796,31 +805,19 @@ class LightLLMClient:
     @property
     def with_raw_response(self) -> Self:
         """This client, but its calls return the Response, with `.parse()`."""
-        raw = self._share()
-        raw._add_namespaces(True)
-        return raw
+        return self._share()._add_namespaces(True)
 
-    def copy(
-        self,
-        *,
-        set_default_headers: Mapping[str, Any] | None = None,
-        set_default_query: Mapping[str, object] | None = None,
-        **changes: Any,
-    ) -> Self:
+    def copy(self, **changes: Any) -> Self:
         """A client with other options on the same connections. `default_headers` and
-        `default_query` are merged with this client's, the `set_` forms replace them."""
+        `default_query` are added to this client's; set_default_headers and
+        set_default_query replace them."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
-        changes["api_key"] = _hide_key(changes.get("api_key", self.api_key))
-        _hide_headers(changes, "default_headers")
-        options = self._options()
-        if set_default_headers is not None:
-            set_default_headers = _hide_values(set_default_headers)
-            options["default_headers"] = set_default_headers
-        if set_default_query is not None:
-            options["default_query"] = set_default_query
+        _hide_secrets(changes)
+        options = {**self._options(), **changes}
         for name in ("default_headers", "default_query"):
-            options[name] = {**options[name], **(changes.pop(name, None) or {})}
-        options.update(changes)
+            base = options.pop("set_" + name, None)
+            base = getattr(self, name) if base is None else base
+            options[name] = {**base, **(changes.get(name) or {})}
         twin = type(self)(**options)
         if twin.ssl_context is self.ssl_context:
             twin._transport, twin._opener = self._transport, self._opener
@@ -833,17 +830,14 @@ class LightLLMClient:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.ssl_context:
-            raise TypeError(
-                "a client with an ssl_context cannot be pickled: "
-                "make it where it is used, or set SSL_CERT_FILE instead"
-            )
+            what = "a client with an ssl_context cannot be pickled"
+            raise TypeError(f"{what}: make it where it is used, or set SSL_CERT_FILE")
         # after importlib.reload() the module has another class of that name
         is_own = type(self).__module__ == __name__
         return _new_client, (LightLLMClient if is_own else type(self), self._options())
 
-    def __copy__(self, memo: Any = None) -> Self:
-        twin: Self = _new_client(type(self), self._options())
-        return twin
+    def __copy__(self, memo: Any = None) -> Any:
+        return _new_client(type(self), self._options())
 
     __deepcopy__ = __copy__
 
@@ -864,11 +858,11 @@ class LightLLMClient:
     def get(self, path: str, **options: Any) -> Any:
         """The decoded JSON of a GET of any route, from the server's root:
         `client.get("/token_load")`. Options: extra_headers, extra_query, timeout."""
-        return self.models._request("GET", self._join_root(path), None, None, options)
+        return self.models._request("GET", self._join_root(path), options)
 
     def post(self, path: str, *, body: Any = None, **options: Any) -> Any:
         """The same for a POST: `client.post("/tokens", body={"text": "hello"})`."""
-        return self.models._request("POST", self._join_root(path), body, None, options)
+        return self.models._request("POST", self._join_root(path), options, body)
 
     def health(self, *, timeout: float = 5.0) -> Health:
         """Whether the server is ready, told within `timeout` seconds. A LightLLM of 2025
@@ -905,18 +899,6 @@ class AsyncAzureOpenAI(AsyncOpenAI):
     """Only a name, too."""
 
 
-class Chat:
-    """`client.chat`"""
-
-    def __init__(self, client: LightLLMClient, raw: bool = False) -> None:
-        self.completions = ChatCompletions(client, raw)
-
-    @property
-    def with_raw_response(self) -> Chat:
-        """The same calls, returning the Response, with `.parse()`."""
-        return Chat(self.completions._client, True)
-
-
 # --- endpoints ---
 # What can be asked. The defaults stand in the signatures; the TypedDicts serve checkers,
 # completion and the check for misspelt names. An option that is None is not sent: the
@@ -924,47 +906,47 @@ class Chat:
 
 
 class _CallOptions(TypedDict, total=False):
-    extra_headers: Mapping[str, Any] | None
-    extra_query: Mapping[str, object] | None
-    extra_body: Mapping[str, object] | None
-    timeout: float | Timeout | _Unset
+    extra_headers: _MappingOption
+    extra_query: _MappingOption
+    extra_body: _MappingOption
+    timeout: _TimeoutOption
 
 
 class _CommonOptions(_CallOptions, total=False):
     model: Required[str | None]
-    temperature: float | _Unset
-    top_p: float | _Unset
-    top_k: int | _Unset
-    max_tokens: int | _Unset
-    stop: str | Sequence[str] | _Unset
-    presence_penalty: float | _Unset
-    frequency_penalty: float | _Unset
-    repetition_penalty: float | _Unset
-    do_sample: bool | _Unset
-    ignore_eos: bool | _Unset
+    temperature: _FloatOption
+    top_p: _FloatOption
+    top_k: _IntOption
+    max_tokens: _IntOption
+    stop: _StopOption
+    presence_penalty: _FloatOption
+    frequency_penalty: _FloatOption
+    repetition_penalty: _FloatOption
+    do_sample: _BoolOption
+    ignore_eos: _BoolOption
     logit_bias: Any
-    n: int | _Unset
+    n: _IntOption
     response_format: Any
-    seed: int | _Unset
+    seed: _IntOption
     stream_options: Any
-    user: str | _Unset
+    user: _StrOption
 
 
 class ChatOptions(_CommonOptions, total=False):
     """The options of `chat.completions.create`: openai's, and LightLLM's own."""
 
     messages: Required[Iterable[Any]]
-    logprobs: bool | _Unset
-    tools: Iterable[Any] | _Unset
+    logprobs: _BoolOption
+    tools: _ListOption
     tool_mode: Literal["server", "prompt"] | NotGiven
     tool_choice: Any
-    chat_template_kwargs: Mapping[str, Any] | _Unset
-    max_completion_tokens: int | _Unset
-    parallel_tool_calls: bool | _Unset
-    reasoning_effort: str | _Unset
-    separate_reasoning: bool | _Unset
-    stream_reasoning: bool | _Unset
-    top_logprobs: int | _Unset
+    chat_template_kwargs: _MappingOption
+    max_completion_tokens: _IntOption
+    parallel_tool_calls: _BoolOption
+    reasoning_effort: _StrOption
+    separate_reasoning: _BoolOption
+    stream_reasoning: _BoolOption
+    top_logprobs: _IntOption
     character_settings: Any
     role_settings: Any
     # what LightLLM ignores
@@ -989,10 +971,10 @@ class CompletionOptions(_CommonOptions, total=False):
     """The options of `completions.create`."""
 
     prompt: Required[str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]]
-    best_of: int | _Unset
-    echo: bool | _Unset
-    logprobs: int | _Unset
-    suffix: str | _Unset
+    best_of: _IntOption
+    echo: _BoolOption
+    logprobs: _IntOption
+    suffix: _StrOption
 
 
 class _Resource:
@@ -1008,10 +990,10 @@ class _Resource:
         return type(self)(self._client, True)
 
     def _request(
-        self, method: str, url: str, body: Any, build: Any, call: _Json
+        self, method: str, url: str, call: _Json, body: Any = None, build: Any = None
     ) -> Any:
         """What `build` makes of the JSON reply."""
-        _hide_headers(call)
+        _hide_secrets(call)
         response = _Exchange(self._client, method, url, body, **call).fetch(build)
         if isinstance(response._parsed, BaseModel):
             response._parsed._request_id = response.request_id
@@ -1022,7 +1004,7 @@ class _Resource:
     ) -> Any:
         """The answer that the builder makes of the reply, or the Stream it feeds."""
         if not builder.is_stream:
-            return self._request("POST", url, body, builder.build_reply, call)
+            return self._request("POST", url, call, body, builder.build_reply)
         exchange = _Exchange(self._client, "POST", url, body, **call)
         response, reply = exchange.open_stream()
         stream: Any = Stream(_StreamSource(response, reply, builder, exchange))
@@ -1033,6 +1015,14 @@ class _Resource:
         raw = copy.copy(response)  # the stream's own would keep a dropped stream alive
         raw._parsed = stream
         return raw
+
+
+class Chat(_Resource):
+    """`client.chat`"""
+
+    def __init__(self, client: LightLLMClient, raw: bool = False) -> None:
+        super().__init__(client, raw)
+        self.completions = ChatCompletions(client, raw)
 
 
 class ChatCompletions(_Resource):
@@ -1058,16 +1048,16 @@ class ChatCompletions(_Resource):
         *,
         model: str | None,
         messages: Iterable[Any],
-        temperature: float | _Unset = 0.6,
-        top_p: float | _Unset = 0.95,
-        max_tokens: int | _Unset = DEFAULT_MAX_TOKENS,
-        stop: str | Sequence[str] | _Unset = None,
-        presence_penalty: float | _Unset = 1.1,
-        logprobs: bool | _Unset = False,
-        tools: Iterable[Any] | _Unset = None,
-        top_k: int | _Unset = 50,
-        repetition_penalty: float | _Unset = 1.0,
-        stream: bool | _Unset = None,
+        temperature: _FloatOption = 0.6,
+        top_p: _FloatOption = 0.95,
+        max_tokens: _IntOption = DEFAULT_MAX_TOKENS,
+        stop: _StopOption = None,
+        presence_penalty: _FloatOption = 1.1,
+        logprobs: _BoolOption = False,
+        tools: _ListOption = None,
+        top_k: _IntOption = 50,
+        repetition_penalty: _FloatOption = 1.0,
+        stream: _BoolOption = None,
         **options: Any,
     ) -> Any:
         """A ChatCompletion, or with `stream=True` a Stream of ChatCompletionChunks.
@@ -1087,16 +1077,16 @@ class ChatCompletions(_Resource):
         before anything is; then APIStatusError, APIConnectionError, APITimeoutError or
         APIResponseValidationError.
         """
-        options.update(model=model, messages=messages, temperature=temperature)
-        options.update(top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop)
-        options.update(logprobs=logprobs, tools=tools, stream=stream)
-        options.update(presence_penalty=presence_penalty)
-        options.update(repetition_penalty=repetition_penalty)
-        body, call = _split_options(options, _DEFAULTS, ChatOptions)
-        client, extra = self._client, call.pop("extra_body", None) or {}
+        body, extra, call = _split_options(
+            options, ChatOptions, _DEFAULTS, model=model, temperature=temperature,
+            top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop, stream=stream,
+            presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
+            logprobs=logprobs, tools=tools,
+        )  # fmt: skip
+        client = self._client
         tools = _tool_list(body.pop("tools", None))
         mode = body.pop("tool_mode", client.tool_mode)
-        body["messages"] = _sendable_messages(body.get("messages"), client)
+        body["messages"] = _sendable_messages(messages, client)
         is_default = hasattr(body.get("max_tokens", DEFAULT_MAX_TOKENS), "is_default")
         if is_default and "max_completion_tokens" in body:
             body["max_tokens"] = body["max_completion_tokens"]
@@ -1146,9 +1136,10 @@ class Completions(_Resource):
         as in chat; do_sample is True, as builds of 2025 are greedy without it.
         """
         defaults = {**_DEFAULTS, "do_sample": True, "logprobs": None}
-        options.update(model=model, prompt=prompt)
-        body, call = _split_options(options, defaults, CompletionOptions)
-        body.update(call.pop("extra_body", None) or {})
+        body, extra, call = _split_options(
+            options, CompletionOptions, defaults, model=model, prompt=prompt
+        )
+        body.update(extra)
         url = self._client.base_url + "/completions"
         return self._complete(url, body, _AnswerBuilder(False, body), call)
 
@@ -1159,14 +1150,14 @@ class Models(_Resource):
     def list(self, **options: Any) -> ModelList:
         """The served models. Raises NotFoundError where a build has no list."""
         url = self._client.base_url + "/models"
-        models: ModelList = self._request("GET", url, None, ModelList, options)
+        models: ModelList = self._request("GET", url, options, build=ModelList)
         return models
 
     def retrieve(self, model: str, **options: Any) -> Model:
         """The served model of that id. Raises NotFoundError where there is none."""
         if not model:
             raise ValueError("models.retrieve() needs the id of a model")
-        _hide_headers(options)
+        _hide_secrets(options)
         response: Any = Models(self._client, True).list(**options)
         served = {found.id: found for found in response.parse()}
         if model not in served:
@@ -1279,9 +1270,10 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
 #   (requests, request parts) go over a kept or a new socket (routes and idle
 #   connections, connections).
 # Its answer: framing (replies), then one JSON text (JSON) or events (server-sent events,
-#   stream source). Calls are found in the text (tool-call tags, calls in JSON), stop
-#   strings are cut off (stop strings), ids and reasons mended (putting answers right).
-#   Out come a ChatCompletion (answers) or a Stream of chunks (streams).
+#   stream source). Stop strings are cut off (stop strings), calls are found in the text
+#   (tool-call tags, arguments in tags, calls in JSON) and take the types of the schemas
+#   (types of arguments), ids and reasons are mended (putting answers right). Out come
+#   a ChatCompletion (answers) or a Stream of chunks (streams); dumps are plain (dumps).
 # ======================================================================================
 
 # --- options ---
@@ -1310,28 +1302,21 @@ def _is_given(value: Any) -> bool:
     return type(value).__name__ not in ("NotGiven", "Omit")
 
 
-def _hide_key(key: Any) -> Any:
-    """A key whose repr shows nothing; the one of the environment for None."""
-    if key is None:
-        key = _environment("API_KEY")
-    return _Secret(key) if isinstance(key, str) else key
+def _hide(value: Any) -> Any:
+    """A key or headers whose repr shows nothing."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if isinstance(value, str):
+        return _Secret(value)
+    is_mapping = hasattr(value, "items")
+    return {n: _hide(v) for n, v in value.items()} if is_mapping else value
 
 
-def _hide_values(headers: Mapping[str, Any]) -> _Json:
-    """Headers whose repr shows no value: one may be a key."""
-    hidden = {}
-    for name, value in headers.items():
-        if value is not None and _is_given(value):
-            text = value.decode("latin-1") if isinstance(value, bytes) else value
-            value = _Secret(text)
-        hidden[name] = value
-    return hidden
-
-
-def _hide_headers(options: _Json, name: str = "extra_headers") -> None:
-    """In place: from here on no variable shows a key in these headers."""
-    if options.get(name):
-        options[name] = _hide_values(options[name])
+def _hide_secrets(options: _Json) -> None:
+    """In place: from here on no variable shows a key."""
+    for name in ("api_key", "default_headers", "set_default_headers", "extra_headers"):
+        if name in options:
+            options[name] = _hide(options[name])
 
 
 def _environment(name: str) -> str:
@@ -1348,9 +1333,7 @@ def _unknown_name(callee: str, name: str, known: Iterable[str]) -> str:
     import difflib
 
     if name == "http_client":
-        return (
-            "http_client is not supported: use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
-        )
+        return f"{name} is not supported: use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
     if callee == "create" and name in _option_names():
         where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
         return f"{name} is an option of the client: use {where}"
@@ -1370,8 +1353,9 @@ def _checked_key(key: Any) -> Any:
     if callable(key):
         return key
     if not isinstance(key, str):
-        kind = type(key).__name__
-        raise TypeError(f"api_key must be a str or a callable, got {kind}")
+        raise TypeError(
+            f"api_key must be a str or a callable, got {type(key).__name__}"
+        )
     key = _Secret(key.strip())
     if re.match("https?://", key):
         raise ValueError("api_key is a URL: pass it as base_url=")
@@ -1414,35 +1398,38 @@ def _check_base_url(url: str) -> str:
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"base_url must start with http:// or https://, got {url!r}")
     if "?" in url or "#" in url:
-        raise ValueError(
-            "base_url must not contain a query (default_query=) or fragment"
-        )
+        raise ValueError("base_url must not have a query (default_query=) or a fragment")
     if not host or port == 0:
         raise ValueError(f"base_url must have a host and a port, got {url!r}")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
 _COMMON_NAMES = {
-    "stream",
     *_CallOptions.__annotations__,
     *_CommonOptions.__annotations__,
+    "stream",
 }
 _DEFAULTS: _Json = vars(ChatCompletions)["create"].__kwdefaults__
 
 
-def _split_options(given: _Json, defaults: _Json, kind: Any) -> tuple[_Json, _Json]:
-    """The body of a request, and the options of the call itself."""
-    _hide_headers(given)
-    for name in given.keys() - _COMMON_NAMES - kind.__annotations__.keys():
-        given.clear()  # or a variable would show an api_key
-        known = _COMMON_NAMES | kind.__annotations__.keys()
-        raise TypeError(_unknown_name("create", name, known))
+def _split_options(
+    options: _Json, kind: Any, defaults: _Json, **named: Any
+) -> tuple[_Json, _Json, _Json]:
+    """The body of a request, what is merged into it, and the options of the call itself."""
+    _hide_secrets(options)
+    for name in options:
+        if name not in _COMMON_NAMES and name not in kind.__annotations__:
+            options.clear()  # or a variable would show an api_key
+            known = _COMMON_NAMES.union(kind.__annotations__)
+            raise TypeError(_unknown_name("create", name, known))
     calls = _CallOptions.__annotations__
-    call = {name: given.pop(name) for name in calls if name in given}
-    body = {**defaults, **{n: v for n, v in given.items() if _is_given(v)}}
-    if body.get("stream") is not None:
-        body["stream"] = bool(body["stream"])
-    return {n: v for n, v in body.items() if v is not None}, call
+    call = {name: options.pop(name) for name in calls if name in options}
+    body = {}
+    for name, value in {**defaults, **named, **options}.items():
+        value = value if _is_given(value) else defaults.get(name)
+        if value is not None:
+            body[name] = bool(value) if name == "stream" else value
+    return body, call.pop("extra_body", None) or {}, call
 
 
 # --- messages and images ---
@@ -3650,7 +3637,7 @@ def _request_headers(client: LightLLMClient, data: Any, extra: Any) -> _StrDict:
     return _merge_headers(headers, account, client.default_headers, extra)
 
 
-def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
+def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
     """`merged`, with the headers of all layers; the later ones win, in any case of their
     names, which is urllib's here: `Content-type`."""
     for layer in layers:
