@@ -148,6 +148,7 @@ if TYPE_CHECKING:  # what an option may be
     _TimeoutOption = Timeout | _FloatOption
     _ListOption = Iterable[Any] | NotGiven | None
     _MappingOption = Mapping[str, Any] | NotGiven | None
+    _NoStream = Literal[False] | None
 
 # --- errors ---
 # openai's names and attributes. A message says what was asked of whom, what came back
@@ -446,9 +447,8 @@ class BaseModel(_Json):
     ) -> _Json:
         """Plain dicts and lists; declared fields that the server left out are None.
 
-        `include` and `exclude` are sets of names. `exclude_none` and `exclude_unset`
-        apply to nested objects too; pydantic's other keywords change nothing. Raises
-        TypeError for nested names, such as {"usage": {"total_tokens"}}.
+        `include` and `exclude` are sets of names, nested ones a TypeError; `exclude_none`
+        and `exclude_unset` go for nested objects too, pydantic's others are ignored.
         """
         if isinstance(include, (str, dict)) or isinstance(exclude, (str, dict)):
             raise TypeError("include and exclude must be sets of names")
@@ -456,8 +456,8 @@ class BaseModel(_Json):
         return {
             name: _to_plain(value, options)
             for name, value in fields.items()
-            if (include is None or name in include)
-            and (exclude is None or name not in exclude)
+            if name in (fields if include is None else include)
+            and name not in (exclude or ())
             and (value is not None or not options.get("exclude_none"))
         }
 
@@ -1035,7 +1035,7 @@ class ChatCompletions(_Resource):
 
     @overload
     def create(  # noqa: F811
-        self, *, stream: Literal[False] | None = ..., **options: Unpack[ChatOptions]
+        self, *, stream: _NoStream = ..., **options: Unpack[ChatOptions]
     ) -> ChatCompletion: ...
 
     @overload
@@ -1116,10 +1116,7 @@ class Completions(_Resource):
 
     @overload
     def create(  # noqa: F811
-        self,
-        *,
-        stream: Literal[False] | None = ...,
-        **options: Unpack[CompletionOptions],
+        self, *, stream: _NoStream = ..., **options: Unpack[CompletionOptions]
     ) -> Completion: ...
 
     @overload
@@ -1398,7 +1395,9 @@ def _check_base_url(url: str) -> str:
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"base_url must start with http:// or https://, got {url!r}")
     if "?" in url or "#" in url:
-        raise ValueError("base_url must not have a query (default_query=) or a fragment")
+        raise ValueError(
+            "base_url must not have a query (default_query=) or a fragment"
+        )
     if not host or port == 0:
         raise ValueError(f"base_url must have a host and a port, got {url!r}")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
