@@ -364,21 +364,20 @@ class BaseModel(_Json):
                 setattr(cls, name, property(methodcaller("get", name), doc=""))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
-        self._fill(dict(*args, **fields))
+        twin = self.model_validate(dict(*args, **fields))
+        self.update(twin)
+        self._unset = twin._unset
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
         """The object for plain data, nested objects included; nothing is checked."""
         model = cls.__new__(cls)  # takes half the time of cls(data)
-        model._fill(data)
-        return model
-
-    def _fill(self, data: _Json) -> None:
-        self.update(data)
-        for name, kind in self._nested:
+        model.update(data)
+        for name, kind in cls._nested:
             value = data.get(name)
             if value is not None:
-                self[name] = _add_classes(value, kind)
+                model[name] = _add_classes(value, kind)
+        return model
 
     def __missing__(self, name: str) -> None:
         if name not in self._fields:
@@ -541,12 +540,14 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     tool_calls: list[ChatCompletionMessageToolCall] | None
     annotations: Any
 
-    def _fill(self, data: _Json) -> None:
-        super()._fill(data)
+    @classmethod
+    def model_validate(cls, data: _Json) -> Self:
+        message = super().model_validate(data)
         always = ("role", "content", "tool_calls")  # as in the usage guide
-        self._unset = frozenset(name for name in always if name not in data)
+        message._unset = frozenset(always) - message.keys()
         for name in always:
-            self.setdefault(name)
+            message.setdefault(name)
+        return message
 
     def __missing__(self, name: str) -> None:
         if name not in _TWINS:
@@ -2331,9 +2332,11 @@ def _drop_none(fields: _Json) -> _Json:
 
 def _add_classes(value: Any, kind: Any) -> Any:
     """A field's value, its objects as objects of that class."""
+    if type(value) is dict:
+        return kind.model_validate(value)
     if type(value) is list:
-        return [_add_classes(item, kind) for item in value]
-    return kind.model_validate(value) if type(value) is dict else value
+        return [kind.model_validate(v) if type(v) is dict else v for v in value]
+    return value
 
 
 def _to_plain(value: Any, options: _Json) -> Any:
