@@ -38,13 +38,7 @@ from operator import methodcaller
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import (
-        Callable,
-        Iterable,
-        Iterator,
-        Mapping,
-        Sequence,
-    )
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, Generic, Literal, Never, Required, Self, TypeVar, overload
 
     from typing_extensions import TypedDict, Unpack
@@ -118,8 +112,6 @@ class Omit(NotGiven):
 
 NOT_GIVEN = not_given = NotGiven()
 omit = Omit()
-if TYPE_CHECKING:
-    _Unset = NotGiven | None
 
 
 class DefaultInt(int):
@@ -150,6 +142,17 @@ class Timeout:
     def __repr__(self) -> str:
         return f"Timeout(connect={self.connect}, read={self.read}, write={self.write})"
 
+
+if TYPE_CHECKING:  # what an option may be
+    _BoolOption = bool | NotGiven | None
+    _FloatOption = float | NotGiven | None
+    _IntOption = int | NotGiven | None
+    _StrOption = str | NotGiven | None
+    _StopOption = Sequence[str] | _StrOption
+    _TimeoutOption = Timeout | _FloatOption
+    _ListOption = Iterable[Any] | NotGiven | None
+    _MappingOption = Mapping[str, Any] | NotGiven | None
+    _NoStream = Literal[False] | None
 
 # --- errors ---
 # openai's names and attributes. A message says what was asked of whom, what came back
@@ -235,7 +238,7 @@ class APIError(OpenAIError):
         self.message = message
         self.request = request
         self.body = body
-        self.partial: Any = None
+        self.partial: ChatCompletion | Completion | None = None
         facts = body if isinstance(body, dict) else {}
         code = facts.get("code")
         self.code = str(code) if isinstance(code, (str, int, float)) else None
@@ -353,7 +356,7 @@ class BaseModel(_Json):
     """A JSON object with its fields as attributes."""
 
     _fields: tuple[str, ...] = ()
-    _nested: tuple[tuple[str, Any], ...] = ()
+    _nested: Any = ()  # pairs of a field and the class of its objects
     _unset: frozenset[str] = frozenset()  # keys that are there without being sent
     _request_id: str | None = None
 
@@ -374,7 +377,7 @@ class BaseModel(_Json):
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
         """The object for plain data, nested objects included; nothing is checked."""
-        model = cls.__new__(cls)
+        model = cls.__new__(cls)  # takes half the time of cls(data)
         model.update(data)
         for name, kind in cls._nested:
             value = data.get(name)
@@ -382,20 +385,18 @@ class BaseModel(_Json):
                 model[name] = _add_classes(value, kind)
         return model
 
-    def __missing__(self, name: str) -> Any:
-        if name not in self._fields and not self._reads(name):
+    def __missing__(self, name: str) -> None:
+        if name not in self._fields:
             raise KeyError(name)
-
-    def _reads(self, name: str) -> bool:
-        """Whether this can be read though it is neither declared nor sent."""
-        return False
 
     if not TYPE_CHECKING:  # so that checkers report a misspelt field
 
         def __getattr__(self, name):
-            if name not in self and not self._reads(name):
-                raise AttributeError(f"{type(self).__name__} has no field {name!r}")
-            return self[name]
+            try:
+                return self[name]
+            except KeyError:
+                kind = type(self).__name__
+                raise AttributeError(f"{kind} has no field {name!r}") from None
 
         @property
         def __dict__(self):
@@ -451,9 +452,8 @@ class BaseModel(_Json):
     ) -> _Json:
         """Plain dicts and lists; declared fields that the server left out are None.
 
-        `include` and `exclude` are sets of names. `exclude_none` and `exclude_unset`
-        apply to nested objects too; pydantic's other keywords change nothing. Raises
-        TypeError for nested names, such as {"usage": {"total_tokens"}}.
+        `include` and `exclude` are sets of names, nested ones a TypeError; `exclude_none`
+        and `exclude_unset` go for nested objects too, pydantic's others are ignored.
         """
         if isinstance(include, (str, dict)) or isinstance(exclude, (str, dict)):
             raise TypeError("include and exclude must be sets of names")
@@ -461,14 +461,16 @@ class BaseModel(_Json):
         return {
             name: _to_plain(value, options)
             for name, value in fields.items()
-            if (include is None or name in include)
-            and (exclude is None or name not in exclude)
+            if name in (fields if include is None else include)
+            and name not in (exclude or ())
             and (value is not None or not options.get("exclude_none"))
         }
 
-    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
+    def model_dump_json(self: Any, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
-        return _to_json(self.model_dump(**options), indent)
+        plain = self.model_dump(**options)
+        marks = (",", ":") if indent is None else None
+        return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
 
     def to_dict(self, *, exclude_unset: bool = True, **options: Any) -> _Json:
         """`model_dump` of the fields that the server sent."""
@@ -476,7 +478,7 @@ class BaseModel(_Json):
 
     def to_json(self, *, indent: int | None = 2, **options: Any) -> str:
         """`to_dict` as JSON text."""
-        return _to_json(self.to_dict(**options), indent)
+        return self.model_dump_json(indent=indent, **{"exclude_unset": True, **options})
 
     copy = model_copy
     dict = model_dump
@@ -492,8 +494,9 @@ class BaseModel(_Json):
 class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
-    def _reads(self, name: str) -> bool:
-        return name[:2] != "__"
+    def __missing__(self, name: str) -> None:
+        if name[:2] == "__":
+            raise KeyError(name)
 
 
 Details._nested = ("content", Details), ("top_logprobs", Details)
@@ -514,6 +517,9 @@ class ChatCompletionMessageToolCall(BaseModel, function=Function):
     function: Function
 
 
+_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
+
+
 class _Message(BaseModel, function_call=Function):
     """A message or a delta. `reasoning` and `reasoning_content` both read what the server
     sent under either name; they are in dumps as it sent them."""
@@ -532,9 +538,6 @@ class _Message(BaseModel, function_call=Function):
             name = twin
         return super().__getitem__(name)
 
-    def _reads(self, name: str) -> bool:
-        return _TWINS.get(name) in self
-
 
 class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     """`content` is the model's text with the tags of its calls."""
@@ -546,13 +549,15 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
         message = super().model_validate(data)
-        always = dict.fromkeys(("role", "content", "tool_calls"))  # see the usage guide
-        message._unset = frozenset(always.keys() - message.keys())
-        message.update({**always, **message})
+        always = ("role", "content", "tool_calls")  # as in the usage guide
+        message._unset = frozenset(always) - message.keys()
+        for name in always:
+            message.setdefault(name)
         return message
 
-    def _reads(self, name: str) -> bool:
-        return name in _TWINS
+    def __missing__(self, name: str) -> None:
+        if name not in _TWINS:
+            super().__missing__(name)
 
 
 class _Choice(BaseModel, logprobs=Details):
@@ -667,7 +672,7 @@ class ModelList:
     object = "list"
 
     def __init__(self, page: _Json) -> None:
-        self.data = [Model.model_validate(model) for model in page["data"]]
+        self.data = [Model(model) for model in page["data"]]
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self.data)
@@ -680,9 +685,7 @@ class ModelList:
         """{"object": "list", "data": [...]}; options as in BaseModel."""
         return {"object": "list", "data": _to_plain(self.data, options)}
 
-    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
-        """`model_dump(...)` as JSON text."""
-        return _to_json(self.model_dump(**options), indent)
+    model_dump_json = BaseModel.model_dump_json
 
 
 class Health:
@@ -734,11 +737,11 @@ class LightLLMClient:
         self,
         api_key: str | Callable[[], str] | None = None,
         base_url: str | None = None,
-        timeout: float | Timeout | NotGiven | None = DEFAULT_TIMEOUT,
+        timeout: _TimeoutOption = DEFAULT_TIMEOUT,
         *,
         max_retries: int = DEFAULT_MAX_RETRIES,
-        default_headers: Mapping[str, Any] | None = None,
-        default_query: Mapping[str, object] | None = None,
+        default_headers: _MappingOption = None,
+        default_query: _MappingOption = None,
         organization: str | None = None,
         project: str | None = None,
         tool_mode: Literal["server", "prompt"] = "server",
@@ -750,8 +753,8 @@ class LightLLMClient:
         ssl_context: ssl.SSLContext | None = None,
         **unknown: Never,
     ) -> None:
-        api_key = _hide_key(api_key)  # from here on no variable shows one
-        default_headers = _hide_values(default_headers or {})
+        api_key = _hide(_environment("API_KEY") if api_key is None else api_key)
+        default_headers = _hide(default_headers or {})  # now no variable shows a key
         for name in unknown:
             raise TypeError(_unknown_name("LightLLMClient", name, _option_names()))
         self.api_key = _checked_key(api_key)
@@ -775,13 +778,14 @@ class LightLLMClient:
         self._opener.add_handler(self._transport)
         self._add_namespaces(False)
 
-    def _add_namespaces(self, raw: bool) -> None:
+    def _add_namespaces(self, raw: bool) -> Self:
         """They share what this client holds, but do not hold the client: in a cycle, the
         sockets of a dropped one would wait for the garbage collector."""
         shared = self._share()
         self.chat = Chat(shared, raw)
         self.completions = Completions(shared, raw)
         self.models = Models(shared, raw)
+        return self
 
     def _share(self) -> Self:
         twin = object.__new__(type(self))
@@ -808,31 +812,19 @@ class LightLLMClient:
     @property
     def with_raw_response(self) -> Self:
         """This client, but its calls return the Response, with `.parse()`."""
-        raw = self._share()
-        raw._add_namespaces(True)
-        return raw
+        return self._share()._add_namespaces(True)
 
-    def copy(
-        self,
-        *,
-        set_default_headers: Mapping[str, Any] | None = None,
-        set_default_query: Mapping[str, object] | None = None,
-        **changes: Any,
-    ) -> Self:
+    def copy(self, **changes: Any) -> Self:
         """A client with other options on the same connections. `default_headers` and
-        `default_query` are merged with this client's, the `set_` forms replace them."""
+        `default_query` are added to this client's; set_default_headers and
+        set_default_query replace them."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
-        changes["api_key"] = _hide_key(changes.get("api_key", self.api_key))
-        _hide_headers(changes, "default_headers")
-        options = self._options()
-        if set_default_headers is not None:
-            set_default_headers = _hide_values(set_default_headers)
-            options["default_headers"] = set_default_headers
-        if set_default_query is not None:
-            options["default_query"] = set_default_query
+        _hide_secrets(changes)
+        options = {**self._options(), **changes}
         for name in ("default_headers", "default_query"):
-            options[name] = {**options[name], **(changes.pop(name, None) or {})}
-        options.update(changes)
+            base = options.pop("set_" + name, None)
+            base = getattr(self, name) if base is None else base
+            options[name] = {**base, **(changes.get(name) or {})}
         twin = type(self)(**options)
         if twin.ssl_context is self.ssl_context:
             twin._transport, twin._opener = self._transport, self._opener
@@ -845,17 +837,14 @@ class LightLLMClient:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.ssl_context:
-            raise TypeError(
-                "a client with an ssl_context cannot be pickled: "
-                "make it where it is used, or set SSL_CERT_FILE instead"
-            )
+            what = "a client with an ssl_context cannot be pickled"
+            raise TypeError(f"{what}: make it where it is used, or set SSL_CERT_FILE")
         # after importlib.reload() the module has another class of that name
         is_own = type(self).__module__ == __name__
         return _new_client, (LightLLMClient if is_own else type(self), self._options())
 
-    def __copy__(self, memo: Any = None) -> Self:
-        twin: Self = _new_client(type(self), self._options())
-        return twin
+    def __copy__(self, memo: Any = None) -> Any:
+        return _new_client(type(self), self._options())
 
     __deepcopy__ = __copy__
 
@@ -876,11 +865,11 @@ class LightLLMClient:
     def get(self, path: str, **options: Any) -> Any:
         """The decoded JSON of a GET of any route, from the server's root:
         `client.get("/token_load")`. Options: extra_headers, extra_query, timeout."""
-        return self.models._request("GET", self._join_root(path), None, None, options)
+        return self.models._request("GET", self._join_root(path), options)
 
     def post(self, path: str, *, body: Any = None, **options: Any) -> Any:
         """The same for a POST: `client.post("/tokens", body={"text": "hello"})`."""
-        return self.models._request("POST", self._join_root(path), body, None, options)
+        return self.models._request("POST", self._join_root(path), options, body)
 
     def health(self, *, timeout: float = 5.0) -> Health:
         """Whether the server is ready, told within `timeout` seconds. A LightLLM of 2025
@@ -917,18 +906,6 @@ class AsyncAzureOpenAI(AsyncOpenAI):
     """Only a name, too."""
 
 
-class Chat:
-    """`client.chat`"""
-
-    def __init__(self, client: LightLLMClient, raw: bool = False) -> None:
-        self.completions = ChatCompletions(client, raw)
-
-    @property
-    def with_raw_response(self) -> Chat:
-        """The same calls, returning the Response, with `.parse()`."""
-        return Chat(self.completions._client, True)
-
-
 # --- endpoints ---
 # What can be asked. The defaults stand in the signatures; the TypedDicts serve checkers,
 # completion and the check for misspelt names. An option that is None is not sent: the
@@ -936,47 +913,47 @@ class Chat:
 
 
 class _CallOptions(TypedDict, total=False):
-    extra_headers: Mapping[str, Any] | None
-    extra_query: Mapping[str, object] | None
-    extra_body: Mapping[str, object] | None
-    timeout: float | Timeout | _Unset
+    extra_headers: _MappingOption
+    extra_query: _MappingOption
+    extra_body: _MappingOption
+    timeout: _TimeoutOption
 
 
 class _CommonOptions(_CallOptions, total=False):
     model: Required[str | None]
-    temperature: float | _Unset
-    top_p: float | _Unset
-    top_k: int | _Unset
-    max_tokens: int | _Unset
-    stop: str | Sequence[str] | _Unset
-    presence_penalty: float | _Unset
-    frequency_penalty: float | _Unset
-    repetition_penalty: float | _Unset
-    do_sample: bool | _Unset
-    ignore_eos: bool | _Unset
+    temperature: _FloatOption
+    top_p: _FloatOption
+    top_k: _IntOption
+    max_tokens: _IntOption
+    stop: _StopOption
+    presence_penalty: _FloatOption
+    frequency_penalty: _FloatOption
+    repetition_penalty: _FloatOption
+    do_sample: _BoolOption
+    ignore_eos: _BoolOption
     logit_bias: Any
-    n: int | _Unset
+    n: _IntOption
     response_format: Any
-    seed: int | _Unset
+    seed: _IntOption
     stream_options: Any
-    user: str | _Unset
+    user: _StrOption
 
 
 class ChatOptions(_CommonOptions, total=False):
     """The options of `chat.completions.create`: openai's, and LightLLM's own."""
 
     messages: Required[Iterable[Any]]
-    logprobs: bool | _Unset
-    tools: Iterable[Any] | _Unset
+    logprobs: _BoolOption
+    tools: _ListOption
     tool_mode: Literal["server", "prompt"] | NotGiven
     tool_choice: Any
-    chat_template_kwargs: Mapping[str, Any] | _Unset
-    max_completion_tokens: int | _Unset
-    parallel_tool_calls: bool | _Unset
-    reasoning_effort: str | _Unset
-    separate_reasoning: bool | _Unset
-    stream_reasoning: bool | _Unset
-    top_logprobs: int | _Unset
+    chat_template_kwargs: _MappingOption
+    max_completion_tokens: _IntOption
+    parallel_tool_calls: _BoolOption
+    reasoning_effort: _StrOption
+    separate_reasoning: _BoolOption
+    stream_reasoning: _BoolOption
+    top_logprobs: _IntOption
     character_settings: Any
     role_settings: Any
     # what LightLLM ignores
@@ -1001,10 +978,10 @@ class CompletionOptions(_CommonOptions, total=False):
     """The options of `completions.create`."""
 
     prompt: Required[str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]]
-    best_of: int | _Unset
-    echo: bool | _Unset
-    logprobs: int | _Unset
-    suffix: str | _Unset
+    best_of: _IntOption
+    echo: _BoolOption
+    logprobs: _IntOption
+    suffix: _StrOption
 
 
 class _Resource:
@@ -1020,10 +997,10 @@ class _Resource:
         return type(self)(self._client, True)
 
     def _request(
-        self, method: str, url: str, body: Any, build: Any, call: _Json
+        self, method: str, url: str, call: _Json, body: Any = None, build: Any = None
     ) -> Any:
         """What `build` makes of the JSON reply."""
-        _hide_headers(call)
+        _hide_secrets(call)
         response = _Exchange(self._client, method, url, body, **call).fetch(build)
         if isinstance(response._parsed, BaseModel):
             response._parsed._request_id = response.request_id
@@ -1034,7 +1011,7 @@ class _Resource:
     ) -> Any:
         """The answer that the builder makes of the reply, or the Stream it feeds."""
         if not builder.is_stream:
-            return self._request("POST", url, body, builder.build_reply, call)
+            return self._request("POST", url, call, body, builder.build_reply)
         exchange = _Exchange(self._client, "POST", url, body, **call)
         response, reply = exchange.open_stream()
         stream: Any = Stream(_StreamSource(response, reply, builder, exchange))
@@ -1047,6 +1024,14 @@ class _Resource:
         return raw
 
 
+class Chat(_Resource):
+    """`client.chat`"""
+
+    def __init__(self, client: LightLLMClient, raw: bool = False) -> None:
+        super().__init__(client, raw)
+        self.completions = ChatCompletions(client, raw)
+
+
 class ChatCompletions(_Resource):
     """`client.chat.completions`"""
 
@@ -1057,7 +1042,7 @@ class ChatCompletions(_Resource):
 
     @overload
     def create(  # noqa: F811
-        self, *, stream: Literal[False] | None = ..., **options: Unpack[ChatOptions]
+        self, *, stream: _NoStream = ..., **options: Unpack[ChatOptions]
     ) -> ChatCompletion: ...
 
     @overload
@@ -1070,16 +1055,16 @@ class ChatCompletions(_Resource):
         *,
         model: str | None,
         messages: Iterable[Any],
-        temperature: float | _Unset = 0.6,
-        top_p: float | _Unset = 0.95,
-        max_tokens: int | _Unset = DEFAULT_MAX_TOKENS,
-        stop: str | Sequence[str] | _Unset = None,
-        presence_penalty: float | _Unset = 1.1,
-        logprobs: bool | _Unset = False,
-        tools: Iterable[Any] | _Unset = None,
-        top_k: int | _Unset = 50,
-        repetition_penalty: float | _Unset = 1.0,
-        stream: bool | _Unset = None,
+        temperature: _FloatOption = 0.6,
+        top_p: _FloatOption = 0.95,
+        max_tokens: _IntOption = DEFAULT_MAX_TOKENS,
+        stop: _StopOption = None,
+        presence_penalty: _FloatOption = 1.1,
+        logprobs: _BoolOption = False,
+        tools: _ListOption = None,
+        top_k: _IntOption = 50,
+        repetition_penalty: _FloatOption = 1.0,
+        stream: _BoolOption = None,
         **options: Any,
     ) -> Any:
         """A ChatCompletion, or with `stream=True` a Stream of ChatCompletionChunks.
@@ -1099,16 +1084,16 @@ class ChatCompletions(_Resource):
         before anything is; then APIStatusError, APIConnectionError, APITimeoutError or
         APIResponseValidationError.
         """
-        options.update(model=model, messages=messages, temperature=temperature)
-        options.update(top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop)
-        options.update(logprobs=logprobs, tools=tools, stream=stream)
-        options.update(presence_penalty=presence_penalty)
-        options.update(repetition_penalty=repetition_penalty)
-        body, call = _split_options(options, _DEFAULTS, ChatOptions)
-        client, extra = self._client, call.pop("extra_body", None) or {}
+        body, extra, call = _split_options(
+            options, ChatOptions, _DEFAULTS, model=model, temperature=temperature,
+            top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop, stream=stream,
+            presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
+            logprobs=logprobs, tools=tools,
+        )  # fmt: skip
+        client = self._client
         tools = _tool_list(body.pop("tools", None))
         mode = body.pop("tool_mode", client.tool_mode)
-        body["messages"] = _sendable_messages(body.get("messages"), client)
+        body["messages"] = _sendable_messages(messages, client)
         is_default = hasattr(body.get("max_tokens", DEFAULT_MAX_TOKENS), "is_default")
         if is_default and "max_completion_tokens" in body:
             body["max_tokens"] = body["max_completion_tokens"]
@@ -1138,10 +1123,7 @@ class Completions(_Resource):
 
     @overload
     def create(  # noqa: F811
-        self,
-        *,
-        stream: Literal[False] | None = ...,
-        **options: Unpack[CompletionOptions],
+        self, *, stream: _NoStream = ..., **options: Unpack[CompletionOptions]
     ) -> Completion: ...
 
     @overload
@@ -1158,9 +1140,10 @@ class Completions(_Resource):
         as in chat; do_sample is True, as builds of 2025 are greedy without it.
         """
         defaults = {**_DEFAULTS, "do_sample": True, "logprobs": None}
-        options.update(model=model, prompt=prompt)
-        body, call = _split_options(options, defaults, CompletionOptions)
-        body.update(call.pop("extra_body", None) or {})
+        body, extra, call = _split_options(
+            options, CompletionOptions, defaults, model=model, prompt=prompt
+        )
+        body.update(extra)
         url = self._client.base_url + "/completions"
         return self._complete(url, body, _AnswerBuilder(False, body), call)
 
@@ -1171,14 +1154,14 @@ class Models(_Resource):
     def list(self, **options: Any) -> ModelList:
         """The served models. Raises NotFoundError where a build has no list."""
         url = self._client.base_url + "/models"
-        models: ModelList = self._request("GET", url, None, ModelList, options)
+        models: ModelList = self._request("GET", url, options, build=ModelList)
         return models
 
     def retrieve(self, model: str, **options: Any) -> Model:
         """The served model of that id. Raises NotFoundError where there is none."""
         if not model:
             raise ValueError("models.retrieve() needs the id of a model")
-        _hide_headers(options)
+        _hide_secrets(options)
         response: Any = Models(self._client, True).list(**options)
         served = {found.id: found for found in response.parse()}
         if model not in served:
@@ -1290,9 +1273,10 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
 #   (requests, request parts) go over a kept or a new socket (routes and idle
 #   connections, connections).
 # Its answer: framing (replies), then one JSON text (JSON) or events (server-sent events,
-#   stream source). Calls are found in the text (tool-call tags, calls in JSON), stop
-#   strings are cut off (stop strings), ids and reasons mended (putting answers right).
-#   Out come a ChatCompletion (answers) or a Stream of chunks (streams).
+#   stream source). Stop strings are cut off (stop strings), calls are found in the text
+#   (tool-call tags, arguments in tags, calls in JSON) and take the types of the schemas
+#   (types of arguments), ids and reasons are mended (putting answers right). Out come
+#   a ChatCompletion (answers) or a Stream of chunks (streams); dumps are plain (dumps).
 # ======================================================================================
 
 # --- options ---
@@ -1321,28 +1305,21 @@ def _is_given(value: Any) -> bool:
     return type(value).__name__ not in ("NotGiven", "Omit")
 
 
-def _hide_key(key: Any) -> Any:
-    """A key whose repr shows nothing; the one of the environment for None."""
-    if key is None:
-        key = _environment("API_KEY")
-    return _Secret(key) if isinstance(key, str) else key
+def _hide(value: Any) -> Any:
+    """A key or headers whose repr shows nothing."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if isinstance(value, str):
+        return _Secret(value)
+    is_mapping = hasattr(value, "items")
+    return {n: _hide(v) for n, v in value.items()} if is_mapping else value
 
 
-def _hide_values(headers: Mapping[str, Any]) -> _Json:
-    """Headers whose repr shows no value: one may be a key."""
-    hidden = {}
-    for name, value in headers.items():
-        if value is not None and _is_given(value):
-            text = value.decode("latin-1") if isinstance(value, bytes) else value
-            value = _Secret(text)
-        hidden[name] = value
-    return hidden
-
-
-def _hide_headers(options: _Json, name: str = "extra_headers") -> None:
-    """In place: from here on no variable shows a key in these headers."""
-    if options.get(name):
-        options[name] = _hide_values(options[name])
+def _hide_secrets(options: _Json) -> None:
+    """In place: from here on no variable shows a key."""
+    for name in ("api_key", "default_headers", "set_default_headers", "extra_headers"):
+        if name in options:
+            options[name] = _hide(options[name])
 
 
 def _environment(name: str) -> str:
@@ -1359,9 +1336,7 @@ def _unknown_name(callee: str, name: str, known: Iterable[str]) -> str:
     import difflib
 
     if name == "http_client":
-        return (
-            "http_client is not supported: use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
-        )
+        return f"{name} is not supported: use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
     if callee == "create" and name in _option_names():
         where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
         return f"{name} is an option of the client: use {where}"
@@ -1381,8 +1356,9 @@ def _checked_key(key: Any) -> Any:
     if callable(key):
         return key
     if not isinstance(key, str):
-        kind = type(key).__name__
-        raise TypeError(f"api_key must be a str or a callable, got {kind}")
+        raise TypeError(
+            f"api_key must be a str or a callable, got {type(key).__name__}"
+        )
     key = _Secret(key.strip())
     if re.match("https?://", key):
         raise ValueError("api_key is a URL: pass it as base_url=")
@@ -1426,7 +1402,7 @@ def _check_base_url(url: str) -> str:
         raise ValueError(f"base_url must start with http:// or https://, got {url!r}")
     if "?" in url or "#" in url:
         raise ValueError(
-            "base_url must not contain a query (default_query=) or fragment"
+            "base_url must not have a query (default_query=) or a fragment"
         )
     if not host or port == 0:
         raise ValueError(f"base_url must have a host and a port, got {url!r}")
@@ -1434,26 +1410,31 @@ def _check_base_url(url: str) -> str:
 
 
 _COMMON_NAMES = {
-    "stream",
     *_CallOptions.__annotations__,
     *_CommonOptions.__annotations__,
+    "stream",
 }
 _DEFAULTS: _Json = vars(ChatCompletions)["create"].__kwdefaults__
 
 
-def _split_options(given: _Json, defaults: _Json, kind: Any) -> tuple[_Json, _Json]:
-    """The body of a request, and the options of the call itself."""
-    _hide_headers(given)
-    for name in given.keys() - _COMMON_NAMES - kind.__annotations__.keys():
-        given.clear()  # or a variable would show an api_key
-        known = _COMMON_NAMES | kind.__annotations__.keys()
-        raise TypeError(_unknown_name("create", name, known))
+def _split_options(
+    options: _Json, kind: Any, defaults: _Json, **named: Any
+) -> tuple[_Json, _Json, _Json]:
+    """The body of a request, what is merged into it, and the options of the call itself."""
+    _hide_secrets(options)
+    for name in options:
+        if name not in _COMMON_NAMES and name not in kind.__annotations__:
+            options.clear()  # or a variable would show an api_key
+            known = _COMMON_NAMES.union(kind.__annotations__)
+            raise TypeError(_unknown_name("create", name, known))
     calls = _CallOptions.__annotations__
-    call = {name: given.pop(name) for name in calls if name in given}
-    body = {**defaults, **{n: v for n, v in given.items() if _is_given(v)}}
-    if body.get("stream") is not None:
-        body["stream"] = bool(body["stream"])
-    return {n: v for n, v in body.items() if v is not None}, call
+    call = {name: options.pop(name) for name in calls if name in options}
+    body = {}
+    for name, value in {**defaults, **named, **options}.items():
+        value = value if _is_given(value) else defaults.get(name)
+        if value is not None:
+            body[name] = bool(value) if name == "stream" else value
+    return body, call.pop("extra_body", None) or {}, call
 
 
 # --- messages and images ---
@@ -2328,8 +2309,6 @@ def _drop_none(fields: _Json) -> _Json:
 # --- dumps ---
 # Plain data -> answer objects -> plain data.
 
-_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
-
 
 def _add_classes(value: Any, kind: Any) -> Any:
     """A field's value, its objects as objects of that class."""
@@ -2349,11 +2328,6 @@ def _to_plain(value: Any, options: _Json) -> Any:
     if isinstance(value, dict):
         return {name: _to_plain(item, options) for name, item in value.items()}
     return value
-
-
-def _to_json(plain: _Json, indent: int | None) -> str:
-    marks = (",", ":") if indent is None else None
-    return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
 
 
 # --- stream source ---
@@ -3633,7 +3607,7 @@ def _request_headers(client: LightLLMClient, has_body: bool, extra: Any) -> _Str
     return _merge_headers(headers, account, client.default_headers, extra)
 
 
-def _merge_headers(merged: _StrDict, *layers: Mapping[str, Any]) -> _StrDict:
+def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
     """`merged`, with the headers of all layers; the later ones win, in any case of their
     names, which is urllib's here: `Content-type`."""
     for layer in layers:

@@ -58,14 +58,17 @@ stream: Stream[ChatCompletionChunk] = create(model="m", messages=question, strea
 either: bool = bool(question)
 create(model="m", messages=question, stream=either).close()  # wrong
 thought: str | None = plain.choices[0].message.reasoning
+also_thought: str | None = plain.choices[0].message.reasoning_content
 used: int = plain.usage.total_tokens if plain.usage else 0
 cached = plain.usage.prompt_tokens_details.cached_tokens if plain.usage else 0
 ended: bool = plain.choices[0].finish_reason == "length"
 print(plain.choices[0].logprobs.content[0].token)
 for chunk in stream:
     piece: str | None = chunk.choices[0].delta.content
+    thinking: str | None = chunk.choices[0].delta.reasoning
     for part in chunk.choices[0].delta.tool_calls or []:
         first: str | None = part.function.name if part.function else None
+whole: ChatCompletion = stream.get_final_completion()
 text: Completion = client.completions.create(model="m", prompt="x", max_tokens=5)
 lengths: list[int] = [model.max_model_len for model in client.models.list()]
 dumped: dict[str, Any] = plain.model_dump(exclude_none=True)
@@ -73,6 +76,8 @@ try:
     run_agent(patient, question)
 except APIError as error:
     print(error.message, error.code, error.request)
+    partial: ChatCompletion | Completion | None = error.partial
+    print(error.partial.choices)  # wrong
 
 create(model="m", messages=question, temprature=0.1)  # wrong
 create(model="m")  # wrong
@@ -88,3 +93,5 @@ reason: Literal["stop", "stopped"] = plain.choices[0].finish_reason  # wrong
 create(model="m", messages=question, temperature="hot")  # wrong
 client.chat.completion.create(model="m", messages=question)  # wrong
 print(AsyncOpenAI().chat)  # wrong
+completion: Completion = stream.get_final_completion()  # wrong
+length: int = plain.choices[0].message.reasoning  # wrong
