@@ -3382,38 +3382,34 @@ class Redirects(TransportTest):
 class Errors(TransportTest):
     def test_statuses_and_shapes(self):
         table = [
-            (400, {"error": {"message": "bad n"}}, lightllm.BadRequestError, "bad n"),
-            (401, {"message": "who"}, lightllm.AuthenticationError, "who"),
-            (403, {"error": "no"}, lightllm.PermissionDeniedError, "no"),
-            (404, {"detail": "Not Found"}, lightllm.NotFoundError, "Not Found"),
-            (409, {}, lightllm.ConflictError, "409"),
-            (417, {"message": "mode"}, lightllm.APIStatusError, "mode"),
-            (422, {"detail": "type"}, lightllm.UnprocessableEntityError, "type"),
-            (429, {"message": "busy"}, lightllm.RateLimitError, "busy"),
-            (500, b"Internal", lightllm.InternalServerError, "Internal"),
-            (503, b"<html>" + b"x" * 5000, lightllm.InternalServerError, "<html>"),
-            (418, b"\xff\xfe", lightllm.APIStatusError, "418"),
-            (302, {"message": "nowhere"}, lightllm.APIStatusError, "nowhere"),
-            (300, {"message": "many"}, lightllm.APIStatusError, "many"),
-            (400, b"[" * 100000, lightllm.BadRequestError, "[[["),
+            ({"error": {"message": "bad n"}}, 400, "BadRequestError", "bad n"),
+            ({"message": "who"}, 401, "AuthenticationError", "who"),
+            ({"error": "no"}, 403, "PermissionDeniedError", "no"),
+            ({"detail": "Not Found"}, 404, "NotFoundError", "Not Found"),
+            ({}, 409, "ConflictError", "409"), ({"message": "mode"}, 417, "APIStatusError", "mode"),
+            ({"detail": "type"}, 422, "UnprocessableEntityError", "type"),
+            ({"message": "busy"}, 429, "RateLimitError", "busy"),
+            (b"Internal", 500, "InternalServerError", "Internal"),
+            (b"<html>" + b"x" * 5000, 503, "InternalServerError", "<html>"),
+            (b"\xff\xfe", 418, "APIStatusError", "418"),
+            ({"message": "nowhere"}, 302, "APIStatusError", "nowhere"),
+            ({"message": "many"}, 300, "APIStatusError", "many"),
+            (b"[" * 100000, 400, "BadRequestError", "[[["),
         ]  # fmt: skip
-        for status, body, kind, text in table:
-            with self.subTest(status=status, text=text):
-                self.server.says(plain(body, status, x_request_id="req-3"))
-                error = self.error(kind)
-                self.assertIs(type(error), kind)
-                self.assertEqual(error.status_code, status)
-                self.assertEqual(error.response.status_code, status)
-                self.assertEqual(error.request_id, "req-3")
-                self.assertIn(text, str(error))
-                self.assertIn(str(status), str(error))
-                self.assertEqual(str(error), error.message)
-                self.assertLess(len(str(error)), 700)
-                self.assertEqual(error.response.request.method, "POST")
-                twin = pickle.loads(pickle.dumps(error))
-                self.assertEqual((type(twin), str(twin)), (kind, str(error)))
-                self.assertEqual(twin.response.headers["x-request-id"], "req-3")
-                copy.copy(error)
+        for body, status, name, text in self.cases(table):
+            self.server.says(plain(body, status, x_request_id="req-3"))
+            error, kind = self.error(), getattr(lightllm, name)
+            twin = pickle.loads(pickle.dumps(error))
+            for one in (error, twin, copy.copy(error)):
+                self.assertIs(type(one), kind)
+                self.assertEqual(str(one), error.message)
+                self.assertEqual((one.status_code, one.request_id), (status, "req-3"))
+                self.assertEqual(one.response.status_code, status)
+                self.assertEqual(one.response.headers["x-request-id"], "req-3")
+                self.assertEqual(one.response.request.method, "POST")
+            self.assertIn(text, str(error))
+            self.assertIn(str(status), str(error))
+            self.assertLess(len(str(error)), 700)
         self.assertEqual(error.code, None)
 
     def test_words_of_every_shape(self):
@@ -3455,9 +3451,8 @@ class Errors(TransportTest):
         ]  # fmt: skip
         for body in self.cases(table):
             self.server.says(plain(body, 404, X_Echo=KEY))
-            started = time.monotonic()
-            error = self.error(lightllm.NotFoundError)
-            self.assertLess(time.monotonic() - started, 5)
+            with self.within(5):
+                error = self.error(lightllm.NotFoundError)
             self.assertLess(len(str(error)), 500)
             self.assertIn("404", str(error))
             self.assertNotRegex(str(error), r"[\x00-\x1f]")
@@ -3485,8 +3480,8 @@ class Errors(TransportTest):
             (417, "'parameters'", "check the parameters"), (413, "body too long", "send less"),
             (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
-            (405, "x", "check base_url"),
-            (404, "x", "check base_url"), (401, "x", "check api_key"),
+            (405, "x", "check base_url"), (404, "x", "check base_url"),
+            (401, "x", "check api_key"),
         ]  # fmt: skip
         for status, words, hint in self.cases(table):
             self.server.says(plain({"message": words}, status))
@@ -3535,29 +3530,27 @@ class Errors(TransportTest):
             self.assertIn(words, str(error))
 
     def test_a_stream_is_known_by_its_first_bytes(self):
-        raw_events = event(delta("a")) + event(STOP) + event(DONE)
-        starts = [b"", b": hi\n\n", b"event: x\n", b"\xef\xbb\xbf", b"\r\n"]
-        for first in self.cases(starts):
-            for kind in ("application/json", "text/plain", ""):
-                parts = [chunked(raw) for raw in (first, raw_events) if raw]
-                headers = {"Content-Type": kind, "Transfer-Encoding": "chunked"}
-                self.server.says((200, headers, [*parts, b"0\r\n\r\n"]))
-                text = [c.choices[0].delta.content for c in self.ask(stream=True)]
-                self.assertEqual(text[0], "a")
+        body = event(delta("a")) + event(STOP) + event(DONE)
+        starts = b"", b": hi\n\n", b"event: x\n", b"\xef\xbb\xbf", b"\r\n"
+        kinds = "application/json", "text/plain", ""
+        for first, kind in self.cases(itertools.product(starts, kinds)):
+            _, headers, parts = events(*filter(None, [first, body]))
+            self.server.says((200, {**headers, "Content-Type": kind}, parts))
+            self.assertEqual(reply_text(self.ask(stream=True)), "a")
 
     def test_what_is_no_stream_is_refused_without_waiting_for_its_end(self):
         headers = {"Content-Type": "application/json", "Content-Length": "5000"}
+        start = "with a body that is not a stream of events: "
         table = [
-            ([b'{"error": {"message": "no ', 0.02, b'streams"}}', 3.0], "no streams"),
-            ([b'{"id": "8", "choices": [', *[0.05, b" "] * 40], '{"id": "8", "choices"'),
-            ([b"<html>login", 3.0], "<html>login"), ([b"null", HANGUP], "null"),
+            ("no streams", b'{"error": {"message": "no ', 0.02, b'streams"}}', 3.0),
+            (start + '{"id": "8", "choices"', b'{"id": "8", "choices": [', *[0.05, b" "] * 40),
+            (start + "<html>login", b"<html>login", 3.0), (start + "null", b"null", HANGUP),
         ]  # fmt: skip
-        for parts, words in self.cases(table):
+        for words, *parts in self.cases(table):
             self.server.says((200, headers, parts))
-            started = time.monotonic()
-            error = self.error(lightllm.APIResponseValidationError, stream=True)
-            self.assertLess(time.monotonic() - started, 2)
-            self.assertIn("with a body that is not a stream of events: ", str(error))
+            with self.within(2):
+                error = self.error(lightllm.APIResponseValidationError, stream=True)
+            self.assertIn(start, str(error))
             self.assertIn(words, str(error))
         self.server.says(plain({"error": {"message": "no", "code": 5}}), plain(b""))
         error = self.error(stream=True)
@@ -3609,10 +3602,8 @@ class Errors(TransportTest):
         self.server.says(plain(b"text", 400))
         one, two, three = self.error(), self.error(), self.error()
         self.assertEqual((one.code, one.param, one.type), ("5", "p", "t"))
-        self.assertEqual(one.body, body)
-        self.assertEqual(one.response.json(), {"error": body})
-        self.assertEqual(two.body, {"message": "m"})
-        self.assertEqual(three.body, "text")
+        self.assertEqual((one.body, one.response.json()), (body, {"error": body}))
+        self.assertEqual((two.body, three.body), ({"message": "m"}, "text"))
 
     def test_no_secret_is_shown_when_a_server_echoes_it(self):
         body = {"error": {"message": f"bad {KEY}", KEY: [KEY]}}
@@ -3621,35 +3612,37 @@ class Errors(TransportTest):
         self.assertIn("***", str(error))
         self.assertNotIn(KEY, repr(error.request_id) + repr(vars(error)))
         self.assertNotIn(KEY.encode(), pickle.dumps(error))
-        headers = {"PROXY-Authorization": "Basic dXNlcjpodW50ZXIy"}
-        self.server.says(plain({"message": "bad dXNlcjpodW50ZXIy"}, 407))
-        error = self.error(client=self.new_client(default_headers=headers))
-        self.assertIn("bad ***", str(error))
-        self.server.says(plain({"message": "the EMPTY prompt; EMPTYness\nEMPTY"}, 400))
-        error = self.error(client=self.new_client(api_key="EMPTY"))
-        self.assertIn("the *** prompt; EMPTYness ***", str(error))
-        self.server.says(plain({"message": "x8letters7letter7"}, 400))
-        error = self.error(client=self.new_client(api_key="8letters"))
-        self.assertIn("x***7letter7", str(error))
+        login = {"default_headers": {"PROXY-Authorization": "Basic dXNlcjpodW50ZXIy"}}
+        table = [
+            ("bad dXNlcjpodW50ZXIy", login, "bad ***"),
+            ("the EMPTY prompt; EMPTYness\nEMPTY", "EMPTY", "the *** prompt; EMPTYness ***"),
+            ("x8letters7letter7", "8letters", "x***7letter7"),
+        ]  # fmt: skip
+        for words, options, shown_words in self.cases(table):
+            options = {"api_key": options} if isinstance(options, str) else options
+            self.server.says(plain({"message": words}, 400))
+            error = self.error(client=self.new_client(**options))
+            self.assertIn(shown_words, str(error))
         quoted = 'pa"ss\\word-\xe9/+'
         self.server.says(plain({"message": f"a {quoted} b", "code": [quoted]}, 401))
         error = self.error(client=self.new_client(api_key=quoted))
         self.assertEqual(error.body, {"message": "a *** b", "code": ["***"]})
 
     def test_errors_made_as_openai_makes_them(self):
-        request = lightllm.APIConnectionError(request="r").request
-        self.assertEqual(request, "r")
+        self.assertEqual(lightllm.APIConnectionError(request="r").request, "r")
         self.assertEqual(str(lightllm.APITimeoutError("r")), "Request timed out.")
         self.server.says(plain({}, 429))
         response = self.error().response
         error = lightllm.RateLimitError("slow", response=response, body=None)
         self.assertEqual((str(error), error.status_code), ("slow", 429))
-        self.assertTrue(
-            issubclass(lightllm.APITimeoutError, lightllm.APIConnectionError)
-        )
-        self.assertTrue(issubclass(lightllm.APIError, lightllm.OpenAIError))
-        for name in ("LengthFinishReasonError", "ContentFilterFinishReasonError"):
-            self.assertTrue(issubclass(getattr(lightllm, name), lightllm.OpenAIError))
+        table = [
+            ("APITimeoutError", "APIConnectionError"), ("APIError", "OpenAIError"),
+            ("LengthFinishReasonError", "OpenAIError"),
+            ("ContentFilterFinishReasonError", "OpenAIError"),
+        ]  # fmt: skip
+        for kind, base in self.cases(table):
+            kind, base = getattr(lightllm, kind), getattr(lightllm, base)
+            self.assertTrue(issubclass(kind, base))
 
 
 class Proxies(TransportTest):
