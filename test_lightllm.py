@@ -4989,6 +4989,7 @@ class Terminal:
         os.close(self.ours)
 
 
+EXAMPLE = HERE / "example_lightllm_usage.py"
 needs_project = unittest.skipUnless(
     MODULE == HERE / "lightllm_client.py" and (HERE / "README.md").exists(),
     "README and example are not here",
@@ -5003,38 +5004,44 @@ def pickled_answer(client):
 
 class Packaging(ServerTest):
     @needs_project
-    def test_the_tests_run_on_a_copy_without_an_edit(self):
-        names = ["UsageGuide.test_simple_chat", "Packaging.test_the_examples_recipes"]
-        for name in self.cases(["lightllm_client", "openai_middleware"]):
+    def test_copies_run_under_another_name_without_an_edit(self):
+        def run(name, *arguments):
             with tempfile.TemporaryDirectory() as folder:
                 package = pathlib.Path(folder, "inference")
                 package.mkdir()
-                (package / "__init__.py").write_text("")
-                (package / f"{name}.py").write_bytes(MODULE.read_bytes())
-                path = package / "test_lightllm.py"
-                path.write_bytes(pathlib.Path(__file__).read_bytes())
+                copies = {f"{name}.py": MODULE, "test_lightllm.py": __file__}
+                copies.update({"../example.py": EXAMPLE, "__init__.py": os.devnull})
+                for copied, source in copies.items():
+                    (package / copied).write_bytes(pathlib.Path(source).read_bytes())
                 here = {"LIGHTLLM_MODULE": name} if name != "lightllm_client" else {}
-                command = ["-m", "inference.test_lightllm", *names]
-                done = run_python(*command, cwd=folder, env=here)
-            self.assertRegex(
-                done.stdout, r"\d+ passed, 0 failed, 1 skipped", done.stderr
-            )
+                return run_python(*arguments, cwd=folder, env=here)
+
+        tests = ["-m", "inference.test_lightllm", "UsageGuide.test_simple_chat"]
+        tests.append("Packaging.test_the_examples_recipes")
+        names = "lightllm_client", "openai_middleware"
+        with environment(LIGHTLLM_BASE_URL=None):
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                runs = [pool.submit(run, name, *tests) for name in names]
+                example = pool.submit(run, names[1], "example.py", "chat").result()
+        for done in (run.result() for run in runs):
+            passed = r"\d+ passed, 0 failed, 1 skipped"
+            self.assertRegex(done.stdout, passed, done.stderr)
+        self.assertIn("Paris.", example.stdout, example.stderr)
 
     def test_importing_has_no_side_effects(self):
-        code = (
-            "import sys, os, threading, io\n"
-            "before = dict(os.environ)\n"
-            "os.environ.update(LIGHTLLM_BASE_URL='nonsense', LIGHTLLM_API_KEY='a\\nb')\n"
-            "sys.stdout = sys.stderr = io.StringIO()\n"
-            f"sys.path.insert(0, {str(MODULE.parent)!r})\n"
-            f"import {MODULE.stem}\n"
-            "assert sys.stdout.getvalue() == ''\n"
-            "assert threading.active_count() == 1\n"
-            "for name in ('dataclasses', 'uuid', 'argparse', 'inspect', 'asyncio'):\n"
-            "    assert name not in sys.modules, name\n"
-            "import logging\n"
-            "assert not logging.getLogger().handlers\n"
-        )
+        code = f"""if True:
+            import sys, os, threading, io
+            os.environ.update(LIGHTLLM_BASE_URL='nonsense', LIGHTLLM_API_KEY='a\\nb')
+            sys.stdout = sys.stderr = io.StringIO()
+            sys.path.insert(0, {str(MODULE.parent)!r})
+            import {MODULE.stem}
+            assert sys.stdout.getvalue() == ''
+            assert threading.active_count() == 1
+            slow = {{'dataclasses', 'uuid', 'argparse', 'inspect', 'asyncio'}}
+            assert not slow & {{*sys.modules}}, slow & {{*sys.modules}}
+            import logging
+            assert not logging.getLogger().handlers
+        """
         done = run_python("-S", "-W", "error", "-c", code)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
 
@@ -5050,51 +5057,36 @@ class Packaging(ServerTest):
 
     def test_process_pools(self):
         self.server.answers(lambda heard: answer(str(heard.connection[1])))
-        self.ask()
-        for method in multiprocessing.get_all_start_methods():
-            if method == "forkserver":
-                continue
-            with self.subTest(method), warnings.catch_warnings():
+        mine = reply_text(self.ask())
+        methods = {*multiprocessing.get_all_start_methods()} - {"forkserver"}
+        for method in self.cases(sorted(methods)):
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                context = multiprocessing.get_context(method)
-                with context.Pool(2) as pool:
-                    ports = pool.map(pickled_answer, [self.client] * 4, chunksize=1)
-                mine = str(self.server.heard[0].connection[1])
-                self.assertNotIn(mine, ports)
+                with multiprocessing.get_context(method).Pool(1) as pool:
+                    ports = pool.map(pickled_answer, [self.client] * 2, chunksize=1)
+            self.assertNotIn(mine, ports)
 
     @needs_project
     def test_the_examples_recipes(self):
+        commands = [str(EXAMPLE)], [str(EXAMPLE), "nonsense"]
         with environment(LIGHTLLM_BASE_URL=None):
-            done = run_python("-W", "error", str(HERE / "example_lightllm_usage.py"))
-        self.assertEqual(done.returncode, 0, done.stderr)
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                runs = [pool.submit(run_python, "-W", "error", *c) for c in commands]
+        done, bad = (run.result() for run in runs)
+        self.assertEqual((done.returncode, bad.returncode), (0, 1), done.stderr)
         self.assertIn("scripted server", done.stdout.split("\n")[0])
         shown_texts = ("Paris.", "One, two, three, four, five.", "It is 20 degrees")
         for text in (*shown_texts, "wants get_weather", "picture", "400", "asked 20"):
             self.assertIn(text, done.stdout)
         self.assertIn("100% 20/20", done.stderr)
-        done = run_python(str(HERE / "example_lightllm_usage.py"), "nonsense")
-        self.assertEqual(done.returncode, 1)
-        example = importlib.import_module("example_lightllm_usage")
-        for recipe in example.RECIPES:
+        for recipe in importlib.import_module(EXAMPLE.stem).RECIPES:
             code = recipe.__code__
             numbers = [line for _, _, line in code_lines(code)]
             self.assertLessEqual(max(numbers) - code.co_firstlineno, 16, recipe)
 
     @needs_project
-    def test_the_example_runs_beside_a_copy_under_another_name(self):
-        example = (HERE / "example_lightllm_usage.py").read_bytes()
-        with tempfile.TemporaryDirectory() as folder:
-            pathlib.Path(folder, "inference").mkdir()
-            copied = pathlib.Path(folder, "inference", "openai_middleware.py")
-            copied.write_bytes(MODULE.read_bytes())
-            pathlib.Path(folder, "example.py").write_bytes(example)
-            with environment(LIGHTLLM_BASE_URL=None):
-                done = run_python("example.py", "chat", cwd=folder)
-        self.assertIn("Paris.", done.stdout, done.stderr)
-
-    @needs_project
     def test_many_prompts_resume_and_keep_errors(self):
-        example = importlib.import_module("example_lightllm_usage")
+        example = importlib.import_module(EXAMPLE.stem)
         items = [{"id": n, "prompt": str(n)} for n in range(10)]
 
         def rule(heard):
@@ -5112,21 +5104,18 @@ class Packaging(ServerTest):
                 self.assertEqual(example.ask_all(self.client, items, path), 1)
                 self.assertEqual(example.ask_all(self.client, items, path), 0)
             self.assertEqual(example.answered(path), set(range(10)))
-            text = pathlib.Path(path).read_text()
-            self.assertIn('"error": "Error code: 400', text)
+            self.assertIn('"error": "Error code: 400', pathlib.Path(path).read_text())
 
     @needs_project
     def test_a_row_tells_what_went_wrong(self):
-        example = importlib.import_module("example_lightllm_usage")
+        example = importlib.import_module(EXAMPLE.stem)
         self.server.says(answer("yes"), answer("half", "length"))
 
         prompt, bad = {"id": 1, "prompt": "p"}, {"id": 1, "prompt": 5}
         rows = [example.ask(self.client, item) for item in (prompt, prompt, bad, {})]
 
         self.assertEqual([row["answer"] for row in rows], ["yes", "half", None, None])
-        self.assertEqual(
-            rows[0], {"id": 1, "prompt": "p", "answer": "yes", "error": None}
-        )
+        self.assertEqual(rows[0], {**prompt, "answer": "yes", "error": None})
         self.assertIn("max_tokens", rows[1]["error"])
         self.assertTrue(rows[2]["error"] and rows[3]["error"])
 
@@ -5135,16 +5124,16 @@ class Packaging(ServerTest):
         text = (HERE / "README.md").read_text(encoding="utf-8")
         self.assertLessEqual(len(text.split("\n")), 401)
         blocks = re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.MULTILINE)
-        example = importlib.import_module("example_lightllm_usage")
+        example = importlib.import_module(EXAMPLE.stem)
+        choice = {"index": 0, "text": " 3", "logprobs": {"tokens": [" 3"]}}
+        replies = {
+            "/v1/completions": plain({"choices": [choice]}),
+            "/generate": generated("native"), "/tokens": plain({"ntokens": 4}),
+        }  # fmt: skip
 
         def rule(heard):
-            if heard.path == "/generate":
-                return generated("native")
-            if heard.path == "/tokens":
-                return plain({"ntokens": 4})
-            if heard.path == "/v1/completions":
-                choice = {"index": 0, "text": " 3", "logprobs": {"tokens": [" 3"]}}
-                return plain({"choices": [choice]})
+            if heard.path in replies:
+                return replies[heard.path]
             say = example.scripted_text(heard.json)
             if "response_format" in heard.json:
                 say = '{"city": "Paris"}'
@@ -5154,7 +5143,9 @@ class Packaging(ServerTest):
 
         self.server.answers(rule)
         names, output = {"__name__": "readme"}, io.StringIO()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(
+            output
+        ):
             picture = pathlib.Path(folder, "picture.png")
             picture.write_bytes(PNG)
             for kind, code in blocks:
@@ -5163,24 +5154,15 @@ class Packaging(ServerTest):
                 if kind[:6] == "python":
                     runs = compile(code, "README.md", "exec")
                 if kind == "python":
-                    with (
-                        contextlib.redirect_stdout(output),
-                        mock.patch.dict(sys.modules),
-                    ):
+                    with mock.patch.dict(sys.modules):
                         exec(runs, names)  # noqa: S102
         for name in ("client", "prompted", "native"):
             names[name].close()
         self.assertIs(names["ChatCompletion"], lightllm.ChatCompletion)
         for text in (
-            "Paris.\n",
-            "One, two, three",
-            "It is 20 degrees",
-            'get_weather {"city": "Paris"}',
-            "It is well known.",
-            "\nParis\n",
-            "4 tokens",
-            "' 3'",
-        ):
+            "Paris.\n", "One, two, three", "It is 20 degrees", "\nParis\n", "4 tokens",
+            'get_weather {"city": "Paris"}', "It is well known.", "' 3'",
+        ):  # fmt: skip
             self.assertIn(text, output.getvalue())
         clusters = [code for kind, code in blocks if kind == "python cluster"]
         self.assertEqual([code.count("\n") <= 25 for code in clusters], [True] * 2)
