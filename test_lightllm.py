@@ -2754,12 +2754,9 @@ class Time(TransportTest):
         with concurrent.futures.ThreadPoolExecutor(len(table)) as pool:
             errors = dict(zip(table, pool.map(ask, table)))
 
-        for name, error in self.cases(errors):
-            is_error = name == "a slow error"
-            kind = (
-                lightllm.InternalServerError if is_error else lightllm.APITimeoutError
-            )
-            self.assertIsInstance(error, kind)
+        late = lightllm.APITimeoutError
+        self.assertIsInstance(errors.pop("a slow error"), lightllm.InternalServerError)
+        self.assertEqual({type(error) for error in errors.values()}, {late}, errors)
 
     def test_fast_endless_replies(self):
         ok = b"HTTP/1.1 200 OK\r\n"
@@ -2779,9 +2776,8 @@ class Time(TransportTest):
 
     def test_a_server_that_reads_nothing(self):
         listener = self.listener(lambda connection: time.sleep(3))
-        for scheme, size, most in self.cases(
-            [("http", 8 << 20, 1.5), ("https", 1, 0.6)]
-        ):
+        table = [("http", 8 << 20, 1.5), ("https", 1, 0.6)]
+        for scheme, size, most in self.cases(table):
             client = self.client_of(listener, scheme, timeout=0.2)
             with self.within(most), self.assertRaises(lightllm.APITimeoutError):
                 self.ask(client, messages=[user("x" * size)])
@@ -2795,8 +2791,9 @@ class Time(TransportTest):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             return reply
 
-        self.addCleanup(signal.signal, signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGALRM, alarm)
+        before = signal.signal(signal.SIGALRM, alarm)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
         self.server.answers(rule)
         client, busy = self.new_client(max_retries=5), plain({}, 503)
         bad = "HTTP/1.1 500 X\r\nContent-Length: 9\r\n\r\n"
@@ -2837,34 +2834,28 @@ class Time(TransportTest):
 class WholeOrError(TransportTest):
     def test_replies_that_are_not_whole(self):
         ok, body = "HTTP/1.1 200 OK\r\n", answer()[2][0].decode()
-        coded, chunk = (
-            ok + "Transfer-Encoding: chunked\r\n\r\n",
-            f"{len(body):x}\r\n{body}\r\n",
-        )
-        end, sized = f"\r\n\r\n{body}", ok + "Content-Length: "
-        numbers = ("9" * 5000, "0x20", "-1", "5\r\nContent-Length: 6")
-        lines = ("Content-Length : 5", ": x", "X: \0", "X: \ry", "X\r: y", "X")
+        end, length = f"\r\n\r\n{body}", "Content-Length: "
+        sized, coded = ok + length, ok + "Transfer-Encoding: chunked\r\n\r\n"
+        chunk, rest = f"{len(body):x}\r\n{body}\r\n", f"\r\n{body}\r\n0\r\n\r\n"
+        lines = "Content-Length : 5", ": x", "X: \0", "X: \ry", "X\r: y", "X"
         table = {
-            "closed in mid-reply": [
+            "closed in mid-reply": (
                 "", "HTTP/1.1 2", ok + "Content-Len", sized + f"{len(body) + 1}{end}",
-                sized + f"{10**15}{end}", coded + chunk, coded + chunk + "0\r\n", coded + body,
-                coded + f"7FFFFFFFFFFFFF\r\n{body}\r\n0\r\n\r\n", bytes(range(256)) * 20,
-            ],
-            "not one number": [sized + number + end for number in numbers],
-            "corrupt chunk": [
-                coded + f"{size}\r\n{body}\r\n0\r\n\r\n" for size in ("-5", "1_0", "F" * 40)
-            ],
-            "not asked for": [ok + "Transfer-Encoding: gzip" + end],
-            "malformed header": [
-                ok + line + f"\r\nContent-Length: {len(body)}{end}" for line in lines
-            ],
-            "is it an HTTP server": ["SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/2 200" + end],
+                sized + f"{10**15}{end}", coded + chunk, coded + chunk + "0\r\n",
+                coded + body, coded + "7FFFFFFFFFFFFF" + rest, bytes(range(256)) * 20,
+            ),
+            "not one number": (sized + number + end for number in (
+                "9" * 5000, "0x20", "-1", f"5\r\n{length}6"
+            )),
+            "corrupt chunk": (coded + size + rest for size in ("-5", "1_0", "F" * 40)),
+            "not asked for": (ok + "Transfer-Encoding: gzip" + end,),
+            "malformed header": (f"{ok}{line}\r\n{length}{len(body)}{end}" for line in lines),
+            "is it an HTTP server": ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/2 200" + end),
         }  # fmt: skip
-        for reply, words in self.cases(
-            [(r, words) for words in table for r in table[words]]
-        ):
-            self.server.says(raw(reply))
-            self.assertIn(words, str(self.error(lightllm.APIConnectionError)))
+        for words, replies in table.items():
+            for reply in self.cases(replies):
+                self.server.says(raw(reply))
+                self.assertIn(words, str(self.error(lightllm.APIConnectionError)))
 
     def test_good_status_with_something_else(self):
         nothing = raw("HTTP/1.1 204 -\r\nConnection: close\r\n\r\n", 9.0)
@@ -2968,9 +2959,8 @@ class WholeOrError(TransportTest):
 
         rng = random.Random(16)
         for _ in range(300):
-            parts = [
-                bytes(rng.choices(b"a\r\n0;", k=rng.choice((1, 40)))) for _ in "12"
-            ]
+            sizes = rng.choices((1, 40), k=2)
+            parts = [bytes(rng.choices(b"a\r\n0;", k=size)) for size in sizes]
             body = b"".join(parts)
             sized = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
             chunks = b"".join(b"%X;q\r\n%b\r\n" % (len(part), part) for part in parts)
@@ -3227,11 +3217,12 @@ class Retries(TransportTest):
             (503, {**ms, "X-Should-Retry": "false"}, False),
             (503, {"Retry-After": "0.01"}, True), (503, {"Retry-After": "121"}, False),
             (503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, False),
-            (200, {}, False),  # with nothing
+            (200, {}, False),
         ]  # fmt: skip
         client = self.new_client(max_retries=1)
         for status, headers, again in self.cases(table):
-            self.server.says((status, headers, []), *([answer()] if again else []))
+            replies = [(status, headers, [b"null"]), answer()]
+            self.server.says(*replies[: 1 + again])
             if again:
                 self.assertEqual(self.ask(client).id, "8")
             else:
@@ -3367,8 +3358,8 @@ class Redirects(TransportTest):
             listener, trusting = self.tls_server(head + target, tunnels)
             trusting.check_hostname = False
             proxies = {"https_proxy": f"http://127.0.0.1:{listener.port}"}
-            url, options = "https://model.example", {"ssl_context": trusting}
-            client = self.proxied_client(url, proxies, **options)
+            url = "https://model.example"
+            client = self.proxied_client(url, proxies, ssl_context=trusting)
             self.error(lightllm.APIStatusError, client)
             self.assertEqual(len(tunnels), requests)
 
@@ -3646,7 +3637,6 @@ class Errors(TransportTest):
 
 
 class Proxies(TransportTest):
-
     def proxy(self):
         """A proxy that answers plain requests itself, and refuses to open tunnels."""
         self.seen = []
@@ -3680,9 +3670,8 @@ class Proxies(TransportTest):
     def test_a_refused_tunnel_is_asked_for_again_only_where_that_helps(self):
         self.skip_naps()
         port, login = self.proxy().port, "user:hunter22@"
-        for scheme, status, attempts in self.cases(
-            [("http://", 407, 1), ("", 403, 1), ("http://", 503, 3)]
-        ):
+        table = [("http://", 407, 1), ("", 403, 1), ("http://", 503, 3)]
+        for scheme, status, attempts in self.cases(table):
             self.seen = []
             self.refusal = f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"
             proxies = {"https_proxy": f"{scheme}{login}127.0.0.1:{port}"}
@@ -3691,12 +3680,9 @@ class Proxies(TransportTest):
 
             error = self.error(lightllm.APIConnectionError, client)
 
-            for words in (
-                f"the proxy refused to open a tunnel, with status {status}",
-                f"through the proxy http://127.0.0.1:{port}",
-                f"{attempts} attempt",
-                "check HTTP_PROXY",
-            ):
+            said = f"the proxy refused to open a tunnel, with status {status}"
+            by = f"through the proxy http://127.0.0.1:{port}"
+            for words in (said, by, f"{attempts} attempt", "check HTTP_PROXY"):
                 self.assertIn(words, str(error))
             self.assertNotIn("hunter22", shown(error))
             self.assertEqual(len(self.seen), attempts)
@@ -3769,8 +3755,8 @@ class Tls(TransportTest):
         tunnels = []
         listener, trusting = self.tls_server(tunnels=tunnels)
         proxies = {"https_proxy": f"http://user:hunter22@127.0.0.1:{listener.port}"}
-        url, options = "https://model.example", {"ssl_context": trusting}
-        client = self.proxied_client(url, proxies, **options)
+        url = "https://model.example"
+        client = self.proxied_client(url, proxies, ssl_context=trusting)
         error = self.error(lightllm.APIConnectionError, client)
         self.assertIn("not valid for 'model.example'", str(error))
         trusting.check_hostname = False
@@ -3805,10 +3791,8 @@ class Tls(TransportTest):
         ]
         for host, certificate, is_trusted, reason in self.cases(table):
             listener, trusting = self.tls_server(certificate=certificate)
-            options = {
-                "ssl_context": trusting if is_trusted else None,
-                "max_retries": 3,
-            }
+            context = trusting if is_trusted else None
+            options = {"ssl_context": context, "max_retries": 3}
             client = self.client_of(listener, "https", host, **options)
             error = self.error(lightllm.APIConnectionError, client)
             self.assertRegex(str(error), reason)
@@ -4737,13 +4721,10 @@ class CommandLine(TransportTest):
         if stdin is not None:
             stdin = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
         out, err, url = io.StringIO(), io.StringIO(), self.server.url + suffix
-        usual = {
-            "LIGHTLLM_BASE_URL": url,
-            "LIGHTLLM_API_KEY": KEY,
-            "LIGHTLLM_MODEL": None,
-        }
+        usual = {"LIGHTLLM_BASE_URL": url, "LIGHTLLM_API_KEY": KEY}
+        values = {"LIGHTLLM_MODEL": None, **usual, **values}
         with contextlib.ExitStack() as stack:
-            stack.enter_context(environment(**{**usual, **values}))
+            stack.enter_context(environment(**values))
             stack.enter_context(mock.patch.object(sys, "stdin", stdin))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
@@ -4875,9 +4856,8 @@ class CommandLine(TransportTest):
         self.assertEqual(self.run_main("--models")[1], "qwen25\n")
         routes["/v1/models"] = plain({"object": "list", "data": []})
         self.assertIn("'prompt': LightLLM before April 2026", check())
-        status, out, _ = self.run_main(
-            "--check", LIGHTLLM_BASE_URL="http://127.0.0.1:9"
-        )
+        dead = {"LIGHTLLM_BASE_URL": "http://127.0.0.1:9"}
+        status, out, _ = self.run_main("--check", **dead)
         self.assertEqual(status, 1)
         self.assertIn("NOT ready", out)
 
@@ -4972,9 +4952,7 @@ class Terminal:
 
     def types(self, text, until=None):
         """Press keys, and wait for what they bring: text, or the end."""
-        time.sleep(
-            0.03 if text == "\x03" else 0
-        )  # readline loses Ctrl-C before it waits
+        time.sleep(0.03)  # or it does not wait for keys yet, and a Ctrl-C is lost
         os.write(self.ours, text.encode())
         seen = ""
         while until and until not in seen:
@@ -5143,9 +5121,8 @@ class Packaging(ServerTest):
 
         self.server.answers(rule)
         names, output = {"__name__": "readme"}, io.StringIO()
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(
-            output
-        ):
+        into = contextlib.redirect_stdout(output)
+        with tempfile.TemporaryDirectory() as folder, into:
             picture = pathlib.Path(folder, "picture.png")
             picture.write_bytes(PNG)
             for kind, code in blocks:
