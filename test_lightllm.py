@@ -2610,7 +2610,7 @@ def raw(*parts):
     return None, {}, parts
 
 
-def whole(content="Hello"):
+def http_answer(content="Hello"):
     """A reply with an answer as a listener sends it, head and all."""
     body = answer(content)[2][0]
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
@@ -2718,7 +2718,7 @@ class TransportTest(ServerTest):
                 connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
             with context.wrap_socket(connection, server_side=True) as secure:
                 while read_request(secure):
-                    secure.sendall(reply or whole("secret"))
+                    secure.sendall(reply or http_answer("secret"))
                     if reply:  # end without close_notify
                         socket.socket.shutdown(secure, socket.SHUT_RDWR)
 
@@ -2859,6 +2859,7 @@ class WholeOrError(TransportTest):
 
     def test_good_status_with_something_else(self):
         nothing = raw("HTTP/1.1 204 -\r\nConnection: close\r\n\r\n", 9.0)
+        body = answer()[2][0]
         table = {
             "html": (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
             "empty": (200, {}, []), "no content": (204, {"Content-Length": "0"}, []),
@@ -2866,9 +2867,11 @@ class WholeOrError(TransportTest):
             "text": plain(b'"text"'), "cut json": plain(b'{"choices": [{"mess'),
             "error object": plain({"error": {"message": "oops"}}),
             "no choices": plain({"id": "1"}), "empty choices": plain({"choices": []}),
-            "choices null": plain({"choices": None}),
+            "choices null": plain({"choices": None}), "x behind": plain(body + b"x"),
+            "{} behind": plain(body + b" {}"), "] behind": plain(body + b"]"),
+            "NUL behind": plain(body + b"\0"), "deep": plain(b"[" * 100_000),
             "gzip": plain(b"\x1f\x8b\x08", Content_Encoding="gzip"),
-            "deep": plain(b"[" * 100_000), "deep objects": plain(b'{"a":' * 100_000),
+            "deep objects": plain(b'{"a":' * 100_000),
             "huge int": plain(b'{"choices": ' + b"9" * 100_000 + b"}"),
             "echo": plain({"error": {"message": f"bad key {KEY}"}}),
             "echo in html": (200, {"X-Echo": KEY}, [b"<p>" + KEY.encode()]),
@@ -2883,6 +2886,10 @@ class WholeOrError(TransportTest):
             self.assertEqual("coded" in str(error), name == "gzip")
             is_nothing = name == "empty" or name.startswith("no content")
             self.assertEqual("with nothing" in str(error), is_nothing)
+            if "behind" in name:
+                self.assertIn("status 200 with a body that is not the JSON", str(error))
+        self.server.says(plain(body + b" \r\n", 299))
+        self.assertEqual(self.ask().id, "8")
 
     def test_bodies_over_the_cap(self):
         self.limit("MAX_REPLY_BYTES", 10_000)
@@ -2923,10 +2930,10 @@ class WholeOrError(TransportTest):
         ok, size = "HTTP/1.1 200 OK\r\n", f"Content-Length: {len(body)}"
         end, coded = f"{size}\r\n\r\n{body}", ok + "Transfer-Encoding: Chunked\r\n\r\n"
         table = [
-            f"HTTP/1.0 200 OK\r\n\r\n{body}", f"HTTP/1.1 200 \r\n{end}", f"HTTP/1.1 200\r\n{end}",
-            f"{ok}cOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}", f"HTTP/1.1 200 OK\n{size}\n\n{body}",
-            f"HTTP/1.1 102 P\r\n\r\n{ok}{end}", f"{ok}{size}\r\n{end}", f"{ok}X: y\r\n\t z\r\n{end}",
-            f"{ok}{size}, {len(body)}\r\n\r\n{body}",
+            f"HTTP/1.0 200 OK\r\n\r\n{body}", f"HTTP/1.1 200 OK\n{size}\n\n{body}",
+            f"HTTP/1.1 200 \r\n{end}", f"HTTP/1.1 200\r\n{end}", f"{ok}{size}\r\n{end}",
+            f"{ok}cOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}", f"{ok}X: y\r\n\t z\r\n{end}",
+            f"{ok}{size}, {len(body)}\r\n\r\n{body}", f"HTTP/1.1 102 P\r\n\r\n{ok}{end}",
             f"{coded}{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n",
         ]  # fmt: skip
         for text in self.cases(table):
@@ -3013,9 +3020,9 @@ class WholeOrError(TransportTest):
 
     def test_a_reply_that_begins_early_does_not_stop_the_upload(self):
         def behave(connection):
-            connection.sendall(whole("early")[:20])
+            connection.sendall(http_answer("early")[:20])
             read_request(connection)
-            connection.sendall(whole("early")[20:])
+            connection.sendall(http_answer("early")[20:])
 
         client = self.client_of(self.listener(behave))
         completion = self.ask(client, messages=[user("x" * 3_000_000)])
@@ -3027,8 +3034,13 @@ class Pool(TransportTest):
         routes = self.client._transport._routes.values()
         return [connection for route in routes for connection in route.idle]
 
-    def test_connections_are_kept(self):
-        self.server.says(*[answer()] * 5)
+    def test_connections_are_kept_for_a_while(self):
+        files = [os.open(os.devnull, os.O_RDONLY)]
+        self.addCleanup(lambda: [os.close(file) for file in files])
+        with contextlib.suppress(OSError):  # if as many may be opened
+            while files[-1] < 1100:  # select() knows none above 1023
+                files.append(os.dup(files[0]))
+        self.server.says(*[answer()] * 6)
         for _ in range(5):
             self.ask()
         self.assertEqual(self.count_connections(), 1)
@@ -3037,19 +3049,22 @@ class Pool(TransportTest):
         self.assertTrue(option(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         if hasattr(socket, "TCP_KEEPIDLE"):
             self.assertEqual(option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
+        self.limit("IDLE_SECONDS", 0.01)
+        time.sleep(0.03)
+        self.ask()
+        self.assertEqual(self.count_connections(), 2)
 
     def test_connections_that_are_not_kept(self):
-        body = answer()[2][0]
-        coded = {"Transfer-Encoding": "chunked"}
-        behind = [chunked(body) + b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"]
+        body, coded = answer()[2][0], {"Transfer-Encoding": "chunked"}
+        chunks = chunked(body) + b"0\r\n\r\n"
         table = {
             "close": (200, {"Connection": "close"}, [body]),
             "glued second reply": (200, {"Content-Length": str(len(body))}, [body * 2]),
             "error": (500, {"Content-Length": "9"}, [b"x", 0.02, HANGUP]),
             "whole error": (500, {}, [b"x"]),
-            "bytes behind the last chunk": (200, coded, behind),
-            "two framings": (200, {"Content-Length": "5", **coded}, [chunked(body), b"0\r\n\r\n"]),
-            "HTTP/1.0": raw(whole().replace(b"/1.1", b"/1.0"), 0.1),
+            "bytes behind the last chunk": (200, coded, [chunks + b"HTTP/1.1 200 OK\r\n\r\n"]),
+            "two framings": (200, {"Content-Length": "5", **coded}, [chunks]),
+            "HTTP/1.0": raw(http_answer().replace(b"/1.1", b"/1.0"), 0.1),
         }  # fmt: skip
         for name, reply in self.cases(table):
             self.server.says(reply, answer("next"))
@@ -3061,35 +3076,18 @@ class Pool(TransportTest):
             one, two = self.server.heard[-2:]
             self.assertNotEqual(one.connection, two.connection)
 
-    def test_a_dead_idle_connection_is_replaced_unseen(self):
+    def test_a_broken_idle_connection_is_replaced_unseen(self):
         status, headers, parts = answer()
-        self.server.says((status, headers, [*parts, 0.03, HANGUP]), answer("second"))
+        self.server.says((status, headers, [*parts, 0.03, HANGUP]))
+        self.server.says(answer("second"), answer("third"))
         self.ask()
         time.sleep(0.1)
         self.assertEqual(reply_text(self.ask()), "second")
-        self.assertEqual(len(self.server.heard), 2)
-
-    def test_an_idle_connection_that_cannot_send_is_replaced_unseen(self):
-        self.server.says(answer(), answer("second"))
-        self.ask()
         connection = self.idle()[0]
         connection.is_usable = lambda: True  # as if it broke a moment later
         connection.sock.shutdown(socket.SHUT_WR)
-        self.assertEqual(reply_text(self.ask()), "second")
-        self.assertEqual(len(self.server.heard), 2)
-
-    def test_descriptors_above_1023(self):
-        files = [os.open(os.devnull, os.O_RDONLY)]
-        self.addCleanup(lambda: [os.close(file) for file in files])
-        try:
-            while files[-1] < 1100:
-                files.append(os.dup(files[0]))
-        except OSError:
-            self.skipTest("this process may not open as many")
-        self.server.says(answer(), answer())
-        self.ask()
-        self.ask()
-        self.assertEqual(self.count_connections(), 1)
+        self.assertEqual(reply_text(self.ask()), "third")
+        self.assertEqual(len(self.server.heard), 3)
 
     def test_a_stream_that_is_held_holds_no_connection(self):
         for last in ({"error": {"message": "oops"}}, DONE):
@@ -3107,14 +3105,6 @@ class Pool(TransportTest):
         self.client.close()
         self.assertEqual(reply_text(stream.get_final_completion()), "a")
         self.assertEqual(self.idle(), [])
-
-    def test_an_old_idle_connection_is_not_used(self):
-        self.limit("IDLE_SECONDS", 0.01)
-        self.server.says(answer(), answer())
-        self.ask()
-        time.sleep(0.03)
-        self.ask()
-        self.assertEqual(self.count_connections(), 2)
 
     def test_a_request_that_was_sent_is_not_sent_again(self):
         for fault, heard in ((RESET, 2), (HANGUP, 4)):
@@ -3280,10 +3270,10 @@ class Retries(TransportTest):
         self.assertEqual(error.request.method, "POST")
         twin = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(twin), twin.request.url), (str(error), error.request.url))
-
-    def test_unknown_hosts(self):
-        client = self.new_client(base_url="http://no-such-host.invalid:1")
-        self.assertIn("host name", str(self.error(lightllm.APIConnectionError, client)))
+        unknown = self.new_client(base_url="http://no-such-host.invalid:1")
+        self.assertIn(
+            "host name", str(self.error(lightllm.APIConnectionError, unknown))
+        )
 
     def test_each_reply_is_one_line_at_debug_without_texts(self):
         client = self.new_client(max_retries=1, default_query={"token": "hunter22"})
@@ -3312,13 +3302,16 @@ class Retries(TransportTest):
 
 
 class Redirects(TransportTest):
-    def test_same_origin_307_and_308_are_followed(self):
+    def test_same_origin_307_and_308_are_followed_five_times_at_most(self):
         url = self.server.url + "/v1/elsewhere"
         self.server.says((307, {"Location": url}, []), (308, {"Location": "/x"}, []))
         self.server.says(answer())
         self.ask()
         paths = [heard.path for heard in self.server.heard]
         self.assertEqual(paths[1:], ["/v1/elsewhere", "/x"])
+        self.server.answers(lambda heard: (307, {"Location": heard.path + "x"}, []))
+        self.assertEqual(self.error(lightllm.APIStatusError).status_code, 307)
+        self.assertEqual(len(self.server.heard), 3 + 6)
         self.assertEqual(len({heard.body for heard in self.server.heard}), 1)
 
     def test_other_redirects_are_errors_that_name_the_target(self):
@@ -3363,29 +3356,23 @@ class Redirects(TransportTest):
             self.error(lightllm.APIStatusError, client)
             self.assertEqual(len(tunnels), requests)
 
-    def test_at_most_five(self):
-        self.server.answers(lambda heard: (307, {"Location": heard.path + "x"}, []))
-        error = self.error(lightllm.APIStatusError)
-        self.assertEqual(error.status_code, 307)
-        self.assertEqual(len(self.server.heard), 6)
-
 
 class Errors(TransportTest):
     def test_statuses_and_shapes(self):
         table = [
             ({"error": {"message": "bad n"}}, 400, "BadRequestError", "bad n"),
+            (b"[" * 100000, 400, "BadRequestError", "[[["),
             ({"message": "who"}, 401, "AuthenticationError", "who"),
             ({"error": "no"}, 403, "PermissionDeniedError", "no"),
             ({"detail": "Not Found"}, 404, "NotFoundError", "Not Found"),
-            ({}, 409, "ConflictError", "409"), ({"message": "mode"}, 417, "APIStatusError", "mode"),
+            ({}, 409, "ConflictError", "409"), (b"\xff\xfe", 418, "APIStatusError", "418"),
+            ({"message": "mode"}, 417, "APIStatusError", "mode"),
             ({"detail": "type"}, 422, "UnprocessableEntityError", "type"),
             ({"message": "busy"}, 429, "RateLimitError", "busy"),
             (b"Internal", 500, "InternalServerError", "Internal"),
             (b"<html>" + b"x" * 5000, 503, "InternalServerError", "<html>"),
-            (b"\xff\xfe", 418, "APIStatusError", "418"),
-            ({"message": "nowhere"}, 302, "APIStatusError", "nowhere"),
+            ({"message": "far"}, 302, "APIStatusError", "far"),
             ({"message": "many"}, 300, "APIStatusError", "many"),
-            (b"[" * 100000, 400, "BadRequestError", "[[["),
         ]  # fmt: skip
         for body, status, name, text in self.cases(table):
             self.server.says(plain(body, status, x_request_id="req-3"))
@@ -3401,7 +3388,7 @@ class Errors(TransportTest):
             self.assertIn(text, str(error))
             self.assertIn(str(status), str(error))
             self.assertLess(len(str(error)), 700)
-        self.assertEqual(error.code, None)
+            self.assertIsNone(error.code)
 
     def test_words_of_every_shape(self):
         inner = {"message": "m", "type": "t", "code": 429}
@@ -3563,15 +3550,6 @@ class Errors(TransportTest):
         error = self.error()
         self.assertTrue(self.server.aborted.wait(1), error)
 
-    def test_a_json_reply_with_something_behind_it_is_refused(self):
-        body = answer()[2][0]
-        for rest in self.cases([b"x", b" {}", b"]", b"\0"]):
-            self.server.says(plain(body + rest))
-            error = self.error(lightllm.APIResponseValidationError)
-            self.assertIn("status 200 with a body that is not the JSON", str(error))
-        self.server.says(plain(body + b" \r\n", 299))
-        self.assertEqual(self.ask().id, "8")
-
     def test_headers_that_cannot_be_sent(self):
         self.server.says(answer(), answer())
         self.ask(extra_headers={"X-Raw": "\xe9".encode("latin-1")})
@@ -3646,7 +3624,7 @@ class Proxies(TransportTest):
                 self.seen.append(request.decode("latin-1"))
                 if request.startswith(b"CONNECT"):
                     return connection.sendall(self.refusal.encode())
-                connection.sendall(whole("via proxy"))
+                connection.sendall(http_answer("via proxy"))
 
         return self.listener(behave)
 
@@ -3812,7 +3790,7 @@ class Addresses(TransportTest):
     def test_ipv6_literals(self):
         def behave(connection):
             self.request = read_request(connection)
-            connection.sendall(whole())
+            connection.sendall(http_answer())
 
         try:
             listener = self.listener(behave, family=socket.AF_INET6, host="::1")
@@ -4377,11 +4355,9 @@ class OtherRoutes(TransportTest):
         with self.assertRaises(ValueError):
             models.retrieve("")
         self.assertEqual(self.server.heard[0].method, "GET")
-
-    def test_builds_that_lack_a_route(self):
-        self.server.says(plain({"detail": "Not Found"}, 404))
+        self.server.answers(lambda heard: plain({"detail": "Not Found"}, 404))
         with self.assertRaisesRegex(lightllm.NotFoundError, "lacks the route"):
-            self.client.models.list()
+            models.list()
 
     def test_any_route(self):
         self.server.says(plain({"current_load": 0.5}), plain({"ntokens": 5}))
@@ -4707,8 +4683,8 @@ class FunctionsAsTools(ServerTest):
 
 
 class CommandLine(TransportTest):
-    def run_module(self, *arguments, url=None, **options):
-        values = {"LIGHTLLM_BASE_URL": url or self.server.url, "LIGHTLLM_API_KEY": KEY}
+    def run_module(self, *arguments, **options):
+        values = {"LIGHTLLM_BASE_URL": self.server.url, "LIGHTLLM_API_KEY": KEY}
         values.update(options.pop("env", {}))
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
@@ -4802,8 +4778,8 @@ class CommandLine(TransportTest):
     def test_errors_are_one_line(self):
         dead = ["q", "--base-url", "http://127.0.0.1:9", "--timeout", "1"]
         table = [
-            ("bad thing", ["q", "--model", "m"]), ("base_url", ["q", "--base-url", "nonsense"]),
-            ("127.0.0.1:9", dead), ("a prompt is needed", []),
+            ("bad thing", ["q", "--model", "m"]), ("127.0.0.1:9", dead),
+            ("base_url", ["q", "--base-url", "nonsense"]), ("a prompt is needed", []),
             ("No such file", ["q", "--model", "m", "--image", "/no/such.png"]),
         ]  # fmt: skip
         bad = plain({"message": "bad\nthing " + KEY}, 400)
@@ -4815,17 +4791,15 @@ class CommandLine(TransportTest):
             self.assertIn(words, err)
         done = self.run_module("q", "--model", "m")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
-        self.assertRegex(done.stderr, r"^error: .*bad thing.*\n$")
+        self.assertEqual(done.stderr.count("\n"), 1)
+        self.assertIn("bad thing", done.stderr)
         with self.assertRaises(SystemExit) as left:
             self.run_main("q", "--top-k", "many")
         self.assertEqual(left.exception.code, 2)
 
     def test_check(self):
-        routes = {
-            "/health": plain({"message": "Ok"}),
-            "/v1/chat/completions": answer(),
-            "/generate": generated("yes"),
-        }
+        routes = {"/health": plain({"message": "Ok"}), "/generate": generated("yes")}
+        routes["/v1/chat/completions"] = answer()
         missing = plain({"detail": "Not Found"}, 404)
         self.server.answers(lambda heard: routes.get(heard.path, missing))
 
@@ -4839,18 +4813,17 @@ class CommandLine(TransportTest):
         self.assertIn("'prompt': LightLLM before April 2026", check())
         self.assertIn("'prompt', as the native API", check("/generate"))
         routes["/v1/models"] = plain(MODELS)
-        table = {
-            "qwen25": "qwen25: use tool_mode='server' or 'prompt'",
-            "deepseekv31": "use tool_mode='server' or 'prompt'",
-            "glm47": "use tool_mode='prompt': it merges calls",
-            "kimi_k2": "use tool_mode='prompt': it reads no calls in plain",
-            "qwen3_coder": "use tool_mode='prompt': it cuts arguments",
-            "llama3": "use tool_mode='prompt': only calls of Llama",
-            "new": "parser new: use tool_mode='prompt': what it loses",
-            None: "parser unknown: use tool_mode='prompt': none is set",
-        }
+        table = [
+            ("qwen25", "'server' or 'prompt'"),
+            ("deepseekv31", "'server' or 'prompt'"), ("glm47", "'prompt': it merges calls"),
+            ("kimi_k2", "'prompt': it reads no calls in plain"),
+            ("qwen3_coder", "'prompt': it cuts arguments"),
+            ("llama3", "'prompt': only calls of Llama"), ("new", "'prompt': what it loses"),
+            (None, "'prompt': none is set"),
+        ]  # fmt: skip
         for parser, advice in self.cases(table):
             routes["/get_server_info"] = plain({"tool_call_parser": parser})
+            advice = f"tools: parser {parser or 'unknown'}: use tool_mode={advice}"
             self.assertIn(advice, check())
             self.assertIn("qwen25, 16384 tokens", check("/generate"))
         self.assertEqual(self.run_main("--models")[1], "qwen25\n")
@@ -4941,11 +4914,9 @@ class Terminal:
         module = [str(MODULE), "--base-url", url, *arguments]
         self.process = subprocess.Popen(
             [sys.executable, "-c", self.START, *module],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
             env={**os.environ, "TERM": "dumb"},  # no colours, no cursor keys
             start_new_session=True,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         )
         os.close(theirs)
         signal.signal(signal.SIGINT, before)  # if ignored here, it was not there
@@ -4992,15 +4963,15 @@ class Packaging(ServerTest):
                 for copied, source in copies.items():
                     (package / copied).write_bytes(pathlib.Path(source).read_bytes())
                 here = {"LIGHTLLM_MODULE": name} if name != "lightllm_client" else {}
+                here["LIGHTLLM_BASE_URL"] = ""
                 return run_python(*arguments, cwd=folder, env=here)
 
         tests = ["-m", "inference.test_lightllm", "UsageGuide.test_simple_chat"]
         tests.append("Packaging.test_the_examples_recipes")
         names = "lightllm_client", "openai_middleware"
-        with environment(LIGHTLLM_BASE_URL=None):
-            with concurrent.futures.ThreadPoolExecutor() as pool:
-                runs = [pool.submit(run, name, *tests) for name in names]
-                example = pool.submit(run, names[1], "example.py", "chat").result()
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            runs = [pool.submit(run, name, *tests) for name in names]
+            example = pool.submit(run, names[1], "example.py", "chat").result()
         for done in (run.result() for run in runs):
             passed = r"\d+ passed, 0 failed, 1 skipped"
             self.assertRegex(done.stdout, passed, done.stderr)
@@ -5046,11 +5017,13 @@ class Packaging(ServerTest):
 
     @needs_project
     def test_the_examples_recipes(self):
-        commands = [str(EXAMPLE)], [str(EXAMPLE), "nonsense"]
-        with environment(LIGHTLLM_BASE_URL=None):
-            with concurrent.futures.ThreadPoolExecutor() as pool:
-                runs = [pool.submit(run_python, "-W", "error", *c) for c in commands]
-        done, bad = (run.result() for run in runs)
+        def run(*names):
+            command = ["-W", "error", str(EXAMPLE), *names]
+            return run_python(*command, env={"LIGHTLLM_BASE_URL": ""})
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            bad, done = pool.submit(run, "nonsense"), run()
+        bad = bad.result()
         self.assertEqual((done.returncode, bad.returncode), (0, 1), done.stderr)
         self.assertIn("scripted server", done.stdout.split("\n")[0])
         shown_texts = ("Paris.", "One, two, three, four, five.", "It is 20 degrees")
