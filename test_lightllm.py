@@ -2787,7 +2787,7 @@ class Time(TransportTest):
             raise raising
 
         def rule(heard):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            signal.setitimer(signal.ITIMER_REAL, 0.03)
             return reply
 
         before = signal.signal(signal.SIGALRM, alarm)
