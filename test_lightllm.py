@@ -2764,7 +2764,8 @@ class Time(TransportTest):
         table = [
             (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, "too many interim"),
             (ok + b"X-Header: y\r\n" * 20000, "endless"),
-            (ok + b"X: " + b"y" * 300000, "endless"), (coded + b"5;" + b"x" * 300000, "endless"),
+            (ok + b"X: " + b"y" * 300000, "endless"),
+            (coded + b"5;" + b"x" * 300000, "endless"),
             (coded + b"0\r\n" + b"X: y\r\n" * 20000, "endless"),
         ]  # fmt: skip
         for reply, words in self.cases(table):
@@ -4760,7 +4761,8 @@ class CommandLine(TransportTest):
         thought = events(delta(reasoning="R"), STOP, DONE)
         table = [
             ("the answer is incomplete", cut, 1, "Par\n"),
-            ("cut off (length)", short, 0, "P\n"), ("R\nnote: the answer is e", thought, 0, ""),
+            ("cut off (length)", short, 0, "P\n"),
+            ("R\nnote: the answer is e", thought, 0, ""),
         ]  # fmt: skip
         for stderr, reply, status, stdout in self.cases(table):
             self.server.says(reply)
