@@ -3589,7 +3589,7 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 def _request_headers(client: LightLLMClient, has_body: bool, extra: Any) -> _StrDict:
     key: Any = client.api_key
-    key = _hide_values({"": key() if callable(key) else key})[""]  # no variable has it
+    key = _hide(key() if callable(key) else key)  # now no variable shows it
     key = _checked_key(key)
     headers = {
         "Accept": "application/json",
