@@ -1000,7 +1000,8 @@ class _Resource:
         self, method: str, url: str, call: _Json, body: Any = None, build: Any = None
     ) -> Any:
         """What `build` makes of the JSON reply."""
-        _hide_secrets(call)
+        if call:
+            _hide_secrets(call)
         response = _Exchange(self._client, method, url, body, **call).fetch(build)
         if isinstance(response._parsed, BaseModel):
             response._parsed._request_id = response.request_id
@@ -1300,9 +1301,12 @@ def _new_client(kind: Any, options: _Json) -> Any:
     return client
 
 
+# by name: openai has such marks too, and importlib.reload() makes new ones
+_MARKS = ("NotGiven", "Omit")
+
+
 def _is_given(value: Any) -> bool:
-    """By name: openai has such marks too, and importlib.reload() makes new ones."""
-    return type(value).__name__ not in ("NotGiven", "Omit")
+    return type(value).__name__ not in _MARKS
 
 
 def _hide(value: Any) -> Any:
@@ -1421,7 +1425,8 @@ def _split_options(
     options: _Json, kind: Any, defaults: _Json, **named: Any
 ) -> tuple[_Json, _Json, _Json]:
     """The body of a request, what is merged into it, and the options of the call itself."""
-    _hide_secrets(options)
+    if options:
+        _hide_secrets(options)
     for name in options:
         if name not in _COMMON_NAMES and name not in kind.__annotations__:
             options.clear()  # or a variable would show an api_key
@@ -1431,9 +1436,12 @@ def _split_options(
     call = {name: options.pop(name) for name in calls if name in options}
     body = {}
     for name, value in {**defaults, **named, **options}.items():
-        value = value if _is_given(value) else defaults.get(name)
+        if type(value).__name__ in _MARKS:
+            value = defaults.get(name)
         if value is not None:
-            body[name] = bool(value) if name == "stream" else value
+            body[name] = value
+    if "stream" in body:
+        body["stream"] = bool(body["stream"])
     return body, call.pop("extra_body", None) or {}, call
 
 
@@ -2094,7 +2102,8 @@ class _ChoiceState:
         if self._reader:
             shown, calls = self._read(ready, bool(deltas), is_over, is_cut)
         self._text.write(shown)
-        calls = self._take_server_calls(deltas, calls, is_over, is_cut)
+        if deltas or calls or is_over:
+            calls = self._take_server_calls(deltas, calls, is_over, is_cut)
         given = [self._record(call) for call in calls]
         if is_over:
             self._end(reason, is_cut)
