@@ -2706,7 +2706,8 @@ def _read_json(text: str, pos: int) -> _Found:
             continue
         if mark == "<":
             if depth != 1 or not _take(text, start, "</tool_call>")[0]:
-                if text[start - 1] in "\"'" and text[start + 1] != "/":
+                is_quoted = text[start - 1] in "\"'"
+                if is_quoted and not _take(text, start, "</")[0]:
                     break  # a quote that was not escaped: this is a string's text
                 raise _NotACall(start)
             end, missing = start, "}"  # just the outer brace

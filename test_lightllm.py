@@ -1439,6 +1439,27 @@ TEXTS = {
     r"<tool_call>{'name': 'f', 'arguments': {'a': 'x\x1b[\u00e9\U0001f600\d'}}":
         [("f", r'{"a": "x\u001b[é😀\\d"}')],
     "<tool_call>{'name': 'f', 'arguments': {'a': 'x\\\ny\\\r\nz'}}": [("f", '{"a": "xyz"}')],
+    # a value that mentions a tag, or that holds the end of a call
+    FORM.format("save", param("text", "use <parameter=NAME> here")):
+        saved(text="use <parameter=NAME> here"),
+    FORM.format("save", param("text", "use <function=NAME> to call")) + CALL:
+        [*saved(text="use <function=NAME> to call"), A],
+    FORM.format("save", param("text", "x\n</function>\n</tool_call>\ny")):
+        saved(text="x\n</function>\n</tool_call>\ny"),
+    f"<tool_call>save{glm_param('text', 'a <arg_value> b')}</tool_call>":
+        saved(text="a <arg_value> b"),
+    f"<tool_call>save{glm_param('text', 'a </tool_call> b')}</tool_call>":
+        saved(text="a </tool_call> b"),
+    FORM.format("save", "<parameter=text>\na\n") + FORM.format("save", param("text", "b")):
+        [*saved(text="a"), *saved(text="b")],
+    # the very text of the arguments, not of what equals them
+    '<tool_call>[{"name": "f", "arguments": "{\\"a\\": 1}"},'
+    ' {"name": "g", "arguments": {"a": 1.0}}]</tool_call>':
+        [("f", '{"a": 1}'), ("g", '{"a": 1.0}')],
+    JSON_FORM.format('{"a": 1}, "arguments": {"a": true}'): [("f", '{"a": true}')],
+    # unescaped quotes around an example, two codes, a lone comma
+    JSON_FORM.format('{"a": "write "' + CALL + '" to call"}'): [],
+    RUN + "<code>a</code><code>b</code>": [], JSON_FORM.format("{,}"): [],
     # the types of values in tags
     FORM.format("typed", param("ref", '{"x": 1}') + param("one", "5") + param("all", "[1]")
     + param("nullable", "12345") + param("union", '{"z": 3}') + param("number", "1e999")
@@ -1983,6 +2004,25 @@ SERVER_CALLS = {
          delta_with_reason(server_call(0, arguments='["a"]}')), DONE], "", [A]),
     'gateways: a finish_reason of "" or "null" with every chunk': (
         [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP], "Hello", [A]),
+    "indexes that are not numbers": (
+        [server_call("0", "a", "f", ""), server_call("1", "b", "g", "{}"),
+         server_call("0", arguments='{"a": 1}'), STOP],
+        "", [("f", '{"a": 1}'), ("g", "{}")]),
+    "pieces that are objects themselves, each with the name": (
+        [server_call(0, "a", "f", '{"a": '), server_call(0, "a", "f", "{}"),
+         server_call(0, "a", "f", ', "b": 1}'), STOP], "", [("f", '{"a": {}, "b": 1}')]),
+    "equal calls without ids": (
+        [server_call(0, None, *A), server_call(1, None, "search", '{"query"'),
+         server_call(1, arguments=': ["a"]}'), STOP], "", [A, A]),
+    "a call behind the finish_reason": (
+        [server_call(0, "x", "ping", "{}"), STOP, server_call(1, "y", *A)],
+        "", [("ping", "{}"), A]),
+    "a thought that speaks of results": (
+        [delta("<think>The <tool_response> of search is empty.</think>"),
+         server_call(0, "x", *A), STOP],
+        "<think>The <tool_response> of search is empty.</think>", [A]),
+    "the name behind the id": (
+        [server_call(0, "x"), server_call(0, None, *A), STOP], "", [A]),
     "finish_reason twice": ([delta(CALL), STOP, STOP], "", [A]),
     "id and name with every delta": (
         [server_call(0, "a", "f", "{"), server_call(0, "a", "f", "}"), STOP], "", [F]),
@@ -2036,6 +2076,9 @@ class ServerMadeStreamCalls(ServerTest):
             "no required arguments": ([server_call(1, "x", "search", ""), STOP], "'search'"),
             "none of an unknown tool": ([server_call(1, "x", "f", ""), STOP], "'f'"),
             "no name": ([server_call(1, "x", None, "{}"), STOP], "''"),
+            "a name that is none": ([server_call(1, "x", 5, "{}"), STOP], "''"),
+            "nothing but an id": ([server_call(1, "x"), STOP], "''"),
+            "0 for arguments": ([server_call(1, "x", "ping", 0), STOP], "'ping'"),
             "cut, at a clean end": ([delta_with_reason(malformed)], "'save'"),
             "[1] for arguments": ([server_call(1, "x", "f", "[1]"), STOP], "'f'"),
         }  # fmt: skip
@@ -2049,6 +2092,7 @@ class ServerMadeStreamCalls(ServerTest):
         call = server_call(0, "x", "f", '{"a": 1}')
         table = {
             "a thought that does not end": [delta("<think>hm"), call, STOP],
+            "it stands in a thought": [delta(f"<think>{CALL} f</think>"), call, STOP],
             "cut an argument off, whose </arg_value>": [
                 call,
                 delta("b</arg_value>"),
@@ -2071,6 +2115,7 @@ class ServerMadeStreamCalls(ServerTest):
         table = [
             ("", "length", [good, bad], ([A], "length")),
             (CALL, "length", [good], ([A], "length")),
+            ("I write </tool_call> now", "length", [good], ([], "length")),
             ("text", "tool_calls", [], ([], "stop")),
             ("", "tool_calls", [ping], ([("ping", "{}")], "tool_calls")),
         ]
@@ -2079,6 +2124,10 @@ class ServerMadeStreamCalls(ServerTest):
             self.assertEqual(outcome(self.choice(reply, tools=tools)), expected)
         self.server.says(answer("", "tool_calls", tool_calls=[good, bad]))
         self.server.says(answer("", "tool_calls", tool_calls=[]))
+        self.server.says(
+            answer("", "stop", tool_calls=[{"name": "f", "arguments": {}}]),
+            answer(CALL + "</think>done", "tool_calls", tool_calls=[good]),
+        )
 
         lost = self.error(lightllm.APIResponseValidationError, tools=tools)
         empty = self.error(lightllm.APIResponseValidationError, tools=tools)
@@ -2086,7 +2135,11 @@ class ServerMadeStreamCalls(ServerTest):
         self.assertIn("a call of 'save' did not come whole", str(lost))
         self.assertEqual(calls_of(lost.partial.choices[0].message), [A])
         self.assertIn("neither a call nor text", str(empty))
-        for error in (lost, empty):
+        odd = self.error(lightllm.APIResponseValidationError, tools=tools)
+        self.assertIn("its tool_calls hold no call", str(odd))
+        thought = self.error(lightllm.APIResponseValidationError, tools=tools)
+        self.assertIn("it stands in a thought", str(thought))
+        for error in (lost, empty, odd, thought):
             self.assertIn("tool_mode='prompt'", str(error))
 
     def test_fields_of_a_call_that_only_the_server_knows_are_kept(self):
