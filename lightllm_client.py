@@ -328,14 +328,19 @@ _STATUS_ERRORS: dict[int, type[APIStatusError]] = {
     429: RateLimitError,
 }  # fmt: skip
 _HINTS = {  # what to try, by the status or by the type of what broke a connection
+    400: "change what it names",
     401: "check api_key",
     403: "check api_key",
     404: "check base_url, or this LightLLM build lacks the route",
     405: "check base_url: is that a LightLLM server?",
     407: "put the proxy's user and password into HTTP_PROXY",
+    409: "try again",
     413: "send less: smaller images (max_image_side=), fewer messages",
+    417: "check the parameters of the request",
+    422: "this LightLLM build takes another type there",
     429: "the server is busy: wait, or raise max_retries",
-    500: "a bad parameter, or too long: lower max_tokens (10000 unless given)",
+    500: "a bad parameter, or too long: lower max_tokens (10000 unless given), or see the"
+    " server's log",
     502: "does the server behind this gateway run?",
     503: "the server is busy or starting: wait, then try again",
     "ConnectionRefusedError": "is a LightLLM server listening there?",
@@ -2073,8 +2078,8 @@ class _ChoiceState:
         self._has_text = False
         self._calls: list[_Json] = []
         self._server = _ServerCalls(schemas)
-        self._stop = stop
-        self._reader = reader
+        self._stop: Any = stop
+        self._reader: Any = reader
         self._is_plain = is_plain  # then its text keeps the tags of its calls
 
     def settle(
@@ -2848,8 +2853,8 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
 
 
 def _drop_last_end_tag(value: str, form: Any) -> str:
-    """A value without the end tag that it ends in: its own, which seemed to close a tag
-    that it only mentions, or a misspelt one alone on the last line that closes nothing."""
+    """A value without the end tag that it ends in: its own, which a tag that it mentions
+    took, or a misspelt one, alone on the last line and closing nothing."""
     if value.rstrip().endswith(form.end):
         value = value.rstrip()[: -len(form.end)]
         return re.sub(r"\r?\n\Z", "", value) if form is _Qwen3Coder else value
@@ -3367,8 +3372,9 @@ class _Exchange:
                 reply.abort()
             if not isinstance(cause, OSError) or _is_foreign_timeout(cause):
                 raise
-            # without its frames, which hold what was read
-            raise self.connection_error(cause) from cause.with_traceback(None)
+            broken = cause
+        # without its frames, which hold what was read (PyPy restores them until here)
+        raise self.connection_error(broken) from broken.with_traceback(None)
 
     def _follow_redirects(self, clock: _Clock) -> _Reply:
         """The first reply that is not a redirect within the origin: there, the same
@@ -3877,9 +3883,12 @@ class _Route:
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
-        if proxy and not any(map(self._matches, exempt.split())):
-            if not urllib.request.proxy_bypass(self.host):  # macOS's and Windows's own
-                self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
+        if (
+            proxy
+            and not any(map(self._matches, exempt.split()))
+            and not urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
+        ):
+            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
 
     def pop_idle(self) -> _Connection | None:
         try:

@@ -3083,7 +3083,8 @@ class Errors(TransportTest):
             (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
             (405, "x", "check base_url"), (404, "x", "check base_url"),
-            (401, "x", "check api_key"),
+            (401, "x", "check api_key"), (400, "x", "change what"), (409, "x", "try again"),
+            (417, "x", "the parameters"), (422, "x", "another type"), (500, "x", "'s log"),
         ]  # fmt: skip
         for status, words, hint in self.cases(table):
             self.server.says(plain({"message": words}, status))
