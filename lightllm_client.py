@@ -611,14 +611,14 @@ class ChatCompletion(_Completion, choices=Choice):
 
 
 class ChoiceDeltaToolCallFunction(BaseModel):
-    """The name comes first, then `arguments` piece by piece."""
+    """The function of a streamed call, which comes whole."""
 
     name: str | None
     arguments: str | None
 
 
 class ChoiceDeltaToolCall(BaseModel, function=ChoiceDeltaToolCallFunction):
-    """A piece of the call number `index`."""
+    """A streamed call: whole, in one delta."""
 
     index: int
     id: str | None
