@@ -762,9 +762,9 @@ class LightLLMClient:
         default_headers = _hide(default_headers or {})  # now no variable shows a key
         for name in unknown:
             raise TypeError(_unknown_name("LightLLMClient", name, _option_names()))
-        self.api_key = _checked_key(api_key)
+        self.api_key = _check_key(api_key)
         self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
-        self.timeout = _checked_timeout(timeout, DEFAULT_TIMEOUT)
+        self.timeout = _check_timeout(timeout, DEFAULT_TIMEOUT)
         self.max_retries = _check_retries(max_retries)
         self.default_headers = default_headers
         self.default_query = dict(default_query or {})
@@ -1360,7 +1360,7 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     return value
 
 
-def _checked_key(key: Any) -> Any:
+def _check_key(key: Any) -> Any:
     """A _Secret without white space around it, or the callable that returns one."""
     if callable(key):
         return key
@@ -1376,7 +1376,7 @@ def _checked_key(key: Any) -> Any:
     return key
 
 
-def _checked_timeout(timeout: Any, default: Any) -> Any:
+def _check_timeout(timeout: Any, default: Any) -> Any:
     if not _is_given(timeout):
         return default
     if timeout is None or hasattr(timeout, "connect"):
@@ -3296,7 +3296,7 @@ class _Exchange:
         timeout: Any = NOT_GIVEN,
     ) -> None:
         self._client = client
-        self._timeout = _checked_timeout(timeout, client.timeout)
+        self._timeout = _check_timeout(timeout, client.timeout)
         query = _query_string({**client.default_query, **(extra_query or {})})
         self._request = Request(method, url + query)
         self._data = None if body is None else _dump_body(body)
@@ -3606,7 +3606,7 @@ def _query_string(query: Mapping[str, Any]) -> str:
 def _request_headers(client: LightLLMClient, has_body: bool, extra: Any) -> _StrDict:
     key: Any = client.api_key
     key = _hide(key() if callable(key) else key)  # now no variable shows it
-    key = _checked_key(key)
+    key = _check_key(key)
     headers = {
         "Accept": "application/json",
         "Accept-encoding": "identity",
