@@ -2198,6 +2198,7 @@ class _AnswerBuilder:
         self.sends_tools = False  # to the server, which then reads the calls itself
         self.head: _Json = {}  # the fields that all chunks share
         self.usage: Any = None
+        self.problem = ""  # why the answer is not what it claims to be
         self._is_chat = is_chat
         self._key = "content" if is_chat else "text"
         self._reply: Any = ChatCompletion if is_chat else Completion
@@ -2207,11 +2208,6 @@ class _AnswerBuilder:
         self._schemas = _parameter_schemas(tools)
         self._choices: dict[int, _ChoiceState] = {}
         self._has_usage = self._has_null_role = False
-
-    @property
-    def problem(self) -> str:
-        """Why the answer is not what it claims to be, or ""."""
-        return "".join([state.problem for state in self._choices.values()])
 
     def build_reply(self, data: Any) -> Any:
         """The answer of a plain reply. Raises where it is none, or lost a call."""
@@ -2231,6 +2227,7 @@ class _AnswerBuilder:
                 state.settle(choice, fields, self._key, True)
                 if calls and state.reason == "stop":
                     state.problem = state.problem or "its tool_calls hold no call"
+                self.problem = self.problem or state.problem
             elif "tool_calls" in fields:
                 fields["tool_calls"] = None
         answer = self._reply.model_validate(data)
@@ -2259,6 +2256,7 @@ class _AnswerBuilder:
             state = self._choices.get(index)
             state = state or self._add_choice(index, bool(self._schemas))
             state.settle(choice, fields, self._key)
+            self.problem = self.problem or state.problem
         return self._chunk.model_validate(data)
 
     def build_end(self) -> Iterator[Any]:
@@ -2271,6 +2269,7 @@ class _AnswerBuilder:
                 fields = choice.setdefault("delta", {}) if self._is_chat else choice
                 state.settle(choice, fields, self._key, True)
                 choices.append(choice)
+                self.problem = self.problem or state.problem
         if choices:
             yield self._chunk.model_validate({**self.head, "choices": choices})
 
@@ -2460,10 +2459,12 @@ class _StreamSource:
 
 def _is_error(text: str, data: _Json) -> bool:
     """Whether an event reports an error, in any of the shapes that servers have."""
-    if data.get("error") or "error" in (data.get("object"), data.get("type")):
+    if data.get("error") or isinstance(text, _ErrorText):
         return True
-    is_answer = "choices" in data or "token" in data or "usage" in data
-    return isinstance(text, _ErrorText) or ("message" in data and not is_answer)
+    if "choices" in data or "token" in data:
+        return False
+    is_named = "error" in (data.get("object"), data.get("type"))
+    return is_named or ("message" in data and "usage" not in data)
 
 
 # --- tool-call tags ---
