@@ -1974,15 +1974,9 @@ class _ServerCall:
 
     def repeats(self, other: _ServerCall) -> bool:
         """Whether it is the other call once more, in pieces where that came in one."""
-        call_id, sizes = (
-            self.fields.get("id"),
-            (len(other.copies[-1]), len(self.copies[-1])),
-        )
-        is_twin = (
-            call_id and call_id == other.fields.get("id") and self.index == other.index
-        )
-        is_same = (self.name, self.objects()) == (other.name, other.objects())
-        return bool(is_twin and is_same and sizes[0] == 1 < sizes[1])
+        mine, its = [(c.fields.get("id"), c.index, c.name) for c in (self, other)]
+        is_twin = bool(mine[0]) and mine == its and self.objects() == other.objects()
+        return is_twin and len(other.copies[-1]) == 1 < len(self.copies[-1])
 
 
 class _ServerCalls:
@@ -2953,7 +2947,7 @@ def _keep_text(call: _Call, text: str, at: int) -> int:
     that numbers and spaces stay as the model wrote them; return where that ended."""
     for found in _ARGUMENTS.finditer(text, at):
         values, end = _DECODER.raw_decode(text, found.end())
-        if _dump_json(values) == _dump_json(call.values):  # 1 == 1.0 == True
+        if str(values) == str(call.values):  # while 1 == 1.0 == True
             call.text = text[found.end() : end]
             return end
     return at
