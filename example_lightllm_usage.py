@@ -272,7 +272,7 @@ class ScriptedServer(http.server.BaseHTTPRequestHandler):
 
 def start_server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ScriptedServer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return server
 
 
