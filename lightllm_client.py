@@ -2773,8 +2773,6 @@ def _read_named_call(text: str, pos: int, schemas: _Json) -> _Found:
     found = _BARE_NAME.match(text, pos)
     if not found:
         raise _NotACall(pos)
-    if found.end() == len(text):
-        raise _Unfinished
     calls, end = _read_arguments(text, found.end(), found[0], _Glm, schemas)
     if not calls[0].values and found[0] not in schemas:
         raise _NotACall(end)
