@@ -59,6 +59,7 @@ lightllm = importlib.import_module(os.environ.get("LIGHTLLM_MODULE", "lightllm_c
 MODULE = pathlib.Path(lightllm.__file__).resolve()
 KEY = "sk-very-secret-key-0123456789"
 CONNECTION_ERROR = lightllm.APIConnectionError
+STATUS_ERROR = lightllm.APIStatusError
 HANGUP = object()  # as a part of a reply: close the connection here
 RESET = object()  # the same, with a TCP reset
 PNG = base64.b64decode(
@@ -2196,39 +2197,23 @@ def accumulate(stream):
 
 
 # --- transport ---
-# Self-signed certificates for the tests alone, both of one key, the second expired.
-
-
-def pem_of(kind, text):
-    """In the lines that OpenSSL reads."""
-    text = "\n".join(re.findall(".{1,64}", text))
-    return f"-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n"
-
-
-TLS_KEY = pem_of(
-    "PRIVATE KEY",
-    "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgsrEasXlxXElSM+kjWMKkp9Ttrn7qrnXUkQ"
-    "SbnGfI0bGhRANCAAT8IlTvJneVpAUnHNHAx0FXZA0T21GH4BA1EyFLLvNKzxC4WYw20JzxBg8ojSkSM9oo"
-    "+ks6PhzfybmYzXAJVCXl",
+# A self-signed certificate for the tests alone, and the same one when it has expired: no one
+# checks the signature of a certificate that is itself trusted.
+TLS_KEY = (
+    "-----BEGIN EC PRIVATE KEY-----\n"
+    "MDECAQEEILKxGrF5cVxJUjPpI1jCpKfU7a5+6q511JEEm5xnyNGxoAoGCCqG\n"
+    "SM49AwEH\n-----END EC PRIVATE KEY-----\n"
 )
-TLS_GOOD = pem_of(
-    "CERTIFICATE",
-    "MIIBUTCB96ADAgECAhRK+u1ReQcncpuiZ7qOIFTKjKz4IDAKBggqhkjOPQQDAjAPMQ0wCwYDVQQDDAR0ZX"
-    "N0MCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAPMQ0wCwYDVQQDDAR0ZXN0MFkwEwYHKoZI"
-    "zj0CAQYIKoZIzj0DAQcDQgAE/CJU7yZ3laQFJxzRwMdBV2QNE9tRh+AQNRMhSy7zSs8QuFmMNtCc8QYPKI"
-    "0pEjPaKPpLOj4c38m5mM1wCVQl5aMvMC0wGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8GA1UdEwEB"
-    "/wQFMAMBAf8wCgYIKoZIzj0EAwIDSQAwRgIhANZbcMU4En7KIc8GL0Hj3SlpMeW3YtgozXDQdiLpbHr0Ai"
-    "EA1H4KRc6lFd2nE26VaIAcAEs8ftrqCJPsYdZHAVHR24o=",
-)
-TLS_EXPIRED = pem_of(
-    "CERTIFICATE",
-    "MIIBTzCB9aADAgECAhRh5otG9aNC057LBlbd1eIinXaLUzAKBggqhkjOPQQDAjAPMQ0wCwYDVQQDDAR0ZX"
-    "N0MB4XDTIwMDEwMTAwMDAwMFoXDTIxMDEwMTAwMDAwMFowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49"
-    "AgEGCCqGSM49AwEHA0IABPwiVO8md5WkBScc0cDHQVdkDRPbUYfgEDUTIUsu80rPELhZjDbQnPEGDyiNKR"
-    "Iz2ij6Szo+HN/JuZjNcAlUJeWjLzAtMBoGA1UdEQQTMBGCCWxvY2FsaG9zdIcEfwAAATAPBgNVHRMBAf8E"
-    "BTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQDluHQAxtBNXxbnhkQ6rFTVwOf6gF3lTMawEOt82Wm6/QIhAJ"
-    "jXa2u3rdANBIoC9djPo2QtVnWrKr1d1Vd0MF4Py422",
-)
+TLS_DER = base64.b64decode("""
+    MIIBUTCB96ADAgECAhRK+u1ReQcncpuiZ7qOIFTKjKz4IDAKBggqhkjOPQQDAjAPMQ0wCwYDVQQDDAR0ZXN0MCAX
+    DTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAPMQ0wCwYDVQQDDAR0ZXN0MFkwEwYHKoZIzj0CAQYIKoZI
+    zj0DAQcDQgAE/CJU7yZ3laQFJxzRwMdBV2QNE9tRh+AQNRMhSy7zSs8QuFmMNtCc8QYPKI0pEjPaKPpLOj4c38m5
+    mM1wCVQl5aMvMC0wGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0E
+    AwIDSQAwRgIhANZbcMU4En7KIc8GL0Hj3SlpMeW3YtgozXDQdiLpbHr0AiEA1H4KRc6lFd2nE26VaIAcAEs8ftrq
+    CJPsYdZHAVHR24o=""")  # fmt: skip
+TLS_GOOD, TLS_EXPIRED = (
+    ssl.DER_cert_to_PEM_cert(TLS_DER.replace(b"2120", year)) for year in (b"2120", b"2021")
+)  # fmt: skip
 
 
 def raw(*parts):
@@ -2310,15 +2295,17 @@ class TransportTest(ServerTest):
         with environment(**{**dict.fromkeys(names), **proxies}):
             return self.new_client(base_url=base_url, **options)
 
-    def patch(self, owner, name, value):
-        """Set an attribute until the end of the test."""
-        self.addCleanup(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, value)
+    def ask_error(self, *words, kind=CONNECTION_ERROR, **options):
+        """The error with these words that asking raises."""
+        error = self.error(kind, **options)
+        for text in words:
+            self.assertIn(text, str(error))
+        return error
 
     def skip_naps(self):
         """Let naps between attempts take no time; returns the list of their seconds."""
         naps = []
-        self.patch(time, "sleep", naps.append)
+        self.limit("sleep", naps.append, time)
         return naps
 
     @contextlib.contextmanager
@@ -2386,20 +2373,17 @@ class Time(TransportTest):
         self.assertEqual({type(error) for error in errors.values()}, {late}, errors)
 
     def test_fast_endless_replies(self):
-        ok = b"HTTP/1.1 200 OK\r\n"
+        ok, lines = b"HTTP/1.1 200 OK\r\n", b"X-Header: y\r\n" * 20000
         coded = ok + b"Transfer-Encoding: chunked\r\n\r\n"
         table = [
-            (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, "too many interim"),
-            (ok + b"X-Header: y\r\n" * 20000, "endless"),
-            (ok + b"X: " + b"y" * 300000, "endless"),
+            (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, "too many interim"), (ok + lines, "endless"),
+            (ok + b"X: " + b"y" * 300000, "endless"), (coded + b"0\r\n" + lines, "endless"),
             (coded + b"5;" + b"x" * 300000, "endless"),
-            (coded + b"0\r\n" + b"X: y\r\n" * 20000, "endless"),
         ]  # fmt: skip
         for reply, words in self.cases(table):
             self.server.says(raw(reply))
             with self.within(1.0):
-                error = self.error(lightllm.APIConnectionError, timeout=4)
-            self.assertIn(words, str(error))
+                self.ask_error(words, timeout=4)
 
     def test_a_server_that_reads_nothing(self):
         listener = self.listener(lambda connection: time.sleep(3))
@@ -2447,15 +2431,13 @@ class Time(TransportTest):
 
         for timeout in (0.1, lightllm.Timeout(5, read=0.1), Phases()):
             self.server.says(raw(0.5))
-            client = self.new_client(timeout=timeout)
             with self.within(0.4):
-                self.error(lightllm.APITimeoutError, client)
+                self.error(lightllm.APITimeoutError, self.new_client(timeout=timeout))
         for timeout in (None, float("inf"), 1e30):
             self.server.says(answer(), answer())
             self.ask(timeout=timeout)
             self.ask(self.client.with_options(timeout=timeout))
-        with self.assertRaises(TypeError):
-            lightllm.Timeout(1, reed=2)
+        self.assertRaises(TypeError, lightllm.Timeout, 1, reed=2)
 
 
 class WholeOrError(TransportTest):
@@ -2482,23 +2464,22 @@ class WholeOrError(TransportTest):
         for words, replies in table.items():
             for reply in self.cases(replies):
                 self.server.says(raw(reply))
-                self.assertIn(words, str(self.error(lightllm.APIConnectionError)))
+                self.ask_error(words)
 
     def test_good_status_with_something_else(self):
-        nothing = raw("HTTP/1.1 204 -\r\nConnection: close\r\n\r\n", 9.0)
         body = answer()[2][0]
         table = {
             "html": (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
             "empty": (200, {}, []), "no content": (204, {"Content-Length": "0"}, []),
-            "no content, no length": nothing, "null": plain(b"null"), "list": plain(b"[]"),
-            "text": plain(b'"text"'), "cut json": plain(b'{"choices": [{"mess'),
+            "no content, no length": raw("HTTP/1.1 204 -\r\nConnection: close\r\n\r\n", 9.0),
+            "null": plain(b"null"), "list": plain(b"[]"), "text": plain(b'"text"'),
+            "cut json": plain(b'{"choices": [{"mess'), "deep": plain(b"[" * 100_000),
             "error object": plain({"error": {"message": "oops"}}),
             "no choices": plain({"id": "1"}), "empty choices": plain({"choices": []}),
             "choices null": plain({"choices": None}), "x behind": plain(body + b"x"),
             "{} behind": plain(body + b" {}"), "] behind": plain(body + b"]"),
-            "NUL behind": plain(body + b"\0"), "deep": plain(b"[" * 100_000),
+            "NUL behind": plain(body + b"\0"), "deep objects": plain(b'{"a":' * 100_000),
             "gzip": plain(b"\x1f\x8b\x08", Content_Encoding="gzip"),
-            "deep objects": plain(b'{"a":' * 100_000),
             "huge int": plain(b'{"choices": ' + b"9" * 100_000 + b"}"),
             "echo": plain({"error": {"message": f"bad key {KEY}"}}),
             "echo in html": (200, {"X-Echo": KEY}, [b"<p>" + KEY.encode()]),
@@ -2525,8 +2506,7 @@ class WholeOrError(TransportTest):
         chunks = {"Transfer-Encoding": "chunked"}
         for headers, part in (({}, big), (ended, big), (chunks, chunked(big))):
             self.server.says((200, headers, [part]))
-            error = self.error(lightllm.APIConnectionError)
-            self.assertIn("MAX_REPLY_BYTES", str(error))
+            self.ask_error("MAX_REPLY_BYTES")
         for headers in ({}, {"Content-Length": str(10**15)}, ended):
             self.server.says((400, headers, [b"y" * 300_000, HANGUP]))
             error = self.error(lightllm.BadRequestError)
@@ -2546,9 +2526,7 @@ class WholeOrError(TransportTest):
         for odd, usual, text in self.cases(table):
             odd_body = body.replace(usual, odd, 1)
             self.server.says(plain(odd_body, Content_Type="text/plain; charset=x"))
-            content = reply_text(self.ask())
-            self.assertEqual(content, text)
-            content.encode("utf-8")
+            self.assertEqual(reply_text(self.ask()), text)
 
     def test_unusual_but_good_http(self):
         body = answer()[2][0].decode()
@@ -2577,17 +2555,7 @@ class WholeOrError(TransportTest):
         for cut in range(1, len(text)):
             self.assertEqual(self.read([text[:cut], text[cut:]]), b"abcde", cut)
 
-    def test_random_framings_agree_with_a_reference(self):
-        def reference(text):  # all there, and nothing malformed
-            head, _, text = text.partition(b"\r\n\r\n")
-            if b"Content-Length: " in head:
-                return text[: int(head.rpartition(b" ")[2])]
-            body, size = b"", 1
-            while size:
-                line, _, text = text.partition(b"\r\n")
-                size = int(line.partition(b";")[0], 16)
-                body, text = body + text[:size], text[size + 2 :]
-            return body
+    def test_random_framings_cut_anywhere(self):
 
         rng = random.Random(16)
         for _ in range(300):
@@ -2602,10 +2570,8 @@ class WholeOrError(TransportTest):
                 cuts = sorted(rng.choices(range(1, len(text)), k=rng.randrange(9)))
                 ends = zip([0, *cuts], [*cuts, len(text)])
                 found = self.read([text[a:b] for a, b in ends if a < b] + [b"next"])
-                self.assertEqual(found, reference(text))
                 self.assertEqual(found, body)
-                with self.assertRaises(ConnectionError):
-                    self.read([text[:-1]])
+                self.assertRaises(ConnectionError, self.read, [text[:-1]])
 
     def test_an_early_reply_to_a_large_upload_is_the_answer(self):
         reply = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n{}"
@@ -2629,18 +2595,15 @@ class WholeOrError(TransportTest):
             connection.close()
 
         listener, big = self.listener(behave), [user("x" * 10_000_000)]
-        for steps, retries in itertools.product(table, (0, 2)):
-            with self.subTest(steps=steps, retries=retries):
-                uploads, client = [], self.client_of(listener, max_retries=retries)
-                with self.assertRaisesRegex(lightllm.APIStatusError, "413"):
-                    self.ask(client, messages=big)
-                self.assertEqual(len(uploads), 1)
+        for steps, retries in self.cases(itertools.product(table, (0, 2))):
+            uploads, client = [], self.client_of(listener, max_retries=retries)
+            self.ask_error("413", kind=STATUS_ERROR, client=client, messages=big)
+            self.assertEqual(len(uploads), 1)
 
     def test_a_large_upload_that_is_cut_without_a_reply_is_an_error(self):
         listener = self.listener(lambda connection: connection.close())
-        client = self.client_of(listener)
-        with self.assertRaises(lightllm.APIConnectionError):
-            self.ask(client, messages=[user("x" * 3_000_000)])
+        big = [user("x" * 3_000_000)]
+        self.error(CONNECTION_ERROR, self.client_of(listener), messages=big)
         self.assertEqual(len(listener.accepted), 1)
 
     def test_a_reply_that_begins_early_does_not_stop_the_upload(self):
@@ -2658,6 +2621,9 @@ class Pool(TransportTest):
     def idle(self):
         routes = self.client._transport._routes.values()
         return [connection for route in routes for connection in route.idle]
+
+    def ask_for(self, text):
+        return reply_text(self.ask(messages=[user(text)]))
 
     def test_connections_are_kept_for_a_while(self):
         files = [os.open(os.devnull, os.O_RDONLY)]
@@ -2717,16 +2683,14 @@ class Pool(TransportTest):
     def test_a_stream_that_is_held_holds_no_connection(self):
         for last in ({"error": {"message": "oops"}}, DONE):
             self.server.aborted.clear()
-            self.server.says(events(delta("a"), STOP, last, 0.5))
-            stream = self.ask(stream=True)
+            stream = self.stream(delta("a"), STOP, last, 0.5)
             with contextlib.suppress(lightllm.APIError):
                 list(stream)
             self.assertTrue(self.server.aborted.wait(0.4))
             del stream
 
     def test_a_closed_client_keeps_no_connection(self):
-        self.server.says(events(delta("a"), STOP, DONE))
-        stream = self.ask(stream=True)
+        stream = self.stream(delta("a"), STOP, DONE)
         self.client.close()
         self.assertEqual(reply_text(stream.get_final_completion()), "a")
         self.assertEqual(self.idle(), [])
@@ -2748,13 +2712,9 @@ class Pool(TransportTest):
 
     def test_threads_share_a_client(self):
         self.server.answers(lambda heard: answer(heard.json["messages"][0]["content"]))
-
-        def ask(text):
-            return reply_text(self.ask(messages=[user(text)]))
-
         texts = [f"text {n}" for n in range(200)]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            self.assertEqual(list(pool.map(ask, texts)), texts)
+            self.assertEqual(list(pool.map(self.ask_for, texts)), texts)
         self.assertLessEqual(self.count_connections(), 16)
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
@@ -2765,12 +2725,9 @@ class Pool(TransportTest):
                 return events(delta("a"), 0.3, delta("b"), STOP, DONE)
             return answer(heard.json["messages"][0]["content"])
 
-        def ask(text):
-            return reply_text(self.ask(messages=[user(text)]))
-
         ports = {}
         self.server.answers(rule)
-        ask("parent")
+        self.ask_for("parent")
         stream = self.ask(stream=True)
         next(stream)
         with warnings.catch_warnings():
@@ -2779,14 +2736,14 @@ class Pool(TransportTest):
         if child == 0:
             code = 1
             try:
-                text = ask("child")
+                text = self.ask_for("child")
                 stream.close()
                 code = 0 if text == "child" else 2
             finally:
                 os._exit(code)
         self.assertEqual(os.waitpid(child, 0)[1], 0)
         self.assertEqual(reply_text(stream), "b")
-        self.assertEqual(ask("again"), "again")
+        self.assertEqual(self.ask_for("again"), "again")
         self.assertNotEqual(ports["child"], ports["parent"])
 
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
@@ -2877,9 +2834,7 @@ class Retries(TransportTest):
         self.server.says(raw(), cut, raw(RESET), answer(), raw(0.4), answer())
         self.assertEqual(self.ask(client).id, "8")
         self.assertEqual(self.ask(client, timeout=0.1).id, "8")
-        self.server.says(events(delta("a"), HANGUP, end=b""))
-        with self.assertRaises(lightllm.APIConnectionError):
-            list(self.ask(client, stream=True))
+        self.stream_error(self.stream(delta("a"), HANGUP, client=client))
 
     def test_refused_connections_name_url_cause_attempts_and_what_to_check(self):
         with socket.socket() as free:
@@ -2887,18 +2842,15 @@ class Retries(TransportTest):
             port = free.getsockname()[1]
         self.skip_naps()
         client = self.new_client(base_url=f"http://127.0.0.1:{port}", max_retries=2)
-        error = self.error(lightllm.APIConnectionError, client)
-        for part in (str(port), "refused", "3 attempts", "LightLLM server listening"):
-            self.assertIn(part, str(error))
+        words = str(port), "refused", "3 attempts", "LightLLM server listening"
+        error = self.ask_error(*words, client=client)
         self.assertIsInstance(error.__cause__, ConnectionRefusedError)
         self.assertIn(f"completions: {error.__cause__.strerror} (3 at", str(error))
         self.assertEqual(error.request.method, "POST")
         twin = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(twin), twin.request.url), (str(error), error.request.url))
         unknown = self.new_client(base_url="http://no-such-host.invalid:1")
-        self.assertIn(
-            "host name", str(self.error(lightllm.APIConnectionError, unknown))
-        )
+        self.ask_error("host name", client=unknown)
 
     def test_each_reply_is_one_line_at_debug_without_texts(self):
         client = self.new_client(max_retries=1, default_query={"token": "hunter22"})
@@ -2916,9 +2868,8 @@ class Retries(TransportTest):
             ("INFO", "attempt 1 failed, next in 0.0 s: .*words"),
             ("DEBUG", url + r" 200, 0\.\d+ s, 8 tokens, attempt 2"),
             ("DEBUG", url + r" 200, 0\.\d+ s, unknown tokens, attempt 1"),
-            ("DEBUG", r"GET .*/\*\*\*: status 200, .*"),
-            ("DEBUG", url + " 200"),
-        ]
+            ("DEBUG", r"GET .*/\*\*\*: status 200, .*"), ("DEBUG", url + " 200"),
+        ]  # fmt: skip
         self.assertEqual(len(logs.records), len(table))
         for record, (level, line) in zip(logs.records, table):
             self.assertEqual(record.levelname, level)
@@ -2953,10 +2904,8 @@ class Redirects(TransportTest):
         ]  # fmt: skip
         for location, status, named in self.cases(table):
             self.server.says((status, {"Location": location}, []))
-            error = self.error(lightllm.APIStatusError)
+            error = self.ask_error(named, "check base_url", kind=STATUS_ERROR)
             self.assertEqual(error.status_code, status)
-            self.assertIn(named, str(error))
-            self.assertIn("check base_url", str(error))
             self.assertNotIn("token", str(error))
         self.assertEqual(other.accepted, [])
 
@@ -3093,9 +3042,8 @@ class Errors(TransportTest):
             self.assertIn(f"Error code: {status}{url}", str(error))
             self.assertIn(hint, str(error).partition(words)[2])
             self.assertNotIn("/generate", str(error))
-        self.server.says(events({"error": {"message": long}}))
-        with self.assertRaisesRegex(lightllm.APIError, re.escape(lower)):
-            list(self.ask(stream=True))
+        stream = self.stream({"error": {"message": long}})
+        self.stream_error(stream, lower, kind=lightllm.APIError)
 
     def test_errors_in_a_stream_say_the_servers_words_first(self):
         inner = {"message": "boom", "type": "t", "code": 429}
@@ -3110,27 +3058,24 @@ class Errors(TransportTest):
             self.server.says(events(delta("a"), data, DONE))
             stream = self.ask(stream=True)
             next(stream)
-            error = raised(self, lightllm.APIError, stream.__next__)
+            error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
             self.assertTrue(str(error).startswith(words + where), str(error))
             is_json = isinstance(data, dict)
             self.assertEqual("not a JSON object" in str(error), not is_json)
             self.assertIs(type(error) is lightllm.APIError, is_json)
-            self.assertEqual(error.partial.choices[0].message.content, "a")
             if "boom" in words:
                 self.assertEqual((error.code, error.body["type"][:1]), ("429", "t"))
 
     def test_a_streams_cause_is_kept_and_shows_nothing(self):
-        self.server.says(events(delta(KEY), RESET, end=b""))
-        stream = self.ask(stream=True)
-        error = raised(self, lightllm.APIConnectionError, lambda: list(stream))
+        stream = self.stream(delta(KEY), RESET)
+        error = self.stream_error(stream, "the answer is incomplete; no valid reply: ")
         self.assertIsInstance(error.__cause__, ConnectionResetError)
-        self.assertIn("the answer is incomplete; no valid reply: ", str(error))
+        words = "completions: no valid reply: the server closed in mid-reply (1 "
+        reply = 200, {"Content-Length": "99"}
         for stream in (False, True):
-            self.server.says((200, {"Content-Length": "99"}, [HANGUP]))
-            self.server.says((200, {"Content-Length": "99"}, [KEY.encode(), HANGUP]))
-            error, _ = self.error(stream=stream), self.error(stream=stream)
-            words = "completions: no valid reply: the server closed in mid-reply (1 "
-            self.assertIn(words, str(error))
+            self.server.says((*reply, [HANGUP]), (*reply, [KEY.encode(), HANGUP]))
+            self.ask_error(words, stream=stream)
+            self.error(stream=stream)
 
     def test_a_stream_is_known_by_its_first_bytes(self):
         body = event(delta("a")) + event(STOP) + event(DONE)
@@ -3185,8 +3130,7 @@ class Errors(TransportTest):
         table = [*zip(("", "X Y", "X:", "X\n"), "xxxx"), *zip("XXXX", values)]
         for name, value in self.cases(table):
             headers, words = {name: value}, f"the header {name.capitalize()!r} cannot"
-            error = self.error(ValueError, extra_headers=headers)
-            self.assertIn(words, str(error))
+            self.ask_error(words, kind=ValueError, extra_headers=headers)
             with self.assertRaisesRegex(ValueError, re.escape(words)):
                 self.new_client(default_headers=headers)
 
@@ -3209,14 +3153,14 @@ class Errors(TransportTest):
         login = {"default_headers": {"PROXY-Authorization": "Basic dXNlcjpodW50ZXIy"}}
         table = [
             ("bad dXNlcjpodW50ZXIy", login, "bad ***"),
-            ("the EMPTY prompt; EMPTYness\nEMPTY", "EMPTY", "the *** prompt; EMPTYness ***"),
-            ("x8letters7letter7", "8letters", "x***7letter7"),
+            ("the EMPTY prompt; EMPTYness\nEMPTY", {"api_key": "EMPTY"},
+             "the *** prompt; EMPTYness ***"),
+            ("x8letters7letter7", {"api_key": "8letters"}, "x***7letter7"),
         ]  # fmt: skip
         for words, options, shown_words in self.cases(table):
-            options = {"api_key": options} if isinstance(options, str) else options
             self.server.says(plain({"message": words}, 407))
-            error = self.error(client=self.new_client(**options))
-            self.assertIn(shown_words, str(error))
+            client = self.new_client(**options)
+            self.ask_error(shown_words, kind=STATUS_ERROR, client=client)
         quoted = 'pa"ss\\word-\xe9/+'
         self.server.says(plain({"message": f"a {quoted} b", "code": [quoted]}, 401))
         error = self.error(client=self.new_client(api_key=quoted))
@@ -3229,8 +3173,7 @@ class Errors(TransportTest):
         response = self.error().response
         error = lightllm.RateLimitError("slow", response=response, body=None)
         self.assertEqual((str(error), error.status_code), ("slow", 429))
-        late, broken = lightllm.APITimeoutError, lightllm.APIConnectionError
-        self.assertTrue(issubclass(late, broken))
+        self.assertTrue(issubclass(lightllm.APITimeoutError, CONNECTION_ERROR))
         for name in ("API", "LengthFinishReason", "ContentFilterFinishReason"):
             kind = getattr(lightllm, name + "Error")
             self.assertTrue(issubclass(kind, lightllm.OpenAIError))
@@ -3252,10 +3195,8 @@ class Proxies(TransportTest):
 
     def test_http_goes_through_with_the_proxys_own_credentials(self):
         port, url = self.proxy().port, "http://model.example:8000"
-        table = [
-            ("HTTP_PROXY", "http://us%40er:pw@", b"us@er:pw"),
-            ("ALL_PROXY", "user@", b"user:"),
-        ]
+        table = [("HTTP_PROXY", "http://us%40er:pw@", b"us@er:pw"),
+                 ("ALL_PROXY", "user@", b"user:")]  # fmt: skip
         for name, login, expected in self.cases(table):
             self.seen = []
             client = self.proxied_client(url, {name: f"{login}127.0.0.1:{port}"})
@@ -3278,12 +3219,10 @@ class Proxies(TransportTest):
             url = "https://model.example"
             client = self.proxied_client(url, proxies, max_retries=2)
 
-            error = self.error(lightllm.APIConnectionError, client)
-
             said = f"the proxy refused to open a tunnel, with status {status}"
             by = f"through the proxy http://127.0.0.1:{port}"
-            for words in (said, by, f"{attempts} attempt", "check HTTP_PROXY"):
-                self.assertIn(words, str(error))
+            words = said, by, f"{attempts} attempt", "check HTTP_PROXY"
+            error = self.ask_error(*words, client=client)
             self.assertNotIn("hunter22", shown(error))
             self.assertEqual(len(self.seen), attempts)
             head = self.seen[0]
@@ -3317,9 +3256,9 @@ class Proxies(TransportTest):
         def resolve(host, port, *rest):
             return real("127.0.0.1", ports.get(port, port), *rest)
 
-        self.patch(socket, "getaddrinfo", resolve)
+        self.limit("getaddrinfo", resolve, socket)
         library = lightllm.urllib.request
-        self.patch(library, "proxy_bypass", lambda host: host == "exempt.on.macos")
+        self.limit("proxy_bypass", lambda host: host == "exempt.on.macos", library)
         self.server.answers(lambda heard: answer("direct"))
         for host, no_proxy, is_direct in self.cases(table):
             proxies = {"http_proxy": proxy, "no_proxy": no_proxy}
@@ -3336,8 +3275,7 @@ class Proxies(TransportTest):
         }
         for proxy, named in self.cases(table):
             client = self.proxied_client("http://model.example", {"http_proxy": proxy})
-            error = self.error(lightllm.APIConnectionError, client)
-            self.assertIn(named, str(error))
+            error = self.ask_error(named, client=client)
             self.assertNotIn("hunter22", shown(error))
 
 
@@ -3357,8 +3295,7 @@ class Tls(TransportTest):
         proxies = {"https_proxy": f"http://user:hunter22@127.0.0.1:{listener.port}"}
         url = "https://model.example"
         client = self.proxied_client(url, proxies, ssl_context=trusting)
-        error = self.error(lightllm.APIConnectionError, client)
-        self.assertIn("not valid for 'model.example'", str(error))
+        self.ask_error("not valid for 'model.example'", client=client)
         trusting.check_hostname = False
         for _ in range(2):
             self.assertEqual(reply_text(self.ask(client)), "secret")
@@ -3379,11 +3316,11 @@ class Tls(TransportTest):
                 self.ask(self.client_of(good, "https"))
                 stream = self.ask(self.client_of(cut, "https"), stream=True)
         self.assertEqual(next(stream).choices[0].delta.content, "a")
-        raised(self, lightllm.APIConnectionError, lambda: list(stream))
+        self.stream_error(stream)
 
     def test_refused_certificates_say_which_and_why(self):
         real = socket.getaddrinfo
-        self.patch(socket, "getaddrinfo", lambda _, *rest: real("127.0.0.1", *rest))
+        self.limit("getaddrinfo", lambda _, *rest: real("127.0.0.1", *rest), socket)
         table = [
             ("127.0.0.1", TLS_GOOD, False, "self.signed certificate"),
             ("elsewhere.example", TLS_GOOD, True, "not valid for 'elsewhere.example'"),
@@ -3391,19 +3328,15 @@ class Tls(TransportTest):
         ]
         for host, certificate, is_trusted, reason in self.cases(table):
             listener, trusting = self.tls_server(certificate=certificate)
-            context = trusting if is_trusted else None
-            options = {"ssl_context": context, "max_retries": 3}
-            client = self.client_of(listener, "https", host, **options)
-            error = self.error(lightllm.APIConnectionError, client)
+            trust = {"ssl_context": trusting} if is_trusted else {}
+            client = self.client_of(listener, "https", host, max_retries=3, **trust)
+            error = self.ask_error("certificate", "ssl_context=", client=client)
             self.assertRegex(str(error), reason)
-            self.assertIn("certificate", str(error))
-            self.assertIn("ssl_context=", str(error))
             self.assertEqual(len(listener.accepted), 1)
 
     def test_http_spoken_on_an_https_url(self):
         client = self.new_client(base_url=self.server.url.replace("http", "https"))
-        error = self.error(lightllm.APIConnectionError, client)
-        self.assertIn("does that port speak https?", str(error))
+        self.ask_error("does that port speak https?", client=client)
         listener, _ = self.tls_server()
         self.error(lightllm.APIConnectionError, self.client_of(listener))
 
@@ -3429,7 +3362,7 @@ class Addresses(TransportTest):
             found = real(host, *rest)
             return [(*found[0][:4], address), *found]
 
-        self.patch(socket, "getaddrinfo", resolve)
+        self.limit("getaddrinfo", resolve, socket)
 
     def test_a_dead_first_address(self):
         self.resolve_to_first(("127.0.0.1", 9))
@@ -3494,9 +3427,8 @@ class EveryBuild(ServerTest):
         ]  # fmt: skip
         for mode, reply in self.cases(ways):
             client, messages = self.client_for(mode), [user("weather?")]
-            self.server.says(
-                reply, generated("20") if mode == "generate" else answer("20")
-            )
+            last = generated if mode == "generate" else answer
+            self.server.says(reply, last("20"))
 
             ask = functools.partial(self.ask, client, messages=messages, tools=[TOOL])
             message = ask().choices[0].message
@@ -3529,11 +3461,8 @@ class EveryBuild(ServerTest):
         in_2026 = [delta("", role="assistant"), *map(delta, pieces), STOP, usage, DONE]
         in_2025 = [delta(piece, **null) for piece in pieces]
         native = [*map(token, pieces), token("", True, "stop", 9)]
-        table = [
-            ("prompt", events(*in_2025, delta("", "stop", **null))),
-            ("prompt", events(*in_2026)),
-            ("generate", native_events(*native)),
-        ]
+        table = [("prompt", events(*in_2025, delta("", "stop", **null))),
+                 ("prompt", events(*in_2026)), ("generate", native_events(*native))]  # fmt: skip
         for mode, reply in self.cases(table):
             self.server.says(reply)
             stream = self.ask(self.client_for(mode), stream=True, tools=[TOOL])
@@ -3570,10 +3499,8 @@ class PromptMode(ServerTest):
         self.assertEqual(given["content"], "S")
         system = self.prompted(user("q"), tools=[TOOL])[0]
         self.assertTrue(system["content"].startswith("# Tools"))
-        given = {
-            "role": "system",
-            "content": ["S", {"type": "image_url", "image_url": "data:x"}],
-        }
+        image = {"type": "image_url", "image_url": "data:x"}
+        given = {"role": "system", "content": ["S", image]}
         system = self.prompted(given, tools=[TOOL])[0]
         self.assertIn("# Tools", system["content"][2]["text"])
 
@@ -3799,15 +3726,11 @@ class StopStrings(ServerTest):
         def completion(text, reason="stop", index=0):
             return {"index": index, "text": text, "finish_reason": reason}
 
+        kept = ["END 1 END", "2 END x END"]
         table = [
             ("a END b", ["a END b and c END"], ["a END b and c "]),
-            (
-                ["END 1", "2 END"],
-                ["END 1 END", "2 END x END"],
-                ["END 1 END", "2 END x END"],
-            ),
-            ([1, 2, 3], ["a END b"], ["a END b"]),
-        ]
+            (["END 1", "2 END"], kept, kept), ([1, 2, 3], ["a END b"], ["a END b"]),
+        ]  # fmt: skip
         for prompt, texts, expected in self.cases(table):
             choices, chunks = [], []
             for at, text in enumerate(texts):
@@ -3839,10 +3762,8 @@ class StopStrings(ServerTest):
         self.assertEqual((message.content, calls_of(message)), (CALL, [A]))
 
 
-MODELS = {
-    "object": "list",
-    "data": [{"id": "qwen25", "object": "model", "max_model_len": 16384}],
-}
+MODELS = {"object": "list", "data": [
+    {"id": "qwen25", "object": "model", "max_model_len": 16384}]}  # fmt: skip
 
 
 class OtherRoutes(TransportTest):
@@ -3865,10 +3786,9 @@ class OtherRoutes(TransportTest):
         self.server.says(plain(self.text_reply("Hello")))
         create(model="m", prompt="x", extra_body={"own": None, "top_k": 9})
         self.assertEqual((self.sent["own"], self.sent["top_k"]), (None, 9))
-        with self.assertRaisesRegex(TypeError, "prompt"):
-            create(model="m", promt="x", prompt="x")
-        with self.assertRaises(TypeError):
-            create(model="m", prompt="x", messages=[])
+        create = functools.partial(create, model="m", prompt="x")
+        self.assertRaisesRegex(TypeError, "prompt", create, promt="x")
+        self.assertRaises(TypeError, create, messages=[])
 
     def test_streamed_completions(self):
         items = [self.text_reply("Hel", None), self.text_reply("lo END", None)]
@@ -3893,18 +3813,15 @@ class OtherRoutes(TransportTest):
         self.assertFalse(page.has_next_page())
         self.assertEqual(json.loads(page.model_dump_json()), page.model_dump())
         self.assertEqual(page.model_dump(exclude_unset=True), MODELS)
-        self.assertEqual(models.retrieve("qwen25").id, "qwen25")
-        self.assertEqual(
-            models.with_raw_response.retrieve("qwen25").parse().id, "qwen25"
-        )
-        with self.assertRaisesRegex(lightllm.NotFoundError, "qwen25"):
-            models.retrieve("other")
-        with self.assertRaises(ValueError):
-            models.retrieve("")
+        answered = models.with_raw_response.retrieve("qwen25")
+        for model in (models.retrieve("qwen25"), answered.parse()):
+            self.assertEqual(model.id, "qwen25")
+        missing, fail = lightllm.NotFoundError, self.assertRaisesRegex
+        fail(missing, "qwen25", models.retrieve, "other")
+        self.assertRaises(ValueError, models.retrieve, "")
         self.assertEqual(self.server.heard[0].method, "GET")
         self.server.answers(lambda heard: plain({"detail": "Not Found"}, 404))
-        with self.assertRaisesRegex(lightllm.NotFoundError, "lacks the route"):
-            models.list()
+        fail(missing, "lacks the route", models.list)
 
     def test_any_route(self):
         self.server.says(plain({"current_load": 0.5}), plain({"ntokens": 5}))
@@ -4180,11 +4097,8 @@ class CommandLine(TransportTest):
         out, err, url = io.StringIO(), io.StringIO(), self.server.url + suffix
         usual = {"LIGHTLLM_BASE_URL": url, "LIGHTLLM_API_KEY": KEY}
         values = {"LIGHTLLM_MODEL": None, **usual, **values}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(environment(**values))
-            stack.enter_context(mock.patch.object(sys, "stdin", stdin))
-            stack.enter_context(contextlib.redirect_stdout(out))
-            stack.enter_context(contextlib.redirect_stderr(err))
+        streams = mock.patch.multiple(sys, stdin=stdin, stdout=out, stderr=err)
+        with environment(**values), streams:
             status = lightllm.main(arguments)
         self.assertNotIn(KEY, out.getvalue() + err.getvalue())
         return status, out.getvalue(), err.getvalue()
