@@ -43,7 +43,6 @@ import time
 import traceback
 import typing
 import unittest
-import unittest.mock
 import warnings
 import weakref
 from unittest import mock
@@ -2363,9 +2362,9 @@ class Time(TransportTest):
         ok, lines = b"HTTP/1.1 200 OK\r\n", b"X-Header: y\r\n" * 20000
         coded = ok + b"Transfer-Encoding: chunked\r\n\r\n"
         table = [
-            (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, "too many interim"), (ok + lines, "endless"),
+            (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, "too many interim"),
             (ok + b"X: " + b"y" * 300000, "endless"), (coded + b"0\r\n" + lines, "endless"),
-            (coded + b"5;" + b"x" * 300000, "endless"),
+            (coded + b"5;" + b"x" * 300000, "endless"), (ok + lines, "endless"),
         ]  # fmt: skip
         for reply, words in self.cases(table):
             self.server.says(raw(reply))
@@ -3409,8 +3408,10 @@ class EveryBuild(ServerTest):
         in_2026 = [delta("", role="assistant"), *map(delta, pieces), STOP, usage, DONE]
         in_2025 = [delta(piece, **null) for piece in pieces]
         native = [*map(token, pieces), token("", True, "stop", 9)]
-        table = [("prompt", events(*in_2025, delta("", "stop", **null))),
-                 ("prompt", events(*in_2026)), ("generate", native_events(*native))]  # fmt: skip
+        table = [
+            ("prompt", events(*in_2025, delta("", "stop", **null))),
+            ("prompt", events(*in_2026)), ("generate", native_events(*native)),
+        ]  # fmt: skip
         for mode, reply in self.cases(table):
             self.server.says(reply)
             stream = self.ask(self.client_for(mode), stream=True, tools=[TOOL])
