@@ -43,7 +43,6 @@ import time
 import traceback
 import typing
 import unittest
-import unittest.mock
 import warnings
 import weakref
 from unittest import mock
@@ -59,6 +58,7 @@ lightllm = importlib.import_module(os.environ.get("LIGHTLLM_MODULE", "lightllm_c
 MODULE = pathlib.Path(lightllm.__file__).resolve()
 KEY = "sk-very-secret-key-0123456789"
 CONNECTION_ERROR = lightllm.APIConnectionError
+STATUS_ERROR = lightllm.APIStatusError
 HANGUP = object()  # as a part of a reply: close the connection here
 RESET = object()  # the same, with a TCP reset
 PNG = base64.b64decode(
@@ -2196,39 +2196,21 @@ def accumulate(stream):
 
 
 # --- transport ---
-# Self-signed certificates for the tests alone, both of one key, the second expired.
-
-
-def pem_of(kind, text):
-    """In the lines that OpenSSL reads."""
-    text = "\n".join(re.findall(".{1,64}", text))
-    return f"-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n"
-
-
-TLS_KEY = pem_of(
-    "PRIVATE KEY",
-    "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgsrEasXlxXElSM+kjWMKkp9Ttrn7qrnXUkQ"
-    "SbnGfI0bGhRANCAAT8IlTvJneVpAUnHNHAx0FXZA0T21GH4BA1EyFLLvNKzxC4WYw20JzxBg8ojSkSM9oo"
-    "+ks6PhzfybmYzXAJVCXl",
+# A self-signed certificate for the tests alone, valid to 2120, and the same one valid to 2021:
+# nobody checks the signature of a certificate that is itself trusted.
+TLS_KEY = (
+    "-----BEGIN EC PRIVATE KEY-----\nMDECAQEEILKxGrF5cVxJUjPpI1jCpKfU7a5+6q511J"
+    "EEm5xnyNGxoAoGCCqG\nSM49AwEH\n-----END EC PRIVATE KEY-----\n"
 )
-TLS_GOOD = pem_of(
-    "CERTIFICATE",
-    "MIIBUTCB96ADAgECAhRK+u1ReQcncpuiZ7qOIFTKjKz4IDAKBggqhkjOPQQDAjAPMQ0wCwYDVQQDDAR0ZX"
-    "N0MCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAPMQ0wCwYDVQQDDAR0ZXN0MFkwEwYHKoZI"
-    "zj0CAQYIKoZIzj0DAQcDQgAE/CJU7yZ3laQFJxzRwMdBV2QNE9tRh+AQNRMhSy7zSs8QuFmMNtCc8QYPKI"
-    "0pEjPaKPpLOj4c38m5mM1wCVQl5aMvMC0wGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8GA1UdEwEB"
-    "/wQFMAMBAf8wCgYIKoZIzj0EAwIDSQAwRgIhANZbcMU4En7KIc8GL0Hj3SlpMeW3YtgozXDQdiLpbHr0Ai"
-    "EA1H4KRc6lFd2nE26VaIAcAEs8ftrqCJPsYdZHAVHR24o=",
-)
-TLS_EXPIRED = pem_of(
-    "CERTIFICATE",
-    "MIIBTzCB9aADAgECAhRh5otG9aNC057LBlbd1eIinXaLUzAKBggqhkjOPQQDAjAPMQ0wCwYDVQQDDAR0ZX"
-    "N0MB4XDTIwMDEwMTAwMDAwMFoXDTIxMDEwMTAwMDAwMFowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49"
-    "AgEGCCqGSM49AwEHA0IABPwiVO8md5WkBScc0cDHQVdkDRPbUYfgEDUTIUsu80rPELhZjDbQnPEGDyiNKR"
-    "Iz2ij6Szo+HN/JuZjNcAlUJeWjLzAtMBoGA1UdEQQTMBGCCWxvY2FsaG9zdIcEfwAAATAPBgNVHRMBAf8E"
-    "BTADAQH/MAoGCCqGSM49BAMCA0kAMEYCIQDluHQAxtBNXxbnhkQ6rFTVwOf6gF3lTMawEOt82Wm6/QIhAJ"
-    "jXa2u3rdANBIoC9djPo2QtVnWrKr1d1Vd0MF4Py422",
-)
+TLS_DER = base64.b64decode("""
+    MIIBUTCB96ADAgECAhRK+u1ReQcncpuiZ7qOIFTKjKz4IDAKBggqhkjOPQQDAjAPMQ0wCwYDVQQDDAR0ZXN0MCAX
+    DTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAPMQ0wCwYDVQQDDAR0ZXN0MFkwEwYHKoZIzj0CAQYIKoZI
+    zj0DAQcDQgAE/CJU7yZ3laQFJxzRwMdBV2QNE9tRh+AQNRMhSy7zSs8QuFmMNtCc8QYPKI0pEjPaKPpLOj4c38m5
+    mM1wCVQl5aMvMC0wGgYDVR0RBBMwEYIJbG9jYWxob3N0hwR/AAABMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0E
+    AwIDSQAwRgIhANZbcMU4En7KIc8GL0Hj3SlpMeW3YtgozXDQdiLpbHr0AiEA1H4KRc6lFd2nE26VaIAcAEs8ftrq
+    CJPsYdZHAVHR24o=""")  # fmt: skip
+TLS_GOOD = ssl.DER_cert_to_PEM_cert(TLS_DER)
+TLS_EXPIRED = ssl.DER_cert_to_PEM_cert(TLS_DER.replace(b"2120", b"2021"))
 
 
 def raw(*parts):
@@ -2251,24 +2233,20 @@ class Listener:
     """A listening socket, and what it does with each connection."""
 
     def __init__(self, behaviour, family=socket.AF_INET, host="127.0.0.1"):
-        self.socket = socket.socket(family)
-        self.socket.bind((host, 0))
-        self.socket.listen(20)
+        self.socket = socket.create_server((host, 0), family=family, backlog=20)
         self.port = self.socket.getsockname()[1]
-        self.behaviour = behaviour
-        self.accepted = []
-        threading.Thread(target=self.run, daemon=True).start()
+        self.behaviour, self.accepted = behaviour, []
+        self.start()
 
-    def run(self):
-        with contextlib.suppress(OSError):
-            while True:
-                connection = self.socket.accept()[0]
-                self.accepted.append(connection)
-                arguments = (connection,)
-                threading.Thread(target=self.serve, args=arguments, daemon=True).start()
+    def start(self):
+        threading.Thread(target=self.serve, daemon=True).start()
 
-    def serve(self, connection):
+    def serve(self):
+        """Serve one connection, while another thread waits for the next."""
         with contextlib.suppress(OSError):  # the test is over
+            connection = self.socket.accept()[0]
+            self.accepted.append(connection)
+            self.start()
             self.behaviour(connection)
 
     def stop(self):
@@ -2280,28 +2258,22 @@ class Listener:
 
 def read_request(connection):
     """The head and body of a request on a bare socket; b"" for none."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        more = connection.recv(65536)
-        if not more:
-            return b""
-        data += more
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = re.search(rb"(?i)content-length: (\d+)", head)
-    while length and len(body) < int(length[1]):
-        body += connection.recv(65536)
-    return head + b"\r\n\r\n" + body
+    with connection.makefile("rb") as reader:
+        head = b"".join(itertools.takewhile(bytes.strip, reader))
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        return head and head + b"\r\n" + reader.read(int(length[1]) if length else 0)
 
 
 class TransportTest(ServerTest):
+    FAR_URL = "https://model.example"
+
     def listener(self, behaviour, **options):
         listener = Listener(behaviour, **options)
         self.addCleanup(listener.stop)
         return listener
 
     def client_of(self, listener, scheme="http", host="127.0.0.1", **options):
-        url = f"{scheme}://{host}:{listener.port}"
-        return self.new_client(base_url=url, **options)
+        return self.new_client(base_url=f"{scheme}://{host}:{listener.port}", **options)
 
     def proxied_client(self, base_url, proxies, **options):
         """A client that is made where the environment names these proxies."""
@@ -2310,15 +2282,17 @@ class TransportTest(ServerTest):
         with environment(**{**dict.fromkeys(names), **proxies}):
             return self.new_client(base_url=base_url, **options)
 
-    def patch(self, owner, name, value):
-        """Set an attribute until the end of the test."""
-        self.addCleanup(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, value)
+    def ask_error(self, *words, kind=CONNECTION_ERROR, **options):
+        """The error with these words that asking raises."""
+        error = self.error(kind, **options)
+        for text in words:
+            self.assertIn(text, str(error))
+        return error
 
     def skip_naps(self):
         """Let naps between attempts take no time; returns the list of their seconds."""
         naps = []
-        self.patch(time, "sleep", naps.append)
+        self.limit("sleep", naps.append, time)
         return naps
 
     @contextlib.contextmanager
@@ -2361,14 +2335,13 @@ class Time(TransportTest):
         ok, interim = "HTTP/1.1 200 OK\r\n", "HTTP/1.1 100 Continue\r\n\r\n"
         coded, slow = ok + "Transfer-Encoding: chunked\r\n\r\n", ["X: y\r\n", 0.05] * 60
         table = {
-            "silence": raw(3.0),
+            "silence": raw(3.0), "silence in the body": raw(self.HEAD, 3.0),
             "a byte at a time in the head": raw(*trickle(self.HEAD)),
             "a byte at a time in the head of a stream": raw(*trickle(self.HEAD)),
             "a byte at a time in the body": raw(self.HEAD, *trickle("x" * 60)),
             "a byte at a time in chunks": raw(coded, *trickle("1\r\nx\r\n" * 20)),
             "slow interim replies": raw(*([interim, 0.05] * 60)),
             "slow headers": raw(ok, *slow), "slow trailers": raw(coded + "0\r\n", *slow),
-            "silence in the body": raw(self.HEAD, 3.0),
             "a slow error": raw("HTTP/1.1 500 X\r\n\r\n", *trickle("x" * 60)),
         }  # fmt: skip
         self.server.answers(lambda heard: table[heard.json["messages"][0]["content"]])
@@ -2386,20 +2359,17 @@ class Time(TransportTest):
         self.assertEqual({type(error) for error in errors.values()}, {late}, errors)
 
     def test_fast_endless_replies(self):
-        ok = b"HTTP/1.1 200 OK\r\n"
+        ok, lines = b"HTTP/1.1 200 OK\r\n", b"X-Header: y\r\n" * 20000
         coded = ok + b"Transfer-Encoding: chunked\r\n\r\n"
         table = [
             (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, "too many interim"),
-            (ok + b"X-Header: y\r\n" * 20000, "endless"),
-            (ok + b"X: " + b"y" * 300000, "endless"),
-            (coded + b"5;" + b"x" * 300000, "endless"),
-            (coded + b"0\r\n" + b"X: y\r\n" * 20000, "endless"),
+            (ok + b"X: " + b"y" * 300000, "endless"), (coded + b"0\r\n" + lines, "endless"),
+            (coded + b"5;" + b"x" * 300000, "endless"), (ok + lines, "endless"),
         ]  # fmt: skip
         for reply, words in self.cases(table):
             self.server.says(raw(reply))
             with self.within(1.0):
-                error = self.error(lightllm.APIConnectionError, timeout=4)
-            self.assertIn(words, str(error))
+                self.ask_error(words, timeout=4)
 
     def test_a_server_that_reads_nothing(self):
         listener = self.listener(lambda connection: time.sleep(3))
@@ -2442,20 +2412,15 @@ class Time(TransportTest):
         self.ask(client)
 
     def test_forms_of_a_timeout(self):
-        class Phases:
-            connect, read, write, pool = 5.0, 0.1, None, None
-
-        for timeout in (0.1, lightllm.Timeout(5, read=0.1), Phases()):
+        phases = mock.Mock(connect=5.0, read=0.1, write=None, pool=None)
+        for timeout in (0.1, lightllm.Timeout(5, read=0.1), phases):
             self.server.says(raw(0.5))
-            client = self.new_client(timeout=timeout)
             with self.within(0.4):
-                self.error(lightllm.APITimeoutError, client)
+                self.error(lightllm.APITimeoutError, self.new_client(timeout=timeout))
         for timeout in (None, float("inf"), 1e30):
-            self.server.says(answer(), answer())
-            self.ask(timeout=timeout)
-            self.ask(self.client.with_options(timeout=timeout))
-        with self.assertRaises(TypeError):
-            lightllm.Timeout(1, reed=2)
+            self.request(timeout=timeout)
+            self.request(self.client.with_options(timeout=timeout))
+        self.assertRaises(TypeError, lightllm.Timeout, 1, reed=2)
 
 
 class WholeOrError(TransportTest):
@@ -2465,15 +2430,14 @@ class WholeOrError(TransportTest):
         sized, coded = ok + length, ok + "Transfer-Encoding: chunked\r\n\r\n"
         chunk, rest = f"{len(body):x}\r\n{body}\r\n", f"\r\n{body}\r\n0\r\n\r\n"
         lines = "Content-Length : 5", ": x", "X: \0", "X: \ry", "X\r: y", "X"
+        numbers = "9" * 5000, "0x20", "-1", f"5\r\n{length}6"
         table = {
             "closed in mid-reply": (
                 "", "HTTP/1.1 2", ok + "Content-Len", sized + f"{len(body) + 1}{end}",
                 sized + f"{10**15}{end}", coded + chunk, coded + chunk + "0\r\n",
                 coded + body, coded + "7FFFFFFFFFFFFF" + rest, bytes(range(256)) * 20,
             ),
-            "not one number": (sized + number + end for number in (
-                "9" * 5000, "0x20", "-1", f"5\r\n{length}6"
-            )),
+            "not one number": (sized + number + end for number in numbers),
             "corrupt chunk": (coded + size + rest for size in ("-5", "1_0", "F" * 40)),
             "not asked for": (ok + "Transfer-Encoding: gzip" + end,),
             "malformed header": (f"{ok}{line}\r\n{length}{len(body)}{end}" for line in lines),
@@ -2482,23 +2446,22 @@ class WholeOrError(TransportTest):
         for words, replies in table.items():
             for reply in self.cases(replies):
                 self.server.says(raw(reply))
-                self.assertIn(words, str(self.error(lightllm.APIConnectionError)))
+                self.ask_error(words)
 
     def test_good_status_with_something_else(self):
-        nothing = raw("HTTP/1.1 204 -\r\nConnection: close\r\n\r\n", 9.0)
-        body = answer()[2][0]
+        body, kind = answer()[2][0], lightllm.APIResponseValidationError
         table = {
             "html": (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
-            "empty": (200, {}, []), "no content": (204, {"Content-Length": "0"}, []),
-            "no content, no length": nothing, "null": plain(b"null"), "list": plain(b"[]"),
-            "text": plain(b'"text"'), "cut json": plain(b'{"choices": [{"mess'),
+            "200, no content": (200, {}, []), "no content": (204, {"Content-Length": "0"}, []),
+            "no content, no length": raw("HTTP/1.1 204 -\r\nConnection: close\r\n\r\n", 9.0),
+            "null": plain(b"null"), "list": plain(b"[]"), "text": plain(b'"text"'),
+            "cut json": plain(b'{"choices": [{"mess'), "deep": plain(b"[" * 100_000),
             "error object": plain({"error": {"message": "oops"}}),
             "no choices": plain({"id": "1"}), "empty choices": plain({"choices": []}),
             "choices null": plain({"choices": None}), "x behind": plain(body + b"x"),
             "{} behind": plain(body + b" {}"), "] behind": plain(body + b"]"),
-            "NUL behind": plain(body + b"\0"), "deep": plain(b"[" * 100_000),
+            "NUL behind": plain(body + b"\0"), "deep objects": plain(b'{"a":' * 100_000),
             "gzip": plain(b"\x1f\x8b\x08", Content_Encoding="gzip"),
-            "deep objects": plain(b'{"a":' * 100_000),
             "huge int": plain(b'{"choices": ' + b"9" * 100_000 + b"}"),
             "echo": plain({"error": {"message": f"bad key {KEY}"}}),
             "echo in html": (200, {"X-Echo": KEY}, [b"<p>" + KEY.encode()]),
@@ -2506,13 +2469,11 @@ class WholeOrError(TransportTest):
         }  # fmt: skip
         for name, reply in self.cases(table):
             self.server.says(reply)
-            error = self.error(lightllm.APIResponseValidationError)
-            self.assertIn("/v1/chat/completions", str(error))
+            error = self.ask_error("/v1/chat/completions", kind=kind)
             self.assertEqual(error.response.status_code, error.status_code)
             self.assertIn(error.status_code, (200, 204))
             self.assertEqual("coded" in str(error), name == "gzip")
-            is_nothing = name == "empty" or name.startswith("no content")
-            self.assertEqual("with nothing" in str(error), is_nothing)
+            self.assertEqual("with nothing" in str(error), "no content" in name)
             if "behind" in name:
                 self.assertIn("status 200 with a body that is not the JSON", str(error))
         self.server.says(plain(body + b" \r\n", 299))
@@ -2525,8 +2486,7 @@ class WholeOrError(TransportTest):
         chunks = {"Transfer-Encoding": "chunked"}
         for headers, part in (({}, big), (ended, big), (chunks, chunked(big))):
             self.server.says((200, headers, [part]))
-            error = self.error(lightllm.APIConnectionError)
-            self.assertIn("MAX_REPLY_BYTES", str(error))
+            self.ask_error("MAX_REPLY_BYTES")
         for headers in ({}, {"Content-Length": str(10**15)}, ended):
             self.server.says((400, headers, [b"y" * 300_000, HANGUP]))
             error = self.error(lightllm.BadRequestError)
@@ -2546,9 +2506,7 @@ class WholeOrError(TransportTest):
         for odd, usual, text in self.cases(table):
             odd_body = body.replace(usual, odd, 1)
             self.server.says(plain(odd_body, Content_Type="text/plain; charset=x"))
-            content = reply_text(self.ask())
-            self.assertEqual(content, text)
-            content.encode("utf-8")
+            self.assertEqual(reply_text(self.ask()), text)
 
     def test_unusual_but_good_http(self):
         body = answer()[2][0].decode()
@@ -2568,8 +2526,7 @@ class WholeOrError(TransportTest):
     def read(self, pieces):
         """The body of a reply that is received in these pieces."""
         receive = functools.partial(next, iter(pieces), b"")
-        connection = unittest.mock.Mock(receive=receive, early=b"")
-        return lightllm._Reply(connection).read()
+        return lightllm._Reply(mock.Mock(receive=receive, early=b"")).read()
 
     def test_cuts_between_cr_and_lf(self):
         text = b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -2577,18 +2534,7 @@ class WholeOrError(TransportTest):
         for cut in range(1, len(text)):
             self.assertEqual(self.read([text[:cut], text[cut:]]), b"abcde", cut)
 
-    def test_random_framings_agree_with_a_reference(self):
-        def reference(text):  # all there, and nothing malformed
-            head, _, text = text.partition(b"\r\n\r\n")
-            if b"Content-Length: " in head:
-                return text[: int(head.rpartition(b" ")[2])]
-            body, size = b"", 1
-            while size:
-                line, _, text = text.partition(b"\r\n")
-                size = int(line.partition(b";")[0], 16)
-                body, text = body + text[:size], text[size + 2 :]
-            return body
-
+    def test_random_framings_cut_anywhere(self):
         rng = random.Random(16)
         for _ in range(300):
             sizes = rng.choices((1, 40), k=2)
@@ -2602,10 +2548,8 @@ class WholeOrError(TransportTest):
                 cuts = sorted(rng.choices(range(1, len(text)), k=rng.randrange(9)))
                 ends = zip([0, *cuts], [*cuts, len(text)])
                 found = self.read([text[a:b] for a, b in ends if a < b] + [b"next"])
-                self.assertEqual(found, reference(text))
                 self.assertEqual(found, body)
-                with self.assertRaises(ConnectionError):
-                    self.read([text[:-1]])
+                self.assertRaises(ConnectionError, self.read, [text[:-1]])
 
     def test_an_early_reply_to_a_large_upload_is_the_answer(self):
         reply = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n{}"
@@ -2629,18 +2573,15 @@ class WholeOrError(TransportTest):
             connection.close()
 
         listener, big = self.listener(behave), [user("x" * 10_000_000)]
-        for steps, retries in itertools.product(table, (0, 2)):
-            with self.subTest(steps=steps, retries=retries):
-                uploads, client = [], self.client_of(listener, max_retries=retries)
-                with self.assertRaisesRegex(lightllm.APIStatusError, "413"):
-                    self.ask(client, messages=big)
-                self.assertEqual(len(uploads), 1)
+        for steps, retries in self.cases(itertools.product(table, (0, 2))):
+            uploads, client = [], self.client_of(listener, max_retries=retries)
+            self.ask_error("413", kind=STATUS_ERROR, client=client, messages=big)
+            self.assertEqual(len(uploads), 1)
 
     def test_a_large_upload_that_is_cut_without_a_reply_is_an_error(self):
         listener = self.listener(lambda connection: connection.close())
-        client = self.client_of(listener)
-        with self.assertRaises(lightllm.APIConnectionError):
-            self.ask(client, messages=[user("x" * 3_000_000)])
+        big = [user("x" * 3_000_000)]
+        self.error(CONNECTION_ERROR, self.client_of(listener), messages=big)
         self.assertEqual(len(listener.accepted), 1)
 
     def test_a_reply_that_begins_early_does_not_stop_the_upload(self):
@@ -2649,9 +2590,8 @@ class WholeOrError(TransportTest):
             read_request(connection)
             connection.sendall(http_answer("early")[20:])
 
-        client = self.client_of(self.listener(behave))
-        completion = self.ask(client, messages=[user("x" * 3_000_000)])
-        self.assertEqual(reply_text(completion), "early")
+        client, big = self.client_of(self.listener(behave)), [user("x" * 3_000_000)]
+        self.assertEqual(reply_text(self.ask(client, messages=big)), "early")
 
 
 class Pool(TransportTest):
@@ -2659,15 +2599,17 @@ class Pool(TransportTest):
         routes = self.client._transport._routes.values()
         return [connection for route in routes for connection in route.idle]
 
+    def ask_for(self, text):
+        return reply_text(self.ask(messages=[user(text)]))
+
     def test_connections_are_kept_for_a_while(self):
         files = [os.open(os.devnull, os.O_RDONLY)]
         self.addCleanup(lambda: [os.close(file) for file in files])
         with contextlib.suppress(OSError):  # if as many may be opened
             while files[-1] < 1100:  # select() knows none above 1023
                 files.append(os.dup(files[0]))
-        self.server.says(*[answer()] * 6)
         for _ in range(5):
-            self.ask()
+            self.request()
         self.assertEqual(self.count_connections(), 1)
         option = self.idle()[0].sock.getsockopt
         self.assertTrue(option(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
@@ -2676,7 +2618,7 @@ class Pool(TransportTest):
             self.assertEqual(option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60)
         self.limit("IDLE_SECONDS", 0.01)
         time.sleep(0.03)
-        self.ask()
+        self.request()
         self.assertEqual(self.count_connections(), 2)
 
     def test_connections_that_are_not_kept(self):
@@ -2717,16 +2659,14 @@ class Pool(TransportTest):
     def test_a_stream_that_is_held_holds_no_connection(self):
         for last in ({"error": {"message": "oops"}}, DONE):
             self.server.aborted.clear()
-            self.server.says(events(delta("a"), STOP, last, 0.5))
-            stream = self.ask(stream=True)
+            stream = self.stream(delta("a"), STOP, last, 0.5)
             with contextlib.suppress(lightllm.APIError):
                 list(stream)
             self.assertTrue(self.server.aborted.wait(0.4))
             del stream
 
     def test_a_closed_client_keeps_no_connection(self):
-        self.server.says(events(delta("a"), STOP, DONE))
-        stream = self.ask(stream=True)
+        stream = self.stream(delta("a"), STOP, DONE)
         self.client.close()
         self.assertEqual(reply_text(stream.get_final_completion()), "a")
         self.assertEqual(self.idle(), [])
@@ -2748,13 +2688,9 @@ class Pool(TransportTest):
 
     def test_threads_share_a_client(self):
         self.server.answers(lambda heard: answer(heard.json["messages"][0]["content"]))
-
-        def ask(text):
-            return reply_text(self.ask(messages=[user(text)]))
-
         texts = [f"text {n}" for n in range(200)]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            self.assertEqual(list(pool.map(ask, texts)), texts)
+            self.assertEqual(list(pool.map(self.ask_for, texts)), texts)
         self.assertLessEqual(self.count_connections(), 16)
 
     @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
@@ -2765,12 +2701,9 @@ class Pool(TransportTest):
                 return events(delta("a"), 0.3, delta("b"), STOP, DONE)
             return answer(heard.json["messages"][0]["content"])
 
-        def ask(text):
-            return reply_text(self.ask(messages=[user(text)]))
-
         ports = {}
         self.server.answers(rule)
-        ask("parent")
+        self.ask_for("parent")
         stream = self.ask(stream=True)
         next(stream)
         with warnings.catch_warnings():
@@ -2779,14 +2712,14 @@ class Pool(TransportTest):
         if child == 0:
             code = 1
             try:
-                text = ask("child")
+                text = self.ask_for("child")
                 stream.close()
                 code = 0 if text == "child" else 2
             finally:
                 os._exit(code)
         self.assertEqual(os.waitpid(child, 0)[1], 0)
         self.assertEqual(reply_text(stream), "b")
-        self.assertEqual(ask("again"), "again")
+        self.assertEqual(self.ask_for("again"), "again")
         self.assertNotEqual(ports["child"], ports["parent"])
 
     @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
@@ -2808,8 +2741,7 @@ class Pool(TransportTest):
                 with contextlib.suppress(lightllm.APIError):
                     list(self.ask(stream=True, timeout=0.1))
             client = self.new_client()
-            self.server.says(answer())
-            self.ask(client)
+            self.request(client)
             self._cleanups.pop()  # which holds the client
             del client
             gc.collect()
@@ -2836,25 +2768,22 @@ class Retries(TransportTest):
         ]  # fmt: skip
         client = self.new_client(max_retries=1)
         for status, headers, again in self.cases(table):
-            replies = [(status, headers, [b"null"]), answer()]
-            self.server.says(*replies[: 1 + again])
+            self.server.says(*[(status, headers, [b"null"]), answer()][: 1 + again])
             if again:
                 self.assertEqual(self.ask(client).id, "8")
             else:
                 self.error(client=client)
 
     def test_delays(self):
-        naps = self.skip_naps()
-        client = self.new_client(max_retries=6)
+        naps, client = self.skip_naps(), self.new_client(max_retries=6)
         self.server.says(*[(503, {}, [])] * 7)
         with self.assertLogs(lightllm.__name__, logging.INFO) as logs:
             error = self.error(client=client)
-        self.assertEqual(len(naps), 6)
+        counts = len(naps), len(logs.records), error.response.retries_taken
+        self.assertEqual(counts, (6, 6, 6))
         for nap, longest in zip(naps, (0.5, 1, 2, 4, 8, 8)):
             self.assertTrue(0.75 * longest <= nap <= longest, naps)
-        self.assertEqual(len(logs.records), 6)
         self.assertNotIn(KEY, "".join(logs.output))
-        self.assertEqual(error.response.retries_taken, 6)
 
         date = email.utils.formatdate(time.time() + 60, usegmt=True)
         bad = "0", "-5", "nan", "inf", "1,2", "x" * 99, "Sun Nov 99 2026", ""
@@ -2877,28 +2806,22 @@ class Retries(TransportTest):
         self.server.says(raw(), cut, raw(RESET), answer(), raw(0.4), answer())
         self.assertEqual(self.ask(client).id, "8")
         self.assertEqual(self.ask(client, timeout=0.1).id, "8")
-        self.server.says(events(delta("a"), HANGUP, end=b""))
-        with self.assertRaises(lightllm.APIConnectionError):
-            list(self.ask(client, stream=True))
+        self.stream_error(self.stream(delta("a"), HANGUP, client=client))
 
     def test_refused_connections_name_url_cause_attempts_and_what_to_check(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+        with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.skip_naps()
         client = self.new_client(base_url=f"http://127.0.0.1:{port}", max_retries=2)
-        error = self.error(lightllm.APIConnectionError, client)
-        for part in (str(port), "refused", "3 attempts", "LightLLM server listening"):
-            self.assertIn(part, str(error))
+        words = str(port), "refused", "3 attempts", "LightLLM server listening"
+        error = self.ask_error(*words, client=client)
         self.assertIsInstance(error.__cause__, ConnectionRefusedError)
         self.assertIn(f"completions: {error.__cause__.strerror} (3 at", str(error))
         self.assertEqual(error.request.method, "POST")
         twin = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(twin), twin.request.url), (str(error), error.request.url))
         unknown = self.new_client(base_url="http://no-such-host.invalid:1")
-        self.assertIn(
-            "host name", str(self.error(lightllm.APIConnectionError, unknown))
-        )
+        self.ask_error("host name", client=unknown)
 
     def test_each_reply_is_one_line_at_debug_without_texts(self):
         client = self.new_client(max_retries=1, default_query={"token": "hunter22"})
@@ -2916,9 +2839,8 @@ class Retries(TransportTest):
             ("INFO", "attempt 1 failed, next in 0.0 s: .*words"),
             ("DEBUG", url + r" 200, 0\.\d+ s, 8 tokens, attempt 2"),
             ("DEBUG", url + r" 200, 0\.\d+ s, unknown tokens, attempt 1"),
-            ("DEBUG", r"GET .*/\*\*\*: status 200, .*"),
-            ("DEBUG", url + " 200"),
-        ]
+            ("DEBUG", r"GET .*/\*\*\*: status 200, .*"), ("DEBUG", url + " 200"),
+        ]  # fmt: skip
         self.assertEqual(len(logs.records), len(table))
         for record, (level, line) in zip(logs.records, table):
             self.assertEqual(record.levelname, level)
@@ -2930,8 +2852,7 @@ class Redirects(TransportTest):
     def test_same_origin_307_and_308_are_followed_five_times_at_most(self):
         url = self.server.url + "/v1/elsewhere"
         self.server.says((307, {"Location": url}, []), (308, {"Location": "/x"}, []))
-        self.server.says(answer())
-        self.ask()
+        self.request()
         paths = [heard.path for heard in self.server.heard]
         self.assertEqual(paths[1:], ["/v1/elsewhere", "/x"])
         self.server.answers(lambda heard: (307, {"Location": heard.path + "x"}, []))
@@ -2953,10 +2874,8 @@ class Redirects(TransportTest):
         ]  # fmt: skip
         for location, status, named in self.cases(table):
             self.server.says((status, {"Location": location}, []))
-            error = self.error(lightllm.APIStatusError)
+            error = self.ask_error(named, "check base_url", kind=STATUS_ERROR)
             self.assertEqual(error.status_code, status)
-            self.assertIn(named, str(error))
-            self.assertIn("check base_url", str(error))
             self.assertNotIn("token", str(error))
         self.assertEqual(other.accepted, [])
 
@@ -2976,8 +2895,7 @@ class Redirects(TransportTest):
             listener, trusting = self.tls_server(head + target, tunnels)
             trusting.check_hostname = False
             proxies = {"https_proxy": f"http://127.0.0.1:{listener.port}"}
-            url = "https://model.example"
-            client = self.proxied_client(url, proxies, ssl_context=trusting)
+            client = self.proxied_client(self.FAR_URL, proxies, ssl_context=trusting)
             self.error(lightllm.APIStatusError, client)
             self.assertEqual(len(tunnels), requests)
 
@@ -3001,17 +2919,15 @@ class Errors(TransportTest):
         ]  # fmt: skip
         for body, status, name, text in self.cases(table):
             self.server.says(plain(body, status, x_request_id="req-3"))
-            error, kind = self.error(), getattr(lightllm, name)
-            twin = pickle.loads(pickle.dumps(error))
-            for one in (error, twin, copy.copy(error)):
+            kind = getattr(lightllm, name)
+            error = self.ask_error(text, str(status), kind=kind)
+            for one in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
                 self.assertIs(type(one), kind)
                 self.assertEqual(str(one), error.message)
                 self.assertEqual((one.status_code, one.request_id), (status, "req-3"))
                 self.assertEqual(one.response.status_code, status)
                 self.assertEqual(one.response.headers["x-request-id"], "req-3")
                 self.assertEqual(one.response.request.method, "POST")
-            self.assertIn(text, str(error))
-            self.assertIn(str(status), str(error))
             self.assertLess(len(str(error)), 700)
             self.assertIsNone(error.code)
 
@@ -3055,9 +2971,8 @@ class Errors(TransportTest):
         for body in self.cases(table):
             self.server.says(plain(body, 404, X_Echo=KEY))
             with self.within(5):
-                error = self.error(lightllm.NotFoundError)
+                error = self.ask_error("404", kind=lightllm.NotFoundError)
             self.assertLess(len(str(error)), 500)
-            self.assertIn("404", str(error))
             self.assertNotRegex(str(error), r"[\x00-\x1f]")
             pickle.dumps(error.message)
 
@@ -3093,9 +3008,8 @@ class Errors(TransportTest):
             self.assertIn(f"Error code: {status}{url}", str(error))
             self.assertIn(hint, str(error).partition(words)[2])
             self.assertNotIn("/generate", str(error))
-        self.server.says(events({"error": {"message": long}}))
-        with self.assertRaisesRegex(lightllm.APIError, re.escape(lower)):
-            list(self.ask(stream=True))
+        stream = self.stream({"error": {"message": long}})
+        self.stream_error(stream, lower, kind=lightllm.APIError)
 
     def test_errors_in_a_stream_say_the_servers_words_first(self):
         inner = {"message": "boom", "type": "t", "code": 429}
@@ -3110,27 +3024,24 @@ class Errors(TransportTest):
             self.server.says(events(delta("a"), data, DONE))
             stream = self.ask(stream=True)
             next(stream)
-            error = raised(self, lightllm.APIError, stream.__next__)
+            error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
             self.assertTrue(str(error).startswith(words + where), str(error))
             is_json = isinstance(data, dict)
             self.assertEqual("not a JSON object" in str(error), not is_json)
             self.assertIs(type(error) is lightllm.APIError, is_json)
-            self.assertEqual(error.partial.choices[0].message.content, "a")
             if "boom" in words:
                 self.assertEqual((error.code, error.body["type"][:1]), ("429", "t"))
 
     def test_a_streams_cause_is_kept_and_shows_nothing(self):
-        self.server.says(events(delta(KEY), RESET, end=b""))
-        stream = self.ask(stream=True)
-        error = raised(self, lightllm.APIConnectionError, lambda: list(stream))
+        stream = self.stream(delta(KEY), RESET)
+        error = self.stream_error(stream, "the answer is incomplete; no valid reply: ")
         self.assertIsInstance(error.__cause__, ConnectionResetError)
-        self.assertIn("the answer is incomplete; no valid reply: ", str(error))
+        words = "completions: no valid reply: the server closed in mid-reply (1 "
+        reply = 200, {"Content-Length": "99"}
         for stream in (False, True):
-            self.server.says((200, {"Content-Length": "99"}, [HANGUP]))
-            self.server.says((200, {"Content-Length": "99"}, [KEY.encode(), HANGUP]))
-            error, _ = self.error(stream=stream), self.error(stream=stream)
-            words = "completions: no valid reply: the server closed in mid-reply (1 "
-            self.assertIn(words, str(error))
+            self.server.says((*reply, [HANGUP]), (*reply, [KEY.encode(), HANGUP]))
+            self.ask_error(words, stream=stream)
+            self.error(stream=stream)
 
     def test_a_stream_is_known_by_its_first_bytes(self):
         body = event(delta("a")) + event(STOP) + event(DONE)
@@ -3149,25 +3060,22 @@ class Errors(TransportTest):
             (start + '{"id": "8", "choices"', b'{"id": "8", "choices": [', *[0.05, b" "] * 40),
             (start + "<html>login", b"<html>login", 3.0), (start + "null", b"null", HANGUP),
         ]  # fmt: skip
+        options = {"kind": lightllm.APIResponseValidationError, "stream": True}
         for words, *parts in self.cases(table):
             self.server.says((200, headers, parts))
             with self.within(2):
-                error = self.error(lightllm.APIResponseValidationError, stream=True)
-            self.assertIn(start, str(error))
-            self.assertIn(words, str(error))
+                self.ask_error(start, words, **options)
         self.server.says(plain({"error": {"message": "no", "code": 5}}), plain(b""))
-        error = self.error(stream=True)
-        self.assertIn("of events: no; is base_url", str(error))
+        error = self.ask_error("of events: no; is base_url", **options)
         self.assertEqual(error.code, "5")
-        self.assertIn("not a stream of events; is", str(self.error(stream=True)))
+        self.ask_error("not a stream of events; is", **options)
 
     def test_only_real_codings_are_refused(self):
         for coding in self.cases(["", "utf-8", "none", "identity, identity", "UTF8"]):
             self.server.says(answer(Content_Encoding=coding))
             self.assertEqual(self.ask().id, "8")
         for coding in self.cases(["gzip", "X-GZIP", "identity, br", "zstd", "deflate"]):
-            reply = plain(b"\x1f\x8b", Content_Encoding=coding)
-            self.server.says(reply, reply)
+            self.server.says(*[plain(b"\x1f\x8b", Content_Encoding=coding)] * 2)
             self.assertIn("with a coded body", str(self.error()))
             self.assertIn("with a coded body", str(self.error(stream=True)))
         headers = {"Content-Encoding": "gzip", "Content-Length": "9"}
@@ -3176,17 +3084,15 @@ class Errors(TransportTest):
         self.assertTrue(self.server.aborted.wait(1), error)
 
     def test_headers_that_cannot_be_sent(self):
-        self.server.says(answer(), answer())
-        self.ask(extra_headers={"X-Raw": "\xe9".encode("latin-1")})
+        self.request(extra_headers={"X-Raw": "\xe9".encode("latin-1")})
         self.assertEqual(self.server.heard[-1].headers["X-Raw"], "\xe9")
-        self.ask(self.new_client(default_headers={"authorization": b"Bearer x"}))
+        self.request(self.new_client(default_headers={"authorization": b"Bearer x"}))
         self.assertEqual(self.server.heard[-1].headers["Authorization"], "Bearer x")
         values = (KEY + "\r\nY: z", KEY + "\0", KEY.encode() + b"\r", KEY + "\u20ac")
         table = [*zip(("", "X Y", "X:", "X\n"), "xxxx"), *zip("XXXX", values)]
         for name, value in self.cases(table):
             headers, words = {name: value}, f"the header {name.capitalize()!r} cannot"
-            error = self.error(ValueError, extra_headers=headers)
-            self.assertIn(words, str(error))
+            self.ask_error(words, kind=ValueError, extra_headers=headers)
             with self.assertRaisesRegex(ValueError, re.escape(words)):
                 self.new_client(default_headers=headers)
 
@@ -3202,21 +3108,20 @@ class Errors(TransportTest):
     def test_no_secret_is_shown_when_a_server_echoes_it(self):
         body = {"error": {"message": f"bad {KEY}", KEY: [KEY]}}
         self.server.says(plain(body, 401, X_Echo=KEY, x_request_id=KEY))
-        error = self.error(lightllm.AuthenticationError)
-        self.assertIn("***", str(error))
+        error = self.ask_error("***", kind=lightllm.AuthenticationError)
         self.assertNotIn(KEY, repr(error.request_id) + repr(vars(error)))
         self.assertNotIn(KEY.encode(), pickle.dumps(error))
         login = {"default_headers": {"PROXY-Authorization": "Basic dXNlcjpodW50ZXIy"}}
         table = [
             ("bad dXNlcjpodW50ZXIy", login, "bad ***"),
-            ("the EMPTY prompt; EMPTYness\nEMPTY", "EMPTY", "the *** prompt; EMPTYness ***"),
-            ("x8letters7letter7", "8letters", "x***7letter7"),
+            ("the EMPTY prompt; EMPTYness\nEMPTY", {"api_key": "EMPTY"},
+             "the *** prompt; EMPTYness ***"),
+            ("x8letters7letter7", {"api_key": "8letters"}, "x***7letter7"),
         ]  # fmt: skip
         for words, options, shown_words in self.cases(table):
-            options = {"api_key": options} if isinstance(options, str) else options
             self.server.says(plain({"message": words}, 407))
-            error = self.error(client=self.new_client(**options))
-            self.assertIn(shown_words, str(error))
+            client = self.new_client(**options)
+            self.ask_error(shown_words, kind=STATUS_ERROR, client=client)
         quoted = 'pa"ss\\word-\xe9/+'
         self.server.says(plain({"message": f"a {quoted} b", "code": [quoted]}, 401))
         error = self.error(client=self.new_client(api_key=quoted))
@@ -3229,8 +3134,7 @@ class Errors(TransportTest):
         response = self.error().response
         error = lightllm.RateLimitError("slow", response=response, body=None)
         self.assertEqual((str(error), error.status_code), ("slow", 429))
-        late, broken = lightllm.APITimeoutError, lightllm.APIConnectionError
-        self.assertTrue(issubclass(late, broken))
+        self.assertTrue(issubclass(lightllm.APITimeoutError, CONNECTION_ERROR))
         for name in ("API", "LengthFinishReason", "ContentFilterFinishReason"):
             kind = getattr(lightllm, name + "Error")
             self.assertTrue(issubclass(kind, lightllm.OpenAIError))
@@ -3252,10 +3156,8 @@ class Proxies(TransportTest):
 
     def test_http_goes_through_with_the_proxys_own_credentials(self):
         port, url = self.proxy().port, "http://model.example:8000"
-        table = [
-            ("HTTP_PROXY", "http://us%40er:pw@", b"us@er:pw"),
-            ("ALL_PROXY", "user@", b"user:"),
-        ]
+        table = [("HTTP_PROXY", "http://us%40er:pw@", b"us@er:pw"),
+                 ("ALL_PROXY", "user@", b"user:")]  # fmt: skip
         for name, login, expected in self.cases(table):
             self.seen = []
             client = self.proxied_client(url, {name: f"{login}127.0.0.1:{port}"})
@@ -3275,25 +3177,19 @@ class Proxies(TransportTest):
             self.seen = []
             self.refusal = f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"
             proxies = {"https_proxy": f"{scheme}{login}127.0.0.1:{port}"}
-            url = "https://model.example"
-            client = self.proxied_client(url, proxies, max_retries=2)
-
-            error = self.error(lightllm.APIConnectionError, client)
+            client = self.proxied_client(self.FAR_URL, proxies, max_retries=2)
 
             said = f"the proxy refused to open a tunnel, with status {status}"
             by = f"through the proxy http://127.0.0.1:{port}"
-            for words in (said, by, f"{attempts} attempt", "check HTTP_PROXY"):
-                self.assertIn(words, str(error))
-            self.assertNotIn("hunter22", shown(error))
+            words = said, by, f"{attempts} attempt", "check HTTP_PROXY"
+            self.assertNotIn("hunter22", shown(self.ask_error(*words, client=client)))
             self.assertEqual(len(self.seen), attempts)
-            head = self.seen[0]
-            self.assertTrue(head.startswith("CONNECT model.example:443 HTTP/1.1"))
-            self.assertNotIn(KEY, head)
+            self.assertRegex(self.seen[0], "^CONNECT model.example:443 HTTP/1.1")
+            self.assertNotIn(KEY, self.seen[0])
 
     def test_no_proxy_and_loopback_go_directly(self):
-        self.server.says(answer())
         proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "far.example"}
-        self.ask(self.proxied_client(self.server.url, proxies))
+        self.request(self.proxied_client(self.server.url, proxies))
         far = self.proxied_client("http://far.example:1", proxies)
         self.assertNotIn("proxy", str(self.error(client=far)))
 
@@ -3317,9 +3213,9 @@ class Proxies(TransportTest):
         def resolve(host, port, *rest):
             return real("127.0.0.1", ports.get(port, port), *rest)
 
-        self.patch(socket, "getaddrinfo", resolve)
+        self.limit("getaddrinfo", resolve, socket)
         library = lightllm.urllib.request
-        self.patch(library, "proxy_bypass", lambda host: host == "exempt.on.macos")
+        self.limit("proxy_bypass", lambda host: host == "exempt.on.macos", library)
         self.server.answers(lambda heard: answer("direct"))
         for host, no_proxy, is_direct in self.cases(table):
             proxies = {"http_proxy": proxy, "no_proxy": no_proxy}
@@ -3336,9 +3232,7 @@ class Proxies(TransportTest):
         }
         for proxy, named in self.cases(table):
             client = self.proxied_client("http://model.example", {"http_proxy": proxy})
-            error = self.error(lightllm.APIConnectionError, client)
-            self.assertIn(named, str(error))
-            self.assertNotIn("hunter22", shown(error))
+            self.assertNotIn("hunter22", shown(self.ask_error(named, client=client)))
 
 
 class Tls(TransportTest):
@@ -3355,10 +3249,8 @@ class Tls(TransportTest):
         tunnels = []
         listener, trusting = self.tls_server(tunnels=tunnels)
         proxies = {"https_proxy": f"http://user:hunter22@127.0.0.1:{listener.port}"}
-        url = "https://model.example"
-        client = self.proxied_client(url, proxies, ssl_context=trusting)
-        error = self.error(lightllm.APIConnectionError, client)
-        self.assertIn("not valid for 'model.example'", str(error))
+        client = self.proxied_client(self.FAR_URL, proxies, ssl_context=trusting)
+        self.ask_error("not valid for 'model.example'", client=client)
         trusting.check_hostname = False
         for _ in range(2):
             self.assertEqual(reply_text(self.ask(client)), "secret")
@@ -3373,17 +3265,16 @@ class Tls(TransportTest):
         good, _ = self.tls_server()
         cut, _ = self.tls_server(head + event(delta("a")) + event(STOP))
         with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-            file.write(TLS_GOOD)
-            file.flush()
+            print(TLS_GOOD, file=file, flush=True)
             with environment(SSL_CERT_FILE=file.name):
                 self.ask(self.client_of(good, "https"))
                 stream = self.ask(self.client_of(cut, "https"), stream=True)
         self.assertEqual(next(stream).choices[0].delta.content, "a")
-        raised(self, lightllm.APIConnectionError, lambda: list(stream))
+        self.stream_error(stream)
 
     def test_refused_certificates_say_which_and_why(self):
         real = socket.getaddrinfo
-        self.patch(socket, "getaddrinfo", lambda _, *rest: real("127.0.0.1", *rest))
+        self.limit("getaddrinfo", lambda _, *rest: real("127.0.0.1", *rest), socket)
         table = [
             ("127.0.0.1", TLS_GOOD, False, "self.signed certificate"),
             ("elsewhere.example", TLS_GOOD, True, "not valid for 'elsewhere.example'"),
@@ -3391,21 +3282,16 @@ class Tls(TransportTest):
         ]
         for host, certificate, is_trusted, reason in self.cases(table):
             listener, trusting = self.tls_server(certificate=certificate)
-            context = trusting if is_trusted else None
-            options = {"ssl_context": context, "max_retries": 3}
-            client = self.client_of(listener, "https", host, **options)
-            error = self.error(lightllm.APIConnectionError, client)
+            trust = {"ssl_context": trusting} if is_trusted else {}
+            client = self.client_of(listener, "https", host, max_retries=3, **trust)
+            error = self.ask_error("certificate", "ssl_context=", client=client)
             self.assertRegex(str(error), reason)
-            self.assertIn("certificate", str(error))
-            self.assertIn("ssl_context=", str(error))
             self.assertEqual(len(listener.accepted), 1)
 
     def test_http_spoken_on_an_https_url(self):
         client = self.new_client(base_url=self.server.url.replace("http", "https"))
-        error = self.error(lightllm.APIConnectionError, client)
-        self.assertIn("does that port speak https?", str(error))
-        listener, _ = self.tls_server()
-        self.error(lightllm.APIConnectionError, self.client_of(listener))
+        self.ask_error("does that port speak https?", client=client)
+        self.error(CONNECTION_ERROR, self.client_of(self.tls_server()[0]))
 
 
 class Addresses(TransportTest):
@@ -3429,30 +3315,27 @@ class Addresses(TransportTest):
             found = real(host, *rest)
             return [(*found[0][:4], address), *found]
 
-        self.patch(socket, "getaddrinfo", resolve)
+        self.limit("getaddrinfo", resolve, socket)
 
     def test_a_dead_first_address(self):
         self.resolve_to_first(("127.0.0.1", 9))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for timeout in (5, None):
-                self.server.says(answer())
-                self.ask(self.new_client(timeout=timeout))
+                self.request(self.new_client(timeout=timeout))
             gc.collect()
         self.assertEqual([str(w.message) for w in caught], [])  # no socket left open
 
     def test_a_silent_first_address(self):
-        with contextlib.ExitStack() as stack:
-            silent = stack.enter_context(socket.socket())
-            silent.bind(("127.0.0.1", 0))
-            silent.listen(0)
-            for _ in range(3):  # a full queue leaves further ones without an answer
-                waiting = stack.enter_context(socket.socket())
-                waiting.setblocking(False)
-                waiting.connect_ex(silent.getsockname())
-            self.resolve_to_first(silent.getsockname())
-            self.server.says(answer())
-            self.ask(self.new_client(timeout=0.6))
+        silent = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.addCleanup(silent.close)
+        for _ in range(3):  # a full queue leaves further ones without an answer
+            waiting = socket.socket()
+            self.addCleanup(waiting.close)
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        self.resolve_to_first(silent.getsockname())
+        self.request(self.new_client(timeout=0.6))
 
 
 # --- every LightLLM build ---
@@ -3494,9 +3377,8 @@ class EveryBuild(ServerTest):
         ]  # fmt: skip
         for mode, reply in self.cases(ways):
             client, messages = self.client_for(mode), [user("weather?")]
-            self.server.says(
-                reply, generated("20") if mode == "generate" else answer("20")
-            )
+            last = generated if mode == "generate" else answer
+            self.server.says(reply, last("20"))
 
             ask = functools.partial(self.ask, client, messages=messages, tools=[TOOL])
             message = ask().choices[0].message
@@ -3505,13 +3387,10 @@ class EveryBuild(ServerTest):
             for call in message.tool_calls:
                 result = {"role": "tool", "tool_call_id": call.id}
                 messages.append({**result, "content": "RESULT-20"})
-            final = ask()
-
-            self.assertEqual(reply_text(final), "20")
+            self.assertEqual(reply_text(ask()), "20")
             raw_body = json.dumps(self.sent)
             self.assertEqual(raw_body.count("RESULT-20"), 1)
-            sent_call = re.findall(r'query[\\"]+: \[', raw_body)
-            self.assertEqual(len(sent_call), 1, raw_body)
+            self.assertEqual(len(re.findall(r'query[\\"]+: \[', raw_body)), 1, raw_body)
             self.assertEqual("tools" in self.sent, mode == "server")
             roles = [one["role"] for one in self.sent.get("messages", [])]
             if mode == "prompt":
@@ -3531,9 +3410,8 @@ class EveryBuild(ServerTest):
         native = [*map(token, pieces), token("", True, "stop", 9)]
         table = [
             ("prompt", events(*in_2025, delta("", "stop", **null))),
-            ("prompt", events(*in_2026)),
-            ("generate", native_events(*native)),
-        ]
+            ("prompt", events(*in_2026)), ("generate", native_events(*native)),
+        ]  # fmt: skip
         for mode, reply in self.cases(table):
             self.server.says(reply)
             stream = self.ask(self.client_for(mode), stream=True, tools=[TOOL])
@@ -3546,8 +3424,7 @@ class EveryBuild(ServerTest):
     def test_a_plain_answer_of_each_kind(self):
         self.server.says(generated("Hello!"), answer("Hello!", reasoning=""))
         native = self.ask(self.client_for("generate"))
-        chat = self.ask(self.client_for("prompt"))
-        for response in (native, chat):
+        for response in (native, self.ask(self.client_for("prompt"))):
             self.assertIsInstance(response, lightllm.ChatCompletion)
             self.assertEqual(said(response.choices[0]), ("Hello!", "stop"))
         self.assertEqual(native.usage.total_tokens, 32)
@@ -3570,10 +3447,8 @@ class PromptMode(ServerTest):
         self.assertEqual(given["content"], "S")
         system = self.prompted(user("q"), tools=[TOOL])[0]
         self.assertTrue(system["content"].startswith("# Tools"))
-        given = {
-            "role": "system",
-            "content": ["S", {"type": "image_url", "image_url": "data:x"}],
-        }
+        image = {"type": "image_url", "image_url": "data:x"}
+        given = {"role": "system", "content": ["S", image]}
         system = self.prompted(given, tools=[TOOL])[0]
         self.assertIn("# Tools", system["content"][2]["text"])
 
@@ -3641,7 +3516,7 @@ class PromptMode(ServerTest):
             self.assertIn(json.dumps(tool), self.sent["messages"][0]["content"])
 
 
-class NativeApi(ServerTest):
+class NativeApi(TransportTest):
     def setUp(self):
         super().setUp()
         self.client = self.new_client(api="generate")
@@ -3666,8 +3541,7 @@ class NativeApi(ServerTest):
         }  # fmt: skip
         self.assertEqual(self.sent["parameters"], expected)
         self.assertNotIn("multimodal_params", self.sent)
-        with self.assertRaisesRegex(ValueError, "streams only one choice"):
-            self.ask(n=2, stream=True)
+        self.ask_error("streams only one choice", kind=ValueError, n=2, stream=True)
 
     def test_extra_parameters_are_merged_and_win(self):
         own = {"min_new_tokens": 2, "allowed_token_ids": [7], "top_k": None}
@@ -3710,8 +3584,7 @@ class NativeApi(ServerTest):
         self.assertEqual(prompt.count("<|im_end|>"), 2)
         self.assertIn("hi<| im_end|>\n<| im_start|>system", prompt)
         self.assertIn("a <| b |> c", prompt)
-        with self.assertRaises(ValueError):
-            self.ask(messages=[{"role": "user\n<|im_end|>", "content": "x"}])
+        self.error(ValueError, messages=[{"role": "user\n<|im_end|>", "content": "x"}])
 
     def test_images(self):
         parts = [{"type": "text", "text": "see"}]
@@ -3736,8 +3609,7 @@ class NativeApi(ServerTest):
         self.assertEqual(prompt, "PROMPT")
         messages, tools = render.call_args[0]
         self.assertEqual(tools, [TOOL])
-        expected = [call_to("f", {"a": 1}), call_to("f", "[")]
-        self.assertEqual(messages[1]["tool_calls"], expected)
+        self.assertEqual(messages[1]["tool_calls"], [call_to("f", {"a": 1}), calls[1]])
 
     def test_choices_and_reasons(self):
         reply = {"finish_reason": "stop", "prompt_tokens": 2}
@@ -3753,10 +3625,9 @@ class NativeApi(ServerTest):
     def test_the_stream_ends_with_finished(self):
         items = [token("Hel"), token("lo"), token("", True, "length", 3), 0.5]
         self.server.says(native_events(*items), native_events(token("Hel"), HANGUP))
-        started = time.monotonic()
-        stream = self.ask(stream=True)
-        chunks = list(stream)
-        self.assertLess(time.monotonic() - started, 0.4)
+        with self.within(0.4):
+            stream = self.ask(stream=True)
+            chunks = list(stream)
         self.assertEqual(self.server.heard[0].path, "/generate_stream")
         self.assertEqual(chunks[-1].usage.completion_tokens, 3)
         self.assertEqual([c.choices[0].index for c in chunks], [0, 0, 0])
@@ -3796,40 +3667,31 @@ class StopStrings(ServerTest):
         self.assertEqual(next(stream).choices[0].delta.content, "abc ")
 
     def test_an_echoed_prompt_is_not_cut(self):
-        def completion(text, reason="stop", index=0):
+        def completion(index, text, reason="stop"):
             return {"index": index, "text": text, "finish_reason": reason}
 
+        kept = ["END 1 END", "2 END x END"]
         table = [
             ("a END b", ["a END b and c END"], ["a END b and c "]),
-            (
-                ["END 1", "2 END"],
-                ["END 1 END", "2 END x END"],
-                ["END 1 END", "2 END x END"],
-            ),
-            ([1, 2, 3], ["a END b"], ["a END b"]),
-        ]
+            (["END 1", "2 END"], kept, kept), ([1, 2, 3], ["a END b"], ["a END b"]),
+        ]  # fmt: skip
         for prompt, texts, expected in self.cases(table):
-            choices, chunks = [], []
+            choices, chunks = [completion(*one) for one in enumerate(texts)], []
             for at, text in enumerate(texts):
-                choices.append(completion(text, index=at))
-                chunks += [completion(char, None, at) for char in text]
-                chunks.append(completion("", "stop", at))
+                chunks += [completion(at, char, None) for char in text]
+                chunks.append(completion(at, ""))
             self.server.says(plain({"choices": choices}))
             self.server.says(events(*[{"choices": [one]} for one in chunks], DONE))
             given = {"model": "m", "prompt": prompt, "echo": True, "stop": "END"}
             ask = functools.partial(self.client.completions.create, **given)
 
-            found = [choice.text for choice in ask().choices]
-            final = ask(stream=True).get_final_completion()
-
-            self.assertEqual(found, expected)
-            self.assertEqual([choice.text for choice in final.choices], expected)
+            for reply in (ask(), ask(stream=True).get_final_completion()):
+                self.assertEqual([choice.text for choice in reply.choices], expected)
 
     def test_a_stop_string_and_a_call(self):
         text, stop = CALL + "\n<tool_response>", "<tool_response>"
         cutters = [functools.partial(pieces_of, size=size) for size in (1, 4, 9, 100)]
-        answers = self.answers_to([text], cutters, stop=stop, tools=[TOOL])
-        for _, whole, cut in answers:
+        for _, whole, cut in self.answers_to([text], cutters, stop=stop, tools=[TOOL]):
             self.assertEqual(whole.message.content, CALL + "\n")
             for choice in (whole, *cut):
                 self.assertEqual(calls_of(choice.message), [A])
@@ -3839,10 +3701,8 @@ class StopStrings(ServerTest):
         self.assertEqual((message.content, calls_of(message)), (CALL, [A]))
 
 
-MODELS = {
-    "object": "list",
-    "data": [{"id": "qwen25", "object": "model", "max_model_len": 16384}],
-}
+MODELS = {"object": "list", "data": [
+    {"id": "qwen25", "object": "model", "max_model_len": 16384}]}  # fmt: skip
 
 
 class OtherRoutes(TransportTest):
@@ -3865,10 +3725,9 @@ class OtherRoutes(TransportTest):
         self.server.says(plain(self.text_reply("Hello")))
         create(model="m", prompt="x", extra_body={"own": None, "top_k": 9})
         self.assertEqual((self.sent["own"], self.sent["top_k"]), (None, 9))
-        with self.assertRaisesRegex(TypeError, "prompt"):
-            create(model="m", promt="x", prompt="x")
-        with self.assertRaises(TypeError):
-            create(model="m", prompt="x", messages=[])
+        create = functools.partial(create, model="m", prompt="x")
+        self.assertRaisesRegex(TypeError, "prompt", create, promt="x")
+        self.assertRaises(TypeError, create, messages=[])
 
     def test_streamed_completions(self):
         items = [self.text_reply("Hel", None), self.text_reply("lo END", None)]
@@ -3893,18 +3752,15 @@ class OtherRoutes(TransportTest):
         self.assertFalse(page.has_next_page())
         self.assertEqual(json.loads(page.model_dump_json()), page.model_dump())
         self.assertEqual(page.model_dump(exclude_unset=True), MODELS)
-        self.assertEqual(models.retrieve("qwen25").id, "qwen25")
-        self.assertEqual(
-            models.with_raw_response.retrieve("qwen25").parse().id, "qwen25"
-        )
+        response = models.with_raw_response.retrieve("qwen25")
+        for model in (models.retrieve("qwen25"), response.parse()):
+            self.assertEqual(model.id, "qwen25")
         with self.assertRaisesRegex(lightllm.NotFoundError, "qwen25"):
             models.retrieve("other")
-        with self.assertRaises(ValueError):
-            models.retrieve("")
+        self.assertRaises(ValueError, models.retrieve, "")
         self.assertEqual(self.server.heard[0].method, "GET")
         self.server.answers(lambda heard: plain({"detail": "Not Found"}, 404))
-        with self.assertRaisesRegex(lightllm.NotFoundError, "lacks the route"):
-            models.list()
+        self.assertRaisesRegex(lightllm.NotFoundError, "lacks the route", models.list)
 
     def test_any_route(self):
         self.server.says(plain({"current_load": 0.5}), plain({"ntokens": 5}))
@@ -3912,8 +3768,7 @@ class OtherRoutes(TransportTest):
         load = self.client.get("/token_load", extra_query=query, timeout=3)
         self.assertEqual(load, {"current_load": 0.5})
         gateway = self.new_client(base_url=self.server.url + "/gateway/v1/")
-        tokens = gateway.post("tokens", body={"text": "hello"})
-        self.assertEqual(tokens, {"ntokens": 5})
+        self.assertEqual(gateway.post("tokens", body={"text": "hello"}), {"ntokens": 5})
         paths = [heard.path for heard in self.server.heard]
         self.assertEqual(paths, ["/token_load?a=true&b=C", "/gateway/tokens"])
         self.assertNotIn("Content-Type", self.server.heard[0].headers)
@@ -4168,8 +4023,7 @@ class FunctionsAsTools(ServerTest):
 class CommandLine(TransportTest):
     def run_module(self, *arguments, stdin="", **values):
         usual = {"LIGHTLLM_BASE_URL": self.server.url, "LIGHTLLM_API_KEY": KEY}
-        values = {**usual, **values}
-        done = run_python(str(MODULE), *arguments, input=stdin, env=values)
+        done = run_python(str(MODULE), *arguments, input=stdin, env={**usual, **values})
         self.assertNotIn(KEY, done.stdout + done.stderr)
         return done
 
@@ -4179,12 +4033,8 @@ class CommandLine(TransportTest):
             stdin = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
         out, err, url = io.StringIO(), io.StringIO(), self.server.url + suffix
         usual = {"LIGHTLLM_BASE_URL": url, "LIGHTLLM_API_KEY": KEY}
-        values = {"LIGHTLLM_MODEL": None, **usual, **values}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(environment(**values))
-            stack.enter_context(mock.patch.object(sys, "stdin", stdin))
-            stack.enter_context(contextlib.redirect_stdout(out))
-            stack.enter_context(contextlib.redirect_stderr(err))
+        streams = mock.patch.multiple(sys, stdin=stdin, stdout=out, stderr=err)
+        with environment(**{"LIGHTLLM_MODEL": None, **usual, **values}), streams:
             status = lightllm.main(arguments)
         self.assertNotIn(KEY, out.getvalue() + err.getvalue())
         return status, out.getvalue(), err.getvalue()
@@ -4244,13 +4094,10 @@ class CommandLine(TransportTest):
         self.assertEqual(self.sent["messages"], [user("sum up\n\npiped")])
 
     def test_what_is_not_a_whole_answer_is_said(self):
-        cut = events(delta("Par"), HANGUP, end=None)
-        short = events(delta("P", "length"), DONE)
-        thought = events(delta(reasoning="R"), STOP, DONE)
         table = [
-            ("the answer is incomplete", cut, 1, "Par\n"),
-            ("cut off (length)", short, 0, "P\n"),
-            ("R\nnote: the answer is e", thought, 0, ""),
+            ("the answer is incomplete", events(delta("Par"), HANGUP), 1, "Par\n"),
+            ("cut off (length)", events(delta("P", "length"), DONE), 0, "P\n"),
+            ("R\nnote: the answer is e", events(delta(reasoning="R"), STOP, DONE), 0, ""),
         ]  # fmt: skip
         for stderr, reply, status, stdout in self.cases(table):
             self.server.says(reply)
@@ -4276,9 +4123,8 @@ class CommandLine(TransportTest):
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertEqual(done.stderr.count("\n"), 1)
         self.assertIn("bad thing", done.stderr)
-        with self.assertRaises(SystemExit) as left:
-            self.run_main("q", "--top-k", "many")
-        self.assertEqual(left.exception.code, 2)
+        left = raised(self, SystemExit, self.run_main, "q", "--top-k", "many")
+        self.assertEqual(left.code, 2)
 
     def test_check(self):
         routes = {"/health": plain({"message": "Ok"}), "/generate": generated("yes")}
@@ -4357,8 +4203,7 @@ class CommandLine(TransportTest):
             return events(delta(f"<{text}>"), STOP, DONE)
 
         self.server.answers(rule)
-        chat = Terminal("-m", "m", "-s", "S", url=self.server.url)
-        self.addCleanup(chat.stop)
+        chat = Terminal(self, "-m", "m", "-s", "S")
         table = [
             ("", "> "), ("one\n", "<one>\n> "), ("fail\n", "\n> "), ("slow\n", "begun"),
             ("\x03", "\n> "),  # stops the answer
@@ -4369,13 +4214,10 @@ class CommandLine(TransportTest):
             chat.types(keys, until=shown)
         self.assertTrue(self.server.aborted.wait(2))
         self.assertEqual(chat.types("\x04"), 0)
-        texts = [message["content"] for message in self.sent["messages"]]
-        self.assertEqual(texts[:4], ["S", "one", "<one>", "slow"])
-        self.assertRegex(texts[4], r"^begun\.*$")
-        self.assertEqual(texts[5:], ["two"])
+        texts = [message["content"].rstrip(".") for message in self.sent["messages"]]
+        self.assertEqual(texts, ["S", "one", "<one>", "slow", "begun", "two"])
 
-        other = Terminal(url=self.server.url)
-        self.addCleanup(other.stop)
+        other = Terminal(self)
         other.types("", until="> ")
         self.assertEqual(other.types("/quit\n"), 0)
 
@@ -4384,23 +4226,23 @@ class Terminal:
     """The module on a terminal of its own, where Ctrl-C is a key."""
 
     START = (  # the session's first terminal, which Ctrl-C comes from
-        "import fcntl, runpy, sys, termios\n"
-        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "import fcntl, runpy, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
     )
 
-    def __init__(self, *arguments, url):
+    def __init__(self, test, *arguments):
         import pty
 
         self.ours, theirs = pty.openpty()
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        module = [str(MODULE), "--base-url", url, *arguments]
+        module = [str(MODULE), "--base-url", test.server.url, *arguments]
         self.process = subprocess.Popen(
             [sys.executable, "-c", self.START, *module],
             env={**os.environ, "TERM": "dumb"},  # no colours, no cursor keys
             start_new_session=True,
             **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         )
+        test.addCleanup(self.stop)
         os.close(theirs)
         signal.signal(signal.SIGINT, before)  # if ignored here, it was not there
 
@@ -4434,8 +4276,7 @@ needs_project = unittest.skipUnless(
 
 def pickled_answer(client):
     """Run in a worker process."""
-    response = client.chat.completions.create(model="m", messages=[user("hi")])
-    return response.choices[0].message.content
+    return reply_text(client.chat.completions.create(model="m", messages=[user("hi")]))
 
 
 class Packaging(ServerTest):
@@ -4504,13 +4345,12 @@ class Packaging(ServerTest):
 
     @needs_project
     def test_the_examples_recipes(self):
-        def run(*names):
+        def run(names):
             command = ["-W", "error", str(EXAMPLE), *names]
             return run_python(*command, env={"LIGHTLLM_BASE_URL": ""})
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            bad, done = pool.submit(run, "nonsense"), run()
-        bad = bad.result()
+            bad, done = pool.map(run, (["nonsense"], []))
         self.assertEqual((done.returncode, bad.returncode), (0, 1), done.stderr)
         self.assertIn("scripted server", done.stdout.split("\n")[0])
         shown_texts = ("Paris.", "One, two, three, four, five.", "It is 20 degrees")
@@ -4518,9 +4358,7 @@ class Packaging(ServerTest):
             self.assertIn(text, done.stdout)
         self.assertIn("100% 20/20", done.stderr)
         for recipe in importlib.import_module(EXAMPLE.stem).RECIPES:
-            code = recipe.__code__
-            numbers = [line for _, _, line in code_lines(code)]
-            self.assertLessEqual(max(numbers) - code.co_firstlineno, 16, recipe)
+            self.assertLessEqual(len(inspect.getsourcelines(recipe)[0]), 17, recipe)
 
     @needs_project
     def test_many_prompts_resume_and_keep_errors(self):
@@ -4606,14 +4444,6 @@ class Packaging(ServerTest):
         for kind, code in blocks:
             for line in code.splitlines() if kind == "bash" else []:
                 self.assertTrue((HERE / line.split()[1]).exists(), line)
-
-
-def code_lines(code):
-    if hasattr(code, "co_lines"):
-        return [line for line in code.co_lines() if line[2]]
-    import dis
-
-    return [(0, 0, line) for _, line in dis.findlinestarts(code)]
 
 
 # --- properties ---
