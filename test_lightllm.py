@@ -61,10 +61,8 @@ KEY = "sk-very-secret-key-0123456789"
 CONNECTION_ERROR = lightllm.APIConnectionError
 HANGUP = object()  # as a part of a reply: close the connection here
 RESET = object()  # the same, with a TCP reset
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQCgAf7gP9i18U"
-    "1AAAAABJRU5ErkJggg=="
-)
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AA"
+                       "RAwQCgAf7gP9i18U1AAAAABJRU5ErkJggg==")  # fmt: skip
 TOOL = {"type": "function", "function": {
     "name": "search", "description": "Search the web", "parameters": {
         "type": "object", "required": ["query"], "properties": {
@@ -341,6 +339,11 @@ class ServerTest(unittest.TestCase):
         gc.disable()
         self.addCleanup(gc.enable)
 
+    def new_folder(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return pathlib.Path(folder.name).resolve()
+
     def new_client(self, **options):
         defaults = {"base_url": self.server.url, "max_retries": 0, "timeout": 5}
         client = lightllm.LightLLMClient(**{"api_key": KEY, **defaults, **options})
@@ -488,12 +491,8 @@ class UsageGuide(ServerTest):
         self.assertEqual(heard.headers["Authorization"], "Bearer " + KEY)
 
     def test_documented_defaults_and_nothing_else_go_on_the_wire(self):
-        self.server.says(answer())
-
-        self.ask()
-
         expected = {"model": "lab", "messages": [user("hi")], **DEFAULTS}
-        self.assertEqual(self.sent, expected)
+        self.assertEqual(self.request(), expected)
 
     def test_tool_loop(self):
         text = "I'll search for that.\n" + CALL
@@ -507,8 +506,8 @@ class UsageGuide(ServerTest):
             self.assertEqual(tool_call.function.name, "search")
             arguments = json.loads(tool_call["function"]["arguments"])
             self.assertEqual(arguments, {"query": ["a"]})
-            messages.append({"role": "assistant", "content": message.content})
             result = "<tool_response>\nfound\n</tool_response>"
+            messages.append({"role": "assistant", "content": message.content})
             messages.append({"role": "tool", "content": result})
         response = self.ask(messages=messages, tools=[TOOL])
 
@@ -519,27 +518,20 @@ class UsageGuide(ServerTest):
         self.assertEqual(self.sent["tools"], [TOOL])
 
     def test_image_file(self):
-        self.server.says(answer("Two pixels."))
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder, "an image.jpg")
-            path.write_bytes(PNG)
-            url = path.as_uri()
-            parts = [
-                {"type": "text", "text": "What's in this image?"},
-                {"type": "image_url", "image_url": url},
-            ]
+        path = self.new_folder() / "an image.jpg"
+        path.write_bytes(PNG)
+        part = {"type": "image_url", "image_url": path.as_uri()}
+        parts = [{"type": "text", "text": "What's in this image?"}, part]
 
-            self.ask(messages=[{"role": "user", "content": parts}])
+        sent = self.request(messages=[{"role": "user", "content": parts}])
 
-        sent = self.sent["messages"][0]["content"]
-        part = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
-        self.assertEqual(sent[1], part)
-        self.assertEqual(parts[1]["image_url"], url)
+        expected = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
+        self.assertEqual(sent["messages"][0]["content"][1], expected)
+        self.assertEqual(parts[1]["image_url"], path.as_uri())
 
     def test_three_kinds_of_error(self):
-        self.server.says((400, {}, [b'{"message": "bad temperature"}']))
-        self.server.says((200, {"Content-Length": "9"}, [HANGUP]))
-        self.server.says((200, {}, [0.3, b"{}"]))
+        cut, late = (200, {"Content-Length": "9"}, [HANGUP]), (200, {}, [0.3, b"{}"])
+        self.server.says(plain({"message": "bad temperature"}, 400), cut, late)
 
         status = self.error(lightllm.APIError)
         cut = self.error(lightllm.APIConnectionError)
@@ -560,13 +552,12 @@ for kind in (OpenAI, second_copy.LightLLMClient):
         answer = client.chat.completions.create(model="m", messages=messages)
         print(answer.choices[0].message.content)
 """
-        with tempfile.TemporaryDirectory() as folder:
-            package = pathlib.Path(folder, "inference")
-            package.mkdir()
-            (package / "__init__.py").write_text("")
-            for name in ("openai_middleware.py", "second_copy.py"):
-                (package / name).write_bytes(MODULE.read_bytes())
-            done = run_python("-W", "error", "-c", code, cwd=folder)
+        package = self.new_folder() / "inference"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        for name in ("openai_middleware.py", "second_copy.py"):
+            (package / name).write_bytes(MODULE.read_bytes())
+        done = run_python("-W", "error", "-c", code, cwd=package.parent)
 
         self.assertEqual(done.stdout.split(), ["one", "two"], done.stderr)
 
@@ -595,14 +586,12 @@ def environment(**values):
 
 class Clients(ServerTest):
     def test_base_url_forms(self):
+        local, gateway = "http://localhost:8000", "https://host/gateway/v1"
         table = {
-            "http://localhost:8000": "http://localhost:8000/v1",
-            "http://localhost:8000/": "http://localhost:8000/v1",
-            "http://localhost:8000/v1/": "http://localhost:8000/v1",
-            "https://host/gateway/v1": "https://host/gateway/v1",
-            "http://[::1]:8000": "http://[::1]:8000/v1",
+            local: local + "/v1", local + "/": local + "/v1", local + "/v1/": local + "/v1",
+            gateway: gateway, "http://[::1]:8000": "http://[::1]:8000/v1",
             "http://h:8080/generate": "http://h:8080/generate",
-        }
+        }  # fmt: skip
         for given, expected in self.cases(table):
             self.assertEqual(lightllm.LightLLMClient(base_url=given).base_url, expected)
 
@@ -619,13 +608,12 @@ class Clients(ServerTest):
             error = raised(self, ValueError, lightllm.LightLLMClient, base_url=given)
             self.assertIn(reason, str(error))
             self.assertNotIn("pass@", str(error))
-        with self.assertRaises(ValueError):
-            lightllm.LightLLMClient().base_url = "nonsense"
+        raised(self, ValueError, setattr, self.client, "base_url", "nonsense")
 
     def test_environment_is_read_when_a_client_is_made(self):
-        names = {"LIGHTLLM_API_KEY": None, "OPENAI_API_KEY": " from-env\n"}
-        names.update(LIGHTLLM_BASE_URL=" http://a:1\n", OPENAI_BASE_URL="http://b:2")
-        with environment(**names):
+        keys = {"LIGHTLLM_API_KEY": None, "OPENAI_API_KEY": " from-env\n"}
+        urls = {"LIGHTLLM_BASE_URL": " http://a:1\n", "OPENAI_BASE_URL": "http://b:2"}
+        with environment(**keys, **urls):
             client = lightllm.LightLLMClient()
             self.assertEqual(client.api_key, "from-env")
             self.assertEqual(client.base_url, "http://a:1/v1")
@@ -638,18 +626,16 @@ class Clients(ServerTest):
             raised(self, ValueError, make, key)
             with environment(LIGHTLLM_API_KEY=key.replace("\x00", "\x01")):
                 raised(self, ValueError, make)
-        with self.assertRaisesRegex(TypeError, "api_key must be a str or .*, got int"):
-            make(5)
-        with self.assertRaisesRegex(ValueError, "api_key is a URL: .* base_url="):
-            make(" http://localhost:8000")
+        words = "api_key must be a str or .*, got int"
+        self.assertRaisesRegex(TypeError, words, make, 5)
+        words = "api_key is a URL: .* base_url="
+        self.assertRaisesRegex(ValueError, words, make, " http://localhost:8000")
         headers = {"Authorization": KEY + "\r\nX: y"}
         raised(self, ValueError, make, default_headers=headers)
-        client = self.new_client(api_key=lambda: KEY + "\nX: y")
-        raised(self, ValueError, self.ask, client)
-        client.api_key = KEY + "\n"
+        client = self.new_client(api_key=KEY + "\n")
         self.choice(answer(), client)
-        client.api_key = KEY + "\nX: y"
-        raised(self, ValueError, self.ask, client)
+        for client.api_key in (KEY + "\nX: y", lambda: KEY + "\nX: y"):
+            raised(self, ValueError, self.ask, client)
 
     def test_no_error_shows_a_key(self):
         headers = {"authorization": "Bearer " + KEY}
@@ -658,11 +644,8 @@ class Clients(ServerTest):
             raised(self, TypeError, make, **given, time_out=5)
             raised(self, ValueError, make, **given, timeout=0)
         raised(self, TypeError, self.ask, api_key=KEY)
-        client = self.new_client(api_key=lambda: None)
-        with self.assertRaisesRegex(
-            TypeError, "api_key must be a str .*, got NoneType"
-        ):
-            self.ask(client)
+        client, words = self.new_client(api_key=lambda: None), "a str .*, got NoneType"
+        self.assertRaisesRegex(TypeError, "api_key must be " + words, self.ask, client)
         anonymous = self.new_client(api_key="")
         self.server.answers(lambda heard: plain({"message": KEY}, 401))
         for ask, *arguments in [
@@ -670,8 +653,8 @@ class Clients(ServerTest):
             (functools.partial(anonymous.post, body={}), "/tokens"),
             (anonymous.models.retrieve, "m"),
         ]:  # fmt: skip
-            kind = lightllm.AuthenticationError
-            raised(self, kind, ask, *arguments, extra_headers=headers)
+            arguments = (lightllm.AuthenticationError, ask, *arguments)
+            raised(self, *arguments, extra_headers=headers)
         self.assertEqual(headers, {"authorization": "Bearer " + KEY})
         texts = [repr(self.client), repr(vars(self.client)), repr(self.client.chat)]
         self.assertNotIn(KEY, "".join(texts))
@@ -703,8 +686,7 @@ class Clients(ServerTest):
             words = name if hasattr(self.client, name) else value
             with self.assertRaisesRegex(kind, words):
                 lightllm.LightLLMClient(**{name: value})
-        with self.assertRaises(TypeError):
-            lightllm.LightLLMClient("k", "http://h", 1.0, 5)
+        self.assertRaises(TypeError, lightllm.LightLLMClient, "k", "http://h", 1.0, 5)
 
     def test_with_options_shares_connections_and_leaves_the_original(self):
         self.server.says(answer(), answer())
@@ -745,8 +727,8 @@ class Clients(ServerTest):
         context = ssl.create_default_context()
         client = self.new_client(ssl_context=context)
 
-        with self.assertRaisesRegex(TypeError, "ssl_context.*SSL_CERT_FILE"):
-            pickle.dumps(client)
+        words = "ssl_context.*SSL_CERT_FILE"
+        self.assertRaisesRegex(TypeError, words, pickle.dumps, client)
         for twin in (copy.copy(client), copy.deepcopy(client)):
             self.assertIs(twin.ssl_context, context)
             twin.close()
@@ -758,7 +740,7 @@ class Clients(ServerTest):
         self.assertIn("0.1 s", str(self.error(lightllm.APITimeoutError)))
         self.client.timeout, self.client.api_key = 5, "other"
         self.ask()
-        self.assertEqual(self.server.heard[-1].headers["Authorization"], "Bearer other")
+        self.assertEqual(self.server.heard[1].headers["Authorization"], "Bearer other")
         self.assertIs(self.client.chat, self.client.chat)
 
     @unittest.skipUnless(hasattr(sys, "getrefcount"), "references are not counted here")
@@ -779,8 +761,7 @@ class Clients(ServerTest):
         stream = events(delta("a"), STOP, DONE)
         self.server.answers(lambda h: stream if h.json.get("stream") else answer(CALL))
         code = f"""
-import copy, importlib, pickle, sys
-sys.path.insert(0, {str(MODULE.parent)!r})
+import copy, importlib, pickle
 import {MODULE.stem} as module
 client = module.LightLLMClient(base_url={self.server.url!r}, max_retries=0)
 say = dict(model="m", messages=[dict(role="user", content="hi")])
@@ -798,7 +779,7 @@ for one in (client, client.with_options(timeout=9), copy.copy(client), pickled):
 message.to_dict()
 print("fine")
 """
-        done = run_python("-c", code)
+        done = run_python("-c", code, cwd=MODULE.parent)
         self.assertEqual(done.stdout.strip(), "fine", done.stderr)
         sent = self.server.heard[1]
         self.assertNotIn("A", sent.headers)
@@ -814,22 +795,19 @@ class Create(ServerTest):
             temperature=None, max_tokens=lightllm.NOT_GIVEN, top_p=lightllm.omit,
             seed=lightllm.not_given, tool_choice=None, stream=False, tools=[],
         )  # fmt: skip
-        for name in ("temperature", "seed", "tool_choice", "tools"):
-            self.assertNotIn(name, sent)
+        absent = {"temperature", "seed", "tool_choice", "tools"}
+        self.assertFalse(absent & {*sent})
         self.assertEqual((sent["max_tokens"], sent["top_p"]), (10000, 0.95))
         self.assertIs(sent["stream"], False)
 
     def test_misspelt_and_missing_options(self):
-        with self.assertRaisesRegex(TypeError, "temperature"):
-            self.ask(temprature=1)
-        with self.assertRaises(TypeError):
-            self.client.chat.completions.create(model="m")
-        with self.assertRaises(TypeError):
-            self.client.chat.completions.create(messages=[user("hi")])
+        self.assertRaisesRegex(TypeError, "temperature", self.ask, temprature=1)
+        create = self.client.chat.completions.create
+        self.assertRaises(TypeError, create, model="m")
+        self.assertRaises(TypeError, create, messages=[user("hi")])
         for name in ("max_retries", "image_root", "base_url", "api", "ssl_context"):
             text = rf"with_options\({name}=\.\.\.\) or LightLLMClient\({name}="
-            with self.assertRaisesRegex(TypeError, text):
-                self.ask(**{name: 3})
+            self.assertRaisesRegex(TypeError, text, self.ask, **{name: 3})
         self.assertEqual(self.server.heard, [])
 
     def test_the_documented_defaults_stand_in_signature_and_docstring(self):
@@ -866,8 +844,8 @@ class Create(ServerTest):
         table = [({}, 50), ({"max_tokens": 20}, 20), ({"max_tokens": 10000}, 10000)]
         for options, expected in self.cases(table):
             sent = self.request(max_completion_tokens=50, **options)
-            self.assertEqual(sent["max_tokens"], expected)
-            self.assertEqual(sent["max_completion_tokens"], 50)
+            found = sent["max_tokens"], sent["max_completion_tokens"]
+            self.assertEqual(found, (expected, 50))
 
     def test_any_true_stream_streams(self):
         for value in (1, "yes", [0]):
@@ -878,20 +856,18 @@ class Create(ServerTest):
 
     def test_what_json_cannot_hold_is_refused_before_anything_is_sent(self):
         table = [
-            ({"temperature": float("nan")}, ValueError),
-            ({"temperature": float("inf")}, ValueError),
-            ({"extra_body": {"x": {1, 2}}}, TypeError),
-            ({"messages": [user("half \ud83d")]}, ValueError),
-        ]
-        for options, kind in self.cases(table):
-            self.error(kind, **options)
+            ("temperature", float("nan"), ValueError), ("extra_body", {"x": {1}}, TypeError),
+            ("temperature", float("inf"), ValueError),
+            ("messages", [user("half \ud83d")], ValueError),
+        ]  # fmt: skip
+        for name, value, kind in self.cases(table):
+            self.error(kind, **{name: value})
         self.assertEqual(self.server.heard, [])
 
     def test_iterables_are_read_once_and_every_attempt_sends_the_same(self):
         self.server.says(plain({}, 503, retry_after_ms="1"), answer())
-        client = self.new_client(max_retries=1)
-        messages = (user(text) for text in ("a", "b"))
-        self.ask(client, messages=messages, tools=iter([TOOL]))
+        given = {"messages": map(user, "ab"), "tools": iter([TOOL])}
+        self.ask(self.new_client(max_retries=1), **given)
         one, two = self.server.heard
         self.assertEqual(one.body, two.body)
         self.assertEqual(len(one.json["messages"]), 2)
@@ -998,10 +974,9 @@ class Messages(ServerTest):
             ("tools must be a list, got function", "tools", paint),
             ("tools must be a list, got dict", "tools", TOOL),
             ("TypeError: tools must be a list, got str", "tools", "search"),
-            ("a tool must be a dict", "tools", ["search"]),
-            (form, "tools", [flat]),
+            ("a tool must be a dict", "tools", ["search"]), (form, "tools", [flat]),
             (form, "tools", [{"type": "function", "function": {"name": None}}]),
-        ]
+        ]  # fmt: skip
         for words, name, value in self.cases(table):
             error = self.error((TypeError, ValueError), **{name: value})
             self.assertIn(words, f"{type(error).__name__}: {error}")
@@ -1185,9 +1160,8 @@ class Answers(ServerTest):
         made = [{"function": {"name": "f", "arguments": ""}}] * 2
         table = [
             (CALL, "stop", None, "tool_calls", 1),
-            (CALL, "function_call", [], "tool_calls", 1),
-            (CALL, None, None, "tool_calls", 1), (CALL, "length", None, "length", 1),
-            (CALL[:-12], "length", None, "length", 0),
+            (CALL, "function_call", [], "tool_calls", 1), (CALL, None, None, "tool_calls", 1),
+            (CALL, "length", None, "length", 1), (CALL[:-12], "length", None, "length", 0),
             ("<tool_call>\n{oops", "function_call", [], "stop", 0),
             ("<tool_call>\n{oops", None, None, None, 0), ("hi", "stop", None, "stop", 0),
             ("hi", "stop", [], "stop", 0), ("", "function_call", made, "tool_calls", 2),
@@ -1622,13 +1596,12 @@ class ToolCallsInText(ServerTest):
         size = 60_000
         call = '{"name": "f", "arguments": {}}'
         units = [
-            "<tool_call>", "<tool_call>{", '<tool_call>{"', "<tool_call>{'\"",
-            "<tool_call>[", "[", "{", '"', "\\", "<", "<tool_call", "<think>",
-            f"<tool_call>{call}<code>", f"<tool_call>{call}<code></code>x",
-            "<tool_call><function=f><parameter=a>",
+            "<tool_call>", "<tool_call>{", '<tool_call>{"', "<tool_call>{'\"", "<tool_call>[",
+            "[", "{", '"', "\\", "<", "<tool_call", "<think>", f"<tool_call>{call}<code>",
+            f"<tool_call>{call}<code></code>x", "<tool_call><function=f><parameter=a>",
             "<tool_call><function=f><parameter=a></parameter>x",
-            "<tool_call>f<arg_key>a</arg_key><arg_value>",
-            f"<tool_call>{call}", "<tool_call>\n\n\n\n\n\n", "<tool_call>```",
+            "<tool_call>f<arg_key>a</arg_key><arg_value>", f"<tool_call>{call}",
+            "<tool_call>\n\n\n\n\n\n", "<tool_call>```",
             '<tool_call>{"name": "f", "arguments": {"a": "\\"', "<tool_call>aaaaaaaaa ",
         ]  # fmt: skip
         endings = ("", "</code></parameter></arg_value>x'\"")
@@ -1709,8 +1682,7 @@ class Streams(ServerTest):
         length = {"Content-Type": "text/event-stream", "Content-Length": "5000"}
         raw = event(a) + event(half)
         table = {
-            "no finish": events(a, half),
-            "cut chunks": events(a, half, HANGUP, end=b""),
+            "no finish": events(a, half), "cut chunks": events(a, half, HANGUP, end=b""),
             "reset": events(a, half, 0.05, RESET, end=b""),
             "corrupt chunk head": events(a, half, end=b"zz\r\n"),
             "negative chunk": events(a, half, end=b"-5\r\n"),
@@ -1719,7 +1691,7 @@ class Streams(ServerTest):
             "cut event": events(a, half, event(STOP)[:30]),
             "connection end without finish": (200, UNTIL_CLOSE, [raw]),
             "finish but cut chunks": events(a, half, STOP, HANGUP, end=b""),
-        }
+        }  # fmt: skip
         for _, reply in self.cases(table):
             self.server.says(reply)
             words = ("incomplete", "/v1/chat/completions")
@@ -1755,12 +1727,11 @@ class Streams(ServerTest):
 
     def test_errors_in_a_stream_have_many_shapes(self):
         table = [
-            b'event: error\ndata: {"detail": "boom"}\n\n',
-            b"event: error\ndata: boom\n\n",
+            b'event: error\ndata: {"detail": "boom"}\n\n', b"event: error\ndata: boom\n\n",
             b'event: error\r\ndata: {"choices": [], "message": "boom"}\r\n\r\n',
             {"object": "error", "message": "boom", "code": 40303},
-            {"type": "error", "error": {"message": "boom"}},
-            {"message": "boom"}, {"message": "boom", "error": None}, {"error": "boom"},
+            {"type": "error", "error": {"message": "boom"}}, {"message": "boom"},
+            {"message": "boom", "error": None}, {"error": "boom"},
         ]  # fmt: skip
         for item in self.cases(table):
             stream = self.stream(delta("a"), STOP, item, DONE)
@@ -1940,98 +1911,88 @@ def server_call(index=0, call_id=None, name=None, arguments=None, **fields):
     return delta(tool_calls=[call])
 
 
-def delta_with_reason(chunk, reason="tool_calls"):
-    (choice,) = chunk["choices"]
-    return {**chunk, "choices": [{**choice, "finish_reason": reason}]}
+def chunk_of(item):
+    """A chunk of a text, of (index, id, name, arguments), or of (index, arguments)."""
+    if isinstance(item, tuple):
+        return server_call(*item[:-1], arguments=item[-1])
+    return delta(item) if isinstance(item, str) and item != DONE else item
+
+
+def delta_with_reason(item, reason="tool_calls"):
+    chunk = chunk_of(item)
+    return {**chunk, "choices": [{**chunk["choices"][0], "finish_reason": reason}]}
 
 
 CALLED, LENGTH = delta(finish_reason="tool_calls"), delta(finish_reason="length")
 GLM47_TWICE = [
-    server_call(0, "x", "search", ""), server_call(0, arguments='{"query": ["a"]}'),
-    server_call(0, "x", "search", ""), server_call(0, arguments="{"),
-    server_call(0, arguments='"query": ["a"]}'),
+    (0, "x", "search", ""), (0, '{"query": ["a"]}'), (0, "x", "search", ""), (0, "{"),
+    (0, '"query": ["a"]}'),
 ]  # fmt: skip
 ONE, TWO, ADD = ("f", '{"a": 1}'), ("f", '{"a": 2}'), ("add", '{"a": 1}')
+PINGED, EMPTY = ("ping", "{}"), "<think>The <tool_response> of search is empty.</think>"
 # what LightLLM servers stream for requests with tools -> text, calls
 SERVER_CALLS = {
-    "2026 qwen25, parallel": ([delta("", role="assistant"),
-         server_call(0, "call_d1", "search", "", type="function"),
-         server_call(0, arguments='{"query": '), server_call(0, arguments='["a"]}'),
-         server_call(1, "call_d2", "add", "", type="function"),
-         server_call(1, arguments='{"a": 1}'), CALLED], "", [A, ADD]),
+    "2026 qwen25, parallel": (
+        [delta("", role="assistant"), server_call(0, "call_d1", "search", "", type="function"),
+         (0, '{"query": '), (0, '["a"]}'),
+         server_call(1, "call_d2", "add", "", type="function"), (1, '{"a": 1}'), CALLED],
+        "", [A, ADD]),
     "2026 unset, parallel: tags leak, the second call is raw": (
-        [delta("", role="assistant"), delta("<tool_"), delta("call>\n"),
-         server_call(0, "call_b3", "search", ""), server_call(0, arguments='{"query": '),
-         server_call(0, arguments='["a"]}'), delta("\n</tool_cal"), delta("l>\n<to"),
-         delta("ol_cal"), delta("l>\n{\"n"), delta('ame": "add", "arguments": {"a": 1}'),
-         delta("}\n</tool_call>"), CALLED], "\n", [A, ADD]),
+        [delta("", role="assistant"), "<tool_", "call>\n", (0, "call_b3", "search", ""),
+         (0, '{"query": '), (0, '["a"]}'), "\n</tool_cal", "l>\n<to", "ol_cal", "l>\n{\"n",
+         'ame": "add", "arguments": {"a": 1}', "}\n</tool_call>", CALLED], "\n", [A, ADD]),
     "2026 unset, no arguments": (
-        [delta("<tool_call>\n"), server_call(0, "call_f2", "ping", ""), CALLED],
-        "", [("ping", "{}")]),
+        ["<tool_call>\n", (0, "call_f2", "ping", ""), CALLED], "", [PINGED]),
     "2025 late: no index, colliding ids, empty names, function_call everywhere": (
-        [delta_with_reason(server_call(None, "0", "search", ""), "function_call"),
-         server_call(None, "0", "", '{"query": '), server_call(None, "1", "", '["a"]}'),
-         server_call(None, "0", "ping", ""), DONE], "", [A, ("ping", "{}")]),
+        [delta_with_reason((None, "0", "search", ""), "function_call"),
+         (None, "0", "", '{"query": '), (None, "1", "", '["a"]}'),
+         (None, "0", "ping", ""), DONE], "", [A, PINGED]),
     "text behind a leaked tag that is no end tag": (
-        [delta("<tool_call>"), server_call(0, "x", "ping", "{}"), delta(" then"),
-         delta(" text"), STOP], " then text", [("ping", "{}")]),
+        ["<tool_call>", (0, "x", "ping", "{}"), " then", " text", STOP],
+        " then text", [PINGED]),
     "a leaked end tag that comes in the middle of a call": (
-        [delta("<tool_call>"), server_call(0, "x", "f", "{"), delta("\n</tool_c"),
-         server_call(0, arguments="}"), delta("all> then text"), STOP], " then text", [F]),
-    "cut by length": ([server_call(0, "x", "search", '{"query": ["a'), LENGTH], "", []),
+        ["<tool_call>", (0, "x", "f", "{"), "\n</tool_c", (0, "}"), "all> then text", STOP],
+        " then text", [F]),
+    "cut by length": ([(0, "x", "search", '{"query": ["a'), LENGTH], "", []),
     "cut by length, closed by the server (qwen3_coder)": (
-        [server_call(0, "x", *A), server_call(1, "y", "save", '{"text": "half"}'), LENGTH],
-        "", [A]),
+        [(0, "x", *A), (1, "y", "save", '{"text": "half"}'), LENGTH], "", [A]),
     "two calls run together in one": (
-        [server_call(0, "x", "f", '{"a": 1}{"a": 2}'), STOP], "", [ONE, TWO]),
+        [(0, "x", "f", '{"a": 1}{"a": 2}'), STOP], "", [ONE, TWO]),
     "glm47: one index and id for two calls": (
-        [server_call(0, "x", "f", ""), server_call(0, arguments='{"a"'),
-         server_call(0, arguments=": 1}"), server_call(0, "x", "f", ""),
-         server_call(0, arguments='{"a": 2}'), STOP], "", [ONE, TWO]),
+        [(0, "x", "f", ""), (0, '{"a"'), (0, ": 1}"), (0, "x", "f", ""),
+         (0, '{"a": 2}'), STOP], "", [ONE, TWO]),
     "glm47 with a line's end: each call in one piece, then in many": (
         [*GLM47_TWICE, *GLM47_TWICE, CALLED], "", [A, A]),
     "the same call twice in like pieces": (
-        [server_call(0, "x", *ONE), server_call(0, "x", *ONE), STOP], "", [ONE, ONE]),
+        [(0, "x", *ONE), (0, "x", *ONE), STOP], "", [ONE, ONE]),
     "a broken copy, then the whole call under another index": (
-        [server_call(0, "x", "f", '{"a": "'), server_call(3, "y", "f", '{"a": "b"}'), STOP],
+        [(0, "x", "f", '{"a": "'), (3, "y", "f", '{"a": "b"}'), STOP],
         "", [("f", '{"a": "b"}')]),
     "an empty copy, then the whole call": (
-        [server_call(0, "x", "ping", ""), server_call(2, "y", "ping", "{}"), STOP],
-        "", [("ping", "{}")]),
+        [(0, "x", "ping", ""), (2, "y", "ping", "{}"), STOP], "", [PINGED]),
     "2512: finish_reason with every delta, and no other end": (
-        [delta_with_reason(server_call(0, "x", "search", "")),
-         delta_with_reason(server_call(0, arguments='{"query": ')),
-         delta_with_reason(server_call(0, arguments='["a"]}')), DONE], "", [A]),
+        [*map(delta_with_reason, [(0, "x", "search", ""), (0, '{"query": '), (0, '["a"]}')]),
+         DONE], "", [A]),
     'gateways: a finish_reason of "" or "null" with every chunk': (
         [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP], "Hello", [A]),
     "indexes that are not numbers": (
-        [server_call("0", "a", "f", ""), server_call("1", "b", "g", "{}"),
-         server_call("0", arguments='{"a": 1}'), STOP],
-        "", [("f", '{"a": 1}'), ("g", "{}")]),
+        [("0", "a", "f", ""), ("1", "b", "g", "{}"), ("0", '{"a": 1}'), STOP],
+        "", [ONE, ("g", "{}")]),
     "pieces that are objects themselves, each with the name": (
-        [server_call(0, "a", "f", '{"a": '), server_call(0, "a", "f", "{}"),
-         server_call(0, "a", "f", ', "b": 1}'), STOP], "", [("f", '{"a": {}, "b": 1}')]),
+        [(0, "a", "f", '{"a": '), (0, "a", "f", "{}"), (0, "a", "f", ', "b": 1}'), STOP],
+        "", [("f", '{"a": {}, "b": 1}')]),
     "equal calls without ids": (
-        [server_call(0, None, *A), server_call(1, None, "search", '{"query"'),
-         server_call(1, arguments=': ["a"]}'), STOP], "", [A, A]),
+        [(0, None, *A), (1, None, "search", '{"query"'), (1, ': ["a"]}'), STOP], "", [A, A]),
     "a call behind the finish_reason": (
-        [server_call(0, "x", "ping", "{}"), STOP, server_call(1, "y", *A)],
-        "", [("ping", "{}"), A]),
-    "a thought that speaks of results": (
-        [delta("<think>The <tool_response> of search is empty.</think>"),
-         server_call(0, "x", *A), STOP],
-        "<think>The <tool_response> of search is empty.</think>", [A]),
-    "the name behind the id": (
-        [server_call(0, "x"), server_call(0, None, *A), STOP], "", [A]),
-    "finish_reason twice": ([delta(CALL), STOP, STOP], "", [A]),
-    "id and name with every delta": (
-        [server_call(0, "a", "f", "{"), server_call(0, "a", "f", "}"), STOP], "", [F]),
+        [(0, "x", "ping", "{}"), STOP, (1, "y", *A)], "", [PINGED, A]),
+    "a thought that speaks of results": ([EMPTY, (0, "x", *A), STOP], EMPTY, [A]),
+    "the name behind the id": ([server_call(0, "x"), (0, None, *A), STOP], "", [A]),
+    "finish_reason twice": ([CALL, STOP, STOP], "", [A]),
+    "id and name with every delta": ([(0, "a", "f", "{"), (0, "a", "f", "}"), STOP], "", [F]),
     "one index for two calls": (
-        [server_call(0, "a", *F), server_call(0, "b", "g", "{}"), STOP],
-        "", [F, ("g", "{}")]),
+        [(0, "a", *F), (0, "b", "g", "{}"), STOP], "", [F, ("g", "{}")]),
     "arguments for two calls in turn": (
-        [server_call(0, "a", "f", ""), server_call(1, "b", "g", ""),
-         server_call(0, arguments="{}"), server_call(1, arguments='{"x": 1}'), STOP],
+        [(0, "a", "f", ""), (1, "b", "g", ""), (0, "{}"), (1, '{"x": 1}'), STOP],
         "", [F, ("g", '{"x": 1}')]),
 }  # fmt: skip
 
@@ -2040,7 +2001,7 @@ class ServerMadeStreamCalls(ServerTest):
     def test_they_are_merged_with_the_text(self):
         for _, (items, text, calls) in self.cases(SERVER_CALLS):
             end = [] if items[-1] == DONE else [DONE]
-            stream = self.stream(*items, *end, tools=[TOOL, PING])
+            stream = self.stream(*map(chunk_of, items), *end, tools=[TOOL, PING])
             (got,) = accumulate(stream)
             self.assertEqual((got["content"], got["calls"]), (text, calls))
             reason = "length" if LENGTH in items else "tool_calls"
@@ -2052,9 +2013,8 @@ class ServerMadeStreamCalls(ServerTest):
             self.assertEqual(message.content or "", text)
 
     def test_they_are_held_until_they_are_whole_and_nothing_else_is(self):
-        items = [server_call(0, "x", "f", ""), delta("text"), 0.1]
-        items += [server_call(0, arguments="{}"), server_call(1, "y", "g", '{"a": 1}')]
-        stream = self.stream(*items, 0.1, STOP, DONE, tools=[TOOL])
+        items = [(0, "x", "f", ""), "text", 0.1, (0, "{}"), (1, "y", "g", ONE[1]), 0.1]
+        stream = self.stream(*map(chunk_of, items), STOP, DONE, tools=[TOOL])
         started = time.monotonic()
 
         first, second, third, fourth, last = [next(stream) for _ in range(5)]
@@ -2069,21 +2029,16 @@ class ServerMadeStreamCalls(ServerTest):
         self.assertGreater(time.monotonic() - started, 0.15)
 
     def test_a_call_that_never_became_whole_is_an_error_with_the_way_out(self):
-        whole = server_call(0, "w", *A)
-        malformed = server_call(1, "x", "save", '{"text": Paris}')
-        table = {
-            "malformed": ([malformed, STOP], "'save'"),
-            "no required arguments": ([server_call(1, "x", "search", ""), STOP], "'search'"),
-            "none of an unknown tool": ([server_call(1, "x", "f", ""), STOP], "'f'"),
-            "no name": ([server_call(1, "x", None, "{}"), STOP], "''"),
-            "a name that is none": ([server_call(1, "x", 5, "{}"), STOP], "''"),
-            "nothing but an id": ([server_call(1, "x"), STOP], "''"),
-            "0 for arguments": ([server_call(1, "x", "ping", 0), STOP], "'ping'"),
-            "cut, at a clean end": ([delta_with_reason(malformed)], "'save'"),
-            "[1] for arguments": ([server_call(1, "x", "f", "[1]"), STOP], "'f'"),
-        }  # fmt: skip
-        for _, (items, called) in self.cases(table):
-            stream = self.stream(whole, *items, tools=[TOOL])
+        malformed = (1, "x", "save", '{"text": Paris}')
+        table = [
+            ("'save'", malformed, STOP), ("'save'", delta_with_reason(malformed)),
+            ("'search'", (1, "x", "search", ""), STOP), ("'f'", (1, "x", "f", ""), STOP),
+            ("''", (1, "x", None, "{}"), STOP), ("''", (1, "x", 5, "{}"), STOP),
+            ("''", server_call(1, "x"), STOP), ("'ping'", (1, "x", "ping", 0), STOP),
+            ("'f'", (1, "x", "f", "[1]"), STOP),
+        ]  # fmt: skip
+        for called, *items in self.cases(table):
+            stream = self.stream(*map(chunk_of, [(0, "w", *A), *items]), tools=[TOOL])
             words = f"a call of {called} did not come whole", "tool_mode='prompt'"
             error = self.stream_error(stream, *words, kind=lightllm.APIError)
             self.assertEqual(outcome(error.partial.choices[0]), ([A], None))
@@ -2093,17 +2048,9 @@ class ServerMadeStreamCalls(ServerTest):
         table = {
             "a thought that does not end": [delta("<think>hm"), call, STOP],
             "it stands in a thought": [delta(f"<think>{CALL} f</think>"), call, STOP],
-            "cut an argument off, whose </arg_value>": [
-                call,
-                delta("b</arg_value>"),
-                STOP,
-            ],
-            "cut an argument off, whose </parameter>": [
-                call,
-                delta("b\n</parameter>"),
-                STOP,
-            ],
-        }
+            "cut an argument off, whose </arg_value>": [call, delta("b</arg_value>"), STOP],
+            "cut an argument off, whose </parameter>": [call, delta("b\n</parameter>"), STOP],
+        }  # fmt: skip
         for words, items in self.cases(table):
             stream, kind = self.stream(*items, DONE, tools=[TOOL]), lightllm.APIError
             error = self.stream_error(stream, words, "did not come whole", kind=kind)
@@ -2122,25 +2069,19 @@ class ServerMadeStreamCalls(ServerTest):
         for text, reason, calls, expected in self.cases(table):
             reply = answer(text, reason, tool_calls=calls)
             self.assertEqual(outcome(self.choice(reply, tools=tools)), expected)
-        self.server.says(answer("", "tool_calls", tool_calls=[good, bad]))
-        self.server.says(answer("", "tool_calls", tool_calls=[]))
-        self.server.says(
-            answer("", "stop", tool_calls=[{"name": "f", "arguments": {}}]),
-            answer(CALL + "</think>done", "tool_calls", tool_calls=[good]),
-        )
-
-        lost = self.error(lightllm.APIResponseValidationError, tools=tools)
-        empty = self.error(lightllm.APIResponseValidationError, tools=tools)
-
-        self.assertIn("a call of 'save' did not come whole", str(lost))
-        self.assertEqual(calls_of(lost.partial.choices[0].message), [A])
-        self.assertIn("neither a call nor text", str(empty))
-        odd = self.error(lightllm.APIResponseValidationError, tools=tools)
-        self.assertIn("its tool_calls hold no call", str(odd))
-        thought = self.error(lightllm.APIResponseValidationError, tools=tools)
-        self.assertIn("it stands in a thought", str(thought))
-        for error in (lost, empty, odd, thought):
+        odd, thought = [{"name": "f", "arguments": {}}], CALL + "</think>done"
+        table = [
+            ("a call of 'save' did not come whole", "", "tool_calls", [good, bad], [A]),
+            ("neither a call nor text", "", "tool_calls", [], []),
+            ("its tool_calls hold no call", "", "stop", odd, []),
+            ("it stands in a thought", thought, "tool_calls", [good], []),
+        ]
+        for words, text, reason, calls, kept in self.cases(table):
+            self.server.says(answer(text, reason, tool_calls=calls))
+            error = self.error(lightllm.APIResponseValidationError, tools=tools)
+            self.assertIn(words, str(error))
             self.assertIn("tool_mode='prompt'", str(error))
+            self.assertEqual(calls_of(error.partial.choices[0].message), kept)
 
     def test_fields_of_a_call_that_only_the_server_knows_are_kept(self):
         function = {"name": "f", "arguments": "{}", "strict": True}
