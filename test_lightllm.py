@@ -66,10 +66,9 @@ PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4
 TOOL = {"type": "function", "function": {
     "name": "search", "description": "Search the web", "parameters": {
         "type": "object", "required": ["query"], "properties": {
-            "query": {"type": "array", "items": {"type": "string"}},
-            "limit": {"type": "integer"}, "text": {"type": "string"},
-            "maybe": {"type": ["string", "null"]},
-        }}}}  # fmt: skip
+    "query": {"type": "array", "items": {"type": "string"}}, "limit": {"type": "integer"},
+    "text": {"type": "string"}, "maybe": {"type": ["string", "null"]},
+}}}}  # fmt: skip
 
 
 def tool_named(name):
@@ -89,14 +88,8 @@ CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_c
 # cannot do without is made by feeding the pieces to the decoder.
 
 
-class Heard:
+class Heard(collections.namedtuple("Heard", "method path headers body connection")):
     """One request: what came, and on which connection."""
-
-    def __init__(self, handler, body):
-        self.method, self.path = handler.command, handler.path
-        self.headers = handler.headers
-        self.body = body
-        self.connection = handler.client_address
 
     @property
     def json(self):
@@ -109,9 +102,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self):
         size = int(self.headers.get("Content-Length") or 0)
-        heard = Heard(self, self.rfile.read(size))
+        facts = self.command, self.path, self.headers, self.rfile.read(size)
+        heard = Heard(*facts, self.client_address)
         self.server.heard.append(heard)
-        status, headers, parts = self.server.script.find(heard)
+        status, headers, parts = self.server.find_reply(heard)
         try:
             if status is None:
                 self.close_connection = True
@@ -159,25 +153,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         finally:
             self.connection.settimeout(None)
 
-    def log_message(self, *_):
-        pass
-
-
-class Script:
-    """What a server says: replies in order, or a function of the request."""
-
-    def __init__(self):
-        self.replies = collections.deque()
-        self.unscripted = []
-        self.rule = None
-
-    def find(self, heard):
-        if self.rule:
-            return self.rule(heard)
-        if self.replies:
-            return self.replies.popleft()
-        self.unscripted.append(f"{heard.method} {heard.path}")
-        return 500, {}, [b"nobody scripted this request"]
+    def log_message(self, *_): ...
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -186,20 +162,28 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, handler=Handler):
         super().__init__(("127.0.0.1", 0), handler)
-        self.script = Script()
-        self.heard = []
+        self.replies, self.rule = collections.deque(), None
+        self.heard, self.unscripted = [], []
         self.aborted = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=[0.004], daemon=True).start()
 
-    def handle_error(self, request, client_address):
-        pass
+    def handle_error(self, *_): ...
 
     def says(self, *replies):
-        self.script.replies.extend(replies)
+        self.replies.extend(replies)
 
     def answers(self, rule):
-        self.script.rule = rule
+        """Make every reply by a function of the request."""
+        self.rule = rule
+
+    def find_reply(self, heard):
+        if self.rule:
+            return self.rule(heard)
+        if self.replies:
+            return self.replies.popleft()
+        self.unscripted.append(f"{heard.method} {heard.path}")
+        return 500, {}, [b"nobody scripted this request"]
 
     def stop(self):
         self.shutdown()
@@ -292,9 +276,8 @@ def finish_script(test):
             with self.subTest(self.case):
                 raise
         else:
-            script = self.server.script
-            self.assertEqual(script.unscripted, [], "requests nobody scripted")
-            self.assertEqual(len(script.replies), 0, "replies nobody asked for")
+            self.assertEqual(self.server.unscripted, [], "requests nobody scripted")
+            self.assertEqual(len(self.server.replies), 0, "replies nobody asked for")
 
     return run
 
@@ -447,9 +430,7 @@ def shown(error):
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         frames = traceback.TracebackException.from_exception(error, capture_locals=True)
-        for frame in frames.stack:
-            if frame.filename != __file__:
-                texts.append(repr(frame.locals))
+        texts += [repr(f.locals) for f in frames.stack if f.filename != __file__]
         texts += [str(error), repr(error), repr(getattr(error, "body", ""))]
         response = getattr(error, "response", None)
         if response is not None:
@@ -652,11 +633,10 @@ class Clients(ServerTest):
             (functools.partial(anonymous.post, body={}), "/tokens"),
             (anonymous.models.retrieve, "m"),
         ]:  # fmt: skip
-            arguments = (lightllm.AuthenticationError, ask, *arguments)
-            raised(self, *arguments, extra_headers=headers)
+            kind = lightllm.AuthenticationError
+            raised(self, kind, ask, *arguments, extra_headers=headers)
         self.assertEqual(headers, {"authorization": "Bearer " + KEY})
-        texts = [repr(self.client), repr(vars(self.client)), repr(self.client.chat)]
-        self.assertNotIn(KEY, "".join(texts))
+        self.assertNotIn(KEY, repr([self.client, vars(self.client), self.client.chat]))
 
     def test_keys(self):
         keys = iter(["first", "second"])
@@ -669,8 +649,7 @@ class Clients(ServerTest):
         ]  # fmt: skip
         for client, call, expected in self.cases(table):
             self.request(self.new_client(**client), **call)
-            heard = self.server.heard[-1].headers
-            self.assertEqual(heard["Authorization"], expected)
+            self.assertEqual(self.server.heard[-1].headers["Authorization"], expected)
 
     def test_bad_and_unknown_options_are_refused(self):
         table = [
@@ -1346,14 +1325,11 @@ def tool_of(name, **properties):
 
 STRING, NULL = {"type": "string"}, {"type": "null"}
 TOOLS = [
-    TOOL,
-    tool_of("save", path=STRING, text=STRING),
-    tool_of(
-        "typed", ref={"$ref": "#/$defs/object"}, one={"oneOf": [{"type": "integer"}, NULL]},
-        all={"allOf": [{"$ref": "#/$defs/object"}]}, number={"type": "number"},
+    TOOL, tool_of("save", path=STRING, text=STRING),
+    tool_of("typed", ref={"$ref": "#/$defs/object"}, one={"oneOf": [{"type": "integer"},
+        NULL]}, all={"allOf": [{"$ref": "#/$defs/object"}]}, number={"type": "number"},
         nullable={"anyOf": [{"$ref": "#/$defs/text"}, NULL]}, bad={"anyOf": None}, any=True,
-        union={"anyOf": [STRING, {"type": "object"}]}, own={"$ref": "#/$defs/own"},
-    ),
+        union={"anyOf": [STRING, {"type": "object"}]}, own={"$ref": "#/$defs/own"},),
 ]  # fmt: skip
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
 # text -> the calls in it, as (name, arguments) with the arguments as the caller gets them
@@ -1377,16 +1353,8 @@ TEXTS = {
         [("f", r'{"a": "x\u001b[é😀\\d"}')],
     "<tool_call>{'name': 'f', 'arguments': {'a': 'x\\\ny\\\r\nz'}}": [("f", '{"a": "xyz"}')],
     # a value that mentions a tag, or that holds the end of a call
-    FORM.format("save", param("text", "use <parameter=NAME> here")):
-        saved(text="use <parameter=NAME> here"),
     FORM.format("save", param("text", "use <function=NAME> to call")) + CALL:
         [*saved(text="use <function=NAME> to call"), A],
-    FORM.format("save", param("text", "x\n</function>\n</tool_call>\ny")):
-        saved(text="x\n</function>\n</tool_call>\ny"),
-    f"<tool_call>save{glm_param('text', 'a <arg_value> b')}</tool_call>":
-        saved(text="a <arg_value> b"),
-    f"<tool_call>save{glm_param('text', 'a </tool_call> b')}</tool_call>":
-        saved(text="a </tool_call> b"),
     FORM.format("save", "<parameter=text>\na\n") + FORM.format("save", param("text", "b")):
         [*saved(text="a"), *saved(text="b")],
     # the very text of the arguments, not of what equals them
@@ -1424,7 +1392,8 @@ TEXTS.update({f"<tool_call>{inner}</tool_call>": calls for inner, calls in {
     '{"name": "f", "arguments": {"c": "if None: True"},}': [("f", '{"c": "if None: True"}')],
     "<function=g></function>": [("g", "{}")], "f" + glm_param("a", 1): [("f", '{"a": "1"}')],
     '<function="search"></function>': [("search", "{}")],
-    "save" + glm_param("text", GLM_CALL): saved(text=GLM_CALL),
+    **{"save" + glm_param("text", text): saved(text=text)
+       for text in (GLM_CALL, "a <arg_value> b", "a </tool_call> b")},
     "save<arg_key>path</arg_key><arg_value>Oslo" + "<arg_key>text</arg_key><arg_value>NO"
     "</arg_value>": saved(path="Oslo", text="NO"),
     "save\n<arg_key>path</arg_key>\n<arg_value>Oslo\n": saved(path="Oslo"),
@@ -1449,9 +1418,9 @@ TEXTS.update({JSON_FORM.format(given): [("f", expected)] for given, expected in 
     '{"r": "\\d+", "n": "a\\nb"}': '{"r": "\\\\d+", "n": "a\\nb"}',
 }.items()})  # fmt: skip
 TEXTS.update({FORM.format("save", text): expected for text, expected in {
-    param("text", EXAMPLE): saved(text=EXAMPLE),  # text in an argument is data
-    param("text", "a\n</tool_call>\nb </parameter> c"):
-        saved(text="a\n</tool_call>\nb </parameter> c"),
+    **{param("text", text): saved(text=text) for text in (  # text in an argument is data
+        EXAMPLE, "use <parameter=NAME> here", "x\n</function>\n</tool_call>\ny",
+        "a\n</tool_call>\nb </parameter> c")},
     param("path", "x") + param("text", FUNCTION_CALL): saved(path="x", text=FUNCTION_CALL),
     OSLO + param("text", "NO"): saved(path="Oslo", text="NO"),
     OSLO + "</path>\n" + param("text", "NO"): saved(path="Oslo", text="NO"),
@@ -1519,8 +1488,7 @@ class ToolCallsInText(ServerTest):
                 texts = "".join(piece for piece in found if isinstance(piece, str))
                 calls = [one for one in found if not isinstance(one, str)]
                 outcomes.add((texts, str([(c.name, c.arguments) for c in calls])))
-            self.assertEqual({calls for _, calls in outcomes}, {str(expected)})
-            self.assertEqual(len(outcomes), 1, outcomes)
+            self.assertEqual([calls for _, calls in outcomes], [str(expected)])
 
     def test_a_text_that_was_cut_off_gives_only_calls_that_ended(self):
         table = {
@@ -1743,16 +1711,13 @@ class Streams(ServerTest):
             with stream:
                 next(stream)
 
-        def close(stream):
-            stream.close()
-            stream.close()
-
         def raise_inside(stream):
             with contextlib.suppress(KeyError):
                 for _ in stream:
                     raise KeyError
 
         self.stop_collecting()  # dropping is enough, where references are counted
+        close = lightllm.Stream.close
         for leave in self.cases([leave_loop, leave_with, close, raise_inside]):
             self.server.aborted.clear()
             self.server.says(events(delta("a"), 2.0, delta("b")), answer())
@@ -1767,6 +1732,7 @@ class Streams(ServerTest):
         for read in (0, 1):
             stream = self.stream(delta("a"), delta("b"), STOP, DONE)
             collections.deque(itertools.islice(stream, read), 0)
+            stream.close()
             stream.close()
             self.assertRaisesRegex(CONNECTION_ERROR, "closed before", next, stream)
 
@@ -1884,78 +1850,74 @@ GLM47_TWICE = [
     (0, '"query": ["a"]}'),
 ]  # fmt: skip
 ONE, TWO, ADD = ("f", '{"a": 1}'), ("f", '{"a": 2}'), ("add", '{"a": 1}')
-PINGED, EMPTY = ("ping", "{}"), "<think>The <tool_response> of search is empty.</think>"
-# what LightLLM servers stream for requests with tools -> text, calls
+PINGED, THOUGHT = ("ping", "{}"), "<think>The <tool_response> of search is empty.</think>"
+# what LightLLM servers stream for requests with tools -> calls, and text if there is any
 SERVER_CALLS = {
     "2026 qwen25, parallel": (
         [delta("", role="assistant"), server_call(0, "call_d1", "search", "", type="function"),
          (0, '{"query": '), (0, '["a"]}'),
          server_call(1, "call_d2", "add", "", type="function"), (1, '{"a": 1}'), CALLED],
-        "", [A, ADD]),
+        [A, ADD]),
     "2026 unset, parallel: tags leak, the second call is raw": (
         [delta("", role="assistant"), "<tool_", "call>\n", (0, "call_b3", "search", ""),
          (0, '{"query": '), (0, '["a"]}'), "\n</tool_cal", "l>\n<to", "ol_cal", "l>\n{\"n",
-         'ame": "add", "arguments": {"a": 1}', "}\n</tool_call>", CALLED], "\n", [A, ADD]),
+         'ame": "add", "arguments": {"a": 1}', "}\n</tool_call>", CALLED], [A, ADD], "\n"),
     "2026 unset, no arguments": (
-        ["<tool_call>\n", (0, "call_f2", "ping", ""), CALLED], "", [PINGED]),
+        ["<tool_call>\n", (0, "call_f2", "ping", ""), CALLED], [PINGED]),
     "2025 late: no index, colliding ids, empty names, function_call everywhere": (
         [delta_with_reason((None, "0", "search", ""), "function_call"),
          (None, "0", "", '{"query": '), (None, "1", "", '["a"]}'),
-         (None, "0", "ping", ""), DONE], "", [A, PINGED]),
+         (None, "0", "ping", ""), DONE], [A, PINGED]),
     "text behind a leaked tag that is no end tag": (
         ["<tool_call>", (0, "x", "ping", "{}"), " then", " text", STOP],
-        " then text", [PINGED]),
+        [PINGED], " then text"),
     "a leaked end tag that comes in the middle of a call": (
         ["<tool_call>", (0, "x", "f", "{"), "\n</tool_c", (0, "}"), "all> then text", STOP],
-        " then text", [F]),
-    "cut by length": ([(0, "x", "search", '{"query": ["a'), LENGTH], "", []),
+        [F], " then text"),
+    "cut by length": ([(0, "x", "search", '{"query": ["a'), LENGTH], []),
     "cut by length, closed by the server (qwen3_coder)": (
-        [(0, "x", *A), (1, "y", "save", '{"text": "half"}'), LENGTH], "", [A]),
-    "two calls run together in one": (
-        [(0, "x", "f", '{"a": 1}{"a": 2}'), STOP], "", [ONE, TWO]),
+        [(0, "x", *A), (1, "y", "save", '{"text": "half"}'), LENGTH], [A]),
+    "two calls run together in one": ([(0, "x", "f", '{"a": 1}{"a": 2}'), STOP], [ONE, TWO]),
     "glm47: one index and id for two calls": (
         [(0, "x", "f", ""), (0, '{"a"'), (0, ": 1}"), (0, "x", "f", ""),
-         (0, '{"a": 2}'), STOP], "", [ONE, TWO]),
+         (0, '{"a": 2}'), STOP], [ONE, TWO]),
     "glm47 with a line's end: each call in one piece, then in many": (
-        [*GLM47_TWICE, *GLM47_TWICE, CALLED], "", [A, A]),
-    "the same call twice in like pieces": (
-        [(0, "x", *ONE), (0, "x", *ONE), STOP], "", [ONE, ONE]),
+        [*GLM47_TWICE, *GLM47_TWICE, CALLED], [A, A]),
+    "the same call twice in like pieces": ([(0, "x", *ONE), (0, "x", *ONE), STOP], [ONE, ONE]),
     "a broken copy, then the whole call under another index": (
-        [(0, "x", "f", '{"a": "'), (3, "y", "f", '{"a": "b"}'), STOP],
-        "", [("f", '{"a": "b"}')]),
+        [(0, "x", "f", '{"a": "'), (3, "y", "f", '{"a": "b"}'), STOP], [("f", '{"a": "b"}')]),
     "an empty copy, then the whole call": (
-        [(0, "x", "ping", ""), (2, "y", "ping", "{}"), STOP], "", [PINGED]),
+        [(0, "x", "ping", ""), (2, "y", "ping", "{}"), STOP], [PINGED]),
     "2512: finish_reason with every delta, and no other end": (
         [*map(delta_with_reason, [(0, "x", "search", ""), (0, '{"query": '), (0, '["a"]}')]),
-         DONE], "", [A]),
+         DONE], [A]),
     'gateways: a finish_reason of "" or "null" with every chunk': (
-        [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP], "Hello", [A]),
+        [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP], [A], "Hello"),
     "indexes that are not numbers": (
         [("0", "a", "f", ""), ("1", "b", "g", "{}"), ("0", '{"a": 1}'), STOP],
-        "", [ONE, ("g", "{}")]),
+        [ONE, ("g", "{}")]),
     "pieces that are objects themselves, each with the name": (
         [(0, "a", "f", '{"a": '), (0, "a", "f", "{}"), (0, "a", "f", ', "b": 1}'), STOP],
-        "", [("f", '{"a": {}, "b": 1}')]),
+        [("f", '{"a": {}, "b": 1}')]),
     "equal calls without ids": (
-        [(0, None, *A), (1, None, "search", '{"query"'), (1, ': ["a"]}'), STOP], "", [A, A]),
+        [(0, None, *A), (1, None, "search", '{"query"'), (1, ': ["a"]}'), STOP], [A, A]),
     "a call behind the finish_reason": (
-        [(0, "x", "ping", "{}"), STOP, (1, "y", *A)], "", [PINGED, A]),
-    "a thought that speaks of results": ([EMPTY, (0, "x", *A), STOP], EMPTY, [A]),
-    "the name behind the id": ([server_call(0, "x"), (0, None, *A), STOP], "", [A]),
-    "finish_reason twice": ([CALL, STOP, STOP], "", [A]),
-    "id and name with every delta": ([(0, "a", "f", "{"), (0, "a", "f", "}"), STOP], "", [F]),
-    "one index for two calls": (
-        [(0, "a", *F), (0, "b", "g", "{}"), STOP], "", [F, ("g", "{}")]),
+        [(0, "x", "ping", "{}"), STOP, (1, "y", *A)], [PINGED, A]),
+    "a thought that speaks of results": ([THOUGHT, (0, "x", *A), STOP], [A], THOUGHT),
+    "the name behind the id": ([server_call(0, "x"), (0, None, *A), STOP], [A]),
+    "finish_reason twice": ([CALL, STOP, STOP], [A]),
+    "id and name with every delta": ([(0, "a", "f", "{"), (0, "a", "f", "}"), STOP], [F]),
+    "one index for two calls": ([(0, "a", *F), (0, "b", "g", "{}"), STOP], [F, ("g", "{}")]),
     "arguments for two calls in turn": (
         [(0, "a", "f", ""), (1, "b", "g", ""), (0, "{}"), (1, '{"x": 1}'), STOP],
-        "", [F, ("g", '{"x": 1}')]),
+        [F, ("g", '{"x": 1}')]),
 }  # fmt: skip
 
 
 class ServerMadeStreamCalls(ServerTest):
     def test_they_are_merged_with_the_text(self):
-        for _, (items, text, calls) in self.cases(SERVER_CALLS):
-            end = [] if items[-1] == DONE else [DONE]
+        for _, (items, calls, *text) in self.cases(SERVER_CALLS):
+            text, end = "".join(text), [] if items[-1] == DONE else [DONE]
             stream = self.stream(*map(chunk_of, items), *end, tools=[TOOL, PING])
             (got,) = accumulate(stream)
             self.assertEqual((got["content"], got["calls"]), (text, calls))
@@ -3104,7 +3066,7 @@ class Errors(TransportTest):
         login = {"default_headers": {"PROXY-Authorization": "Basic dXNlcjpodW50ZXIy"}}
         table = [
             ("bad dXNlcjpodW50ZXIy", login, "bad ***"),
-            ("the EMPTY prompt; EMPTYness\nEMPTY", "EMPTY", "the *** prompt; EMPTYness ***"),
+            ("the THOUGHT prompt; EMPTYness\nEMPTY", "THOUGHT", "the *** prompt; EMPTYness ***"),
             ("x8letters7letter7", "8letters", "x***7letter7"),
         ]  # fmt: skip
         for words, options, shown_words in self.cases(table):
@@ -3894,9 +3856,8 @@ class WrittenForOpenai(ServerTest):
         for _ in range(2):
             response = self.client.chat.completions.create(**request)
             entry = {"request": request, "response": response.model_dump()}
-            print(json.dumps(entry, ensure_ascii=False), file=log)
-            print(json.dumps(response), file=log)
-            print(response.model_dump_json(), file=log)
+            texts = json.dumps(entry, ensure_ascii=False), json.dumps(response)
+            print(*texts, response.model_dump_json(), sep="\n", file=log)
             request["messages"].append(response.choices[0].message)
 
         lines = [json.loads(line) for line in log.getvalue().splitlines()]
@@ -3960,7 +3921,6 @@ class FunctionsAsTools(ServerTest):
         function = schema["function"]
         self.assertEqual(function["name"], "paint")
         self.assertEqual(function["description"], "Paint something in a colour.")
-        properties = function["parameters"]["properties"]
         expected = {
             "what": {"type": "string", "description": "the thing to paint"},
             "colour": {"type": "string", "enum": ["red", "blue"]},
@@ -3969,7 +3929,7 @@ class FunctionsAsTools(ServerTest):
             "mode": {"type": "string", "enum": ["a"]}, "options": {"type": "object"},
             "extra": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
         }  # fmt: skip
-        self.assertEqual(properties, expected)
+        self.assertEqual(function["parameters"]["properties"], expected)
         self.assertEqual(function["parameters"]["required"], ["what", "colour"])
 
     def test_docstrings_of_every_style(self):
@@ -4616,10 +4576,9 @@ class Properties(ServerTest):
             reason = ("stop", "length")[number % 2]
             answers = self.answers_to(texts, cutters, reason, stop=stop)
             for text, whole, cut in answers:
-                expected = (whole.message.content or "", whole.finish_reason)
-                for choice in cut:
-                    given = (choice.message.content or "", choice.finish_reason)
-                    self.assertEqual(given, expected, (stop, text))
+                choices = (whole, *cut)
+                found = {(c.message.content or "", c.finish_reason) for c in choices}
+                self.assertEqual(len(found), 1, (stop, text, found))
 
 
 # --- the benchmark ---
