@@ -66,9 +66,10 @@ PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4
 TOOL = {"type": "function", "function": {
     "name": "search", "description": "Search the web", "parameters": {
         "type": "object", "required": ["query"], "properties": {
-    "query": {"type": "array", "items": {"type": "string"}}, "limit": {"type": "integer"},
-    "text": {"type": "string"}, "maybe": {"type": ["string", "null"]},
-}}}}  # fmt: skip
+            "query": {"type": "array", "items": {"type": "string"}},
+            "limit": {"type": "integer"}, "text": {"type": "string"},
+            "maybe": {"type": ["string", "null"]},
+        }}}}  # fmt: skip
 
 
 def tool_named(name):
@@ -145,13 +146,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def wait(self, seconds):
         """Wait, and notice a client that leaves meanwhile."""
         self.connection.settimeout(seconds)
-        try:
+        with contextlib.suppress(socket.timeout):  # TimeoutError from 3.10 on
             if not self.connection.recv(1, socket.MSG_PEEK):
                 raise ConnectionResetError
-        except socket.timeout:  # noqa: UP041  # TimeoutError from 3.10 on
-            pass
-        finally:
-            self.connection.settimeout(None)
+        self.connection.settimeout(None)
 
     def log_message(self, *_): ...
 
@@ -312,6 +310,12 @@ class ServerTest(unittest.TestCase):
         self.addCleanup(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
 
+    @contextlib.contextmanager
+    def within(self, seconds, name=None):
+        started = time.monotonic()
+        yield
+        self.assertLess(time.monotonic() - started, seconds, name)
+
     def stop_collecting(self):
         """Only the count of references frees what is dropped, until the end of the test."""
         gc.collect()
@@ -358,8 +362,8 @@ class ServerTest(unittest.TestCase):
         """The error with these words that a stream ends with, however often it is asked.
         Its `.partial` has this text."""
         error = raised(self, kind, collections.deque, stream, 0)
-        for again in (functools.partial(next, stream), stream.get_final_completion):
-            self.assertRaises(kind, again)
+        self.assertRaises(kind, next, stream)
+        self.assertRaises(kind, stream.get_final_completion)
         for text in words:
             self.assertIn(text, str(error))
         if partial is not None:
@@ -556,11 +560,10 @@ def run_python(*arguments, **options):
 @contextlib.contextmanager
 def environment(**values):
     """os.environ with these set, or without those that are None."""
-    with mock.patch.dict(os.environ):
-        for name, value in values.items():
+    given = {name: value for name, value in values.items() if value is not None}
+    with mock.patch.dict(os.environ, given):
+        for name in values.keys() - given.keys():
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
         yield
 
 
@@ -595,8 +598,8 @@ class Clients(ServerTest):
         urls = {"LIGHTLLM_BASE_URL": " http://a:1\n", "OPENAI_BASE_URL": "http://b:2"}
         with environment(**keys, **urls):
             client = lightllm.LightLLMClient()
-            self.assertEqual(client.api_key, "from-env")
-            self.assertEqual(client.base_url, "http://a:1/v1")
+            found = client.api_key, client.base_url
+            self.assertEqual(found, ("from-env", "http://a:1/v1"))
             self.assertEqual(lightllm.LightLLMClient("").api_key, "")
         self.assertEqual(client.with_options(timeout=1).api_key, "from-env")
 
@@ -667,19 +670,18 @@ class Clients(ServerTest):
         self.assertRaises(TypeError, lightllm.LightLLMClient, "k", "http://h", 1.0, 5)
 
     def test_with_options_shares_connections_and_leaves_the_original(self):
-        self.server.says(answer(), answer())
         first = self.new_client(default_headers={"X-A": "1"}, default_query={"q": 1})
 
         new = {"default_headers": {"X-B": "2"}, "default_query": {"r": True}}
         second = first.with_options(timeout=9, **new)
         third = second.copy(set_default_headers={"X-C": "3"}, set_default_query={})
-        self.ask(first)
-        self.ask(second)
+        self.request(first)
+        self.request(second)
 
         self.assertEqual((first.timeout, second.timeout), (5, 9))
         self.assertEqual(first.default_headers, {"X-A": "1"})
-        self.assertEqual(third.default_headers, {"X-C": "3"})
-        self.assertEqual(third.default_query, {})
+        found = third.default_headers, third.default_query
+        self.assertEqual(found, ({"X-C": "3"}, {}))
         one, two = self.server.heard
         self.assertEqual(one.connection, two.connection)
         self.assertEqual((two.headers["X-A"], two.headers["X-B"]), ("1", "2"))
@@ -705,8 +707,7 @@ class Clients(ServerTest):
         context = ssl.create_default_context()
         client = self.new_client(ssl_context=context)
 
-        words = "ssl_context.*SSL_CERT_FILE"
-        self.assertRaisesRegex(TypeError, words, pickle.dumps, client)
+        self.assertRaisesRegex(TypeError, "ssl_context.*SSL_CERT", pickle.dumps, client)
         for twin in (copy.copy(client), copy.deepcopy(client)):
             self.assertIs(twin.ssl_context, context)
             twin.close()
@@ -855,9 +856,9 @@ class Create(ServerTest):
         self.request(messages=[user(text)])
         self.assertIn(text.encode(), self.server.heard[0].body)
         headers = self.server.heard[0].headers
-        names = ("Accept", "Content-Type", "Accept-Encoding")
-        expected = ["application/json", "application/json", "identity"]
-        self.assertEqual([headers[name] for name in names], expected)
+        kinds = {headers["Accept"], headers["Content-Type"]}
+        self.assertEqual(kinds, {"application/json"})
+        self.assertEqual(headers["Accept-Encoding"], "identity")
         self.assertIn("lightllm_client", headers["User-Agent"])
         self.assertEqual(len(headers.get_all("Host")), 1)
 
@@ -1039,13 +1040,9 @@ class Messages(ServerTest):
             self.assertIn("data:image/png;", self.sent_url(local, client))
 
     def test_pil_images_are_taken_by_their_save(self):
-        class Picture:
-            size, mode = (2, 2), "RGB"
-
-            def save(self, file, format):
-                file.write(PNG)
-
-        self.assertEqual(self.sent_url({"url": Picture()}), data_url(PNG))
+        picture = mock.Mock(spec=["save"], size=(2, 2), mode="RGB")
+        picture.save = lambda file, format: file.write(PNG)
+        self.assertEqual(self.sent_url({"url": picture}), data_url(PNG))
 
     @unittest.skipIf(Image, "needs a Python without Pillow")
     def test_without_pillow_large_images_say_what_to_install(self):
@@ -1141,10 +1138,9 @@ class Answers(ServerTest):
         message = self.choice(reply, tools=[*map(tool_named, "ab")]).message
         expected = [("a", "{}"), ("b", "{}"), ("c", '{"x": 1}'), ("d", '{"y":2}')]
         self.assertEqual(calls_of(message), expected)
-        found = message.tool_calls
-        self.assertEqual([found[0].id, found[3].id], ["0", "ok"])
-        self.assertEqual(len({call.id for call in found}), 4)
-        self.assertEqual({call.type for call in found}, {"function"})
+        ids = [call.id for call in message.tool_calls]
+        self.assertEqual((ids[0], ids[3], len({*ids})), ("0", "ok", 4))
+        self.assertEqual({call.type for call in message.tool_calls}, {"function"})
 
     def test_ids_are_unique_in_the_process(self):
         self.server.answers(lambda heard: answer(CALL + CALL))
@@ -1204,8 +1200,8 @@ class Answers(ServerTest):
         self.assertEqual(said(made.choices[0]), ("x", None))
         details = {"prompt_tokens_details": {"cached_tokens": 1}}
         usage = lightllm.ChatCompletion.model_validate({"usage": details}).usage
-        self.assertEqual(usage.prompt_tokens_details.cached_tokens, 1)
-        self.assertIsNone(usage.prompt_tokens_details.audio_tokens)
+        found = usage.prompt_tokens_details
+        self.assertEqual((found.cached_tokens, found.audio_tokens), (1, None))
         function = {"name": "f", "arguments": "{}", "strict": True}
         call = {"id": "1", "function": function, "extra_content": {"a": {"b": 1}}}
         message = lightllm.ChatCompletionMessage(tool_calls=[call])
@@ -1324,13 +1320,12 @@ def tool_of(name, **properties):
 
 
 STRING, NULL = {"type": "string"}, {"type": "null"}
-TOOLS = [
-    TOOL, tool_of("save", path=STRING, text=STRING),
-    tool_of("typed", ref={"$ref": "#/$defs/object"}, one={"oneOf": [{"type": "integer"},
-        NULL]}, all={"allOf": [{"$ref": "#/$defs/object"}]}, number={"type": "number"},
-        nullable={"anyOf": [{"$ref": "#/$defs/text"}, NULL]}, bad={"anyOf": None}, any=True,
-        union={"anyOf": [STRING, {"type": "object"}]}, own={"$ref": "#/$defs/own"},),
-]  # fmt: skip
+TOOLS = [TOOL, tool_of("save", path=STRING, text=STRING), tool_of(
+    "typed", ref={"$ref": "#/$defs/object"}, one={"oneOf": [{"type": "integer"}, NULL]},
+    all={"allOf": [{"$ref": "#/$defs/object"}]}, number={"type": "number"},
+    nullable={"anyOf": [{"$ref": "#/$defs/text"}, NULL]}, bad={"anyOf": None}, any=True,
+    union={"anyOf": [STRING, {"type": "object"}]}, own={"$ref": "#/$defs/own"},
+)]  # fmt: skip
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
 # text -> the calls in it, as (name, arguments) with the arguments as the caller gets them
 TEXTS = {
@@ -1524,15 +1519,13 @@ class ToolCallsInText(ServerTest):
 
     def test_hostile_texts_take_linear_time(self):
         size = 60_000
-        call = '{"name": "f", "arguments": {}}'
         units = [
             "<tool_call>", "<tool_call>{", '<tool_call>{"', "<tool_call>{'\"", "<tool_call>[",
-            "[", "{", '"', "\\", "<", "<tool_call", "<think>", f"<tool_call>{call}<code>",
-            f"<tool_call>{call}<code></code>x", "<tool_call><function=f><parameter=a>",
-            "<tool_call><function=f><parameter=a></parameter>x",
-            "<tool_call>f<arg_key>a</arg_key><arg_value>", f"<tool_call>{call}",
-            "<tool_call>\n\n\n\n\n\n", "<tool_call>```",
-            '<tool_call>{"name": "f", "arguments": {"a": "\\"', "<tool_call>aaaaaaaaa ",
+            "[", "{", '"', "\\", "<", "<tool_call", "<think>", RUN + "<code>", RUN,
+            RUN + "<code></code>x", "<tool_call><function=f><parameter=a>", "<tool_call>```",
+            "<tool_call><function=f><parameter=a></parameter>x", "<tool_call>aaaaaaaaa ",
+            "<tool_call>f<arg_key>a</arg_key><arg_value>", "<tool_call>\n\n\n\n\n\n",
+            '<tool_call>{"name": "f", "arguments": {"a": "\\"',
         ]  # fmt: skip
         endings = ("", "</code></parameter></arg_value>x'\"")
         texts = [unit * (size // len(unit)) + end for unit in units for end in endings]
@@ -1543,8 +1536,8 @@ class ToolCallsInText(ServerTest):
             for piece in pieces:
                 reader.feed(piece)
             reader.finish()
-            limit = 0.7 if len(pieces) == 1 else 2.0
-            self.assertLess(time.process_time() - started, limit)
+            taken = time.process_time() - started
+            self.assertLess(taken, 0.7 if len(pieces) == 1 else 2.0)
 
 
 # --- streams ---
@@ -1554,8 +1547,7 @@ class Streams(ServerTest):
     def test_chunks(self):
         filters = {"id": "", "model": "", "created": 0, "object": "", "choices": []}
         head = delta("", role="assistant")
-        usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
-        last = {**delta(), "choices": [], "usage": usage}
+        last = {**delta(), "choices": [], "usage": {"total_tokens": 3}}
         stream = self.stream(filters, head, delta("Hel"), delta("lo"), STOP, last, DONE)
 
         self.assertIsInstance(stream, lightllm.Stream)
@@ -1578,32 +1570,29 @@ class Streams(ServerTest):
 
     def test_a_chunk_arrives_when_its_bytes_do(self):
         stream = self.stream(delta("a"), 0.3, delta("b"), STOP, DONE)
-        started = time.monotonic()
-        self.assertEqual(next(stream).choices[0].delta.content, "a")
-        self.assertLess(time.monotonic() - started, 0.2)
+        with self.within(0.2):
+            self.assertEqual(next(stream).choices[0].delta.content, "a")
         self.assertEqual(reply_text(stream), "b")
 
     def test_whole_streams(self):
         table = {
-            "done without an empty line": [delta("a"), STOP, b"data: [DONE]"],
-            "done alone": [delta("a"), DONE],
-            "done alone without an empty line": [delta("a"), b"data: [DONE]\n"],
-            "done alone without any line's end": [delta("a"), b"data: [DONE]"],
-            "finish_reason and a clean end": [delta("a"), STOP],
-            "text behind done": [delta("a"), STOP, DONE, b"nonsense\n\n"],
-            "usage behind finish": [delta("a"), STOP, {"choices": [], "usage": {}}],
-            "comments, empty events": [
+            "done without an empty line": [STOP, b"data: [DONE]"], "done alone": [DONE],
+            "done alone without an empty line": [b"data: [DONE]\n"],
+            "done alone without any line's end": [b"data: [DONE]"],
+            "finish_reason and a clean end": [STOP],
+            "text behind done": [STOP, DONE, b"nonsense\n\n"],
+            "usage behind finish": [STOP, {"choices": [], "usage": {}}],
+            "comments, empty events": events(
                 b": ping\n\n", delta("a"), b"\n\n", b"event: x\nid: 1\n\n", delta(""),
-                b"data\n\ndata:\n\nretry: 5\n\n", STOP, DONE],
+                b"data\n\ndata:\n\nretry: 5\n\n", STOP, DONE),
             "the connection's end": (200, UNTIL_CLOSE, [event(delta("a")), event(STOP)]),
         }  # fmt: skip
         for _, items in self.cases(table):
-            reply = items if isinstance(items, tuple) else events(*items)
+            reply = items if isinstance(items, tuple) else events(delta("a"), *items)
             stream = self.receive(reply, stream=True)
             reasons = [c.choices[0].finish_reason for c in stream if c.choices]
             final = stream.get_final_completion().choices[0]
-            self.assertEqual(said(final), ("a", "stop"))
-            self.assertEqual(reasons.count("stop"), 1)
+            self.assertEqual((*said(final), reasons.count("stop")), ("a", "stop", 1))
 
     def test_cut_streams_are_errors_with_what_had_come(self):
         a, half = delta("par"), delta("tial")
@@ -1721,11 +1710,10 @@ class Streams(ServerTest):
         for leave in self.cases([leave_loop, leave_with, close, raise_inside]):
             self.server.aborted.clear()
             self.server.says(events(delta("a"), 2.0, delta("b")), answer())
-            started = time.monotonic()
-            leave(self.ask(stream=True))
-            drop_garbage()
-            self.assertTrue(self.server.aborted.wait(1.0))
-            self.assertLess(time.monotonic() - started, 1.0)
+            with self.within(1.0):
+                leave(self.ask(stream=True))
+                drop_garbage()
+                self.assertTrue(self.server.aborted.wait(1.0))
             self.ask()
 
     def test_a_stream_that_was_closed_says_so(self):
@@ -1753,9 +1741,8 @@ class Streams(ServerTest):
         stream = self.stream(delta("a"), 2.0, client=self.new_client(timeout=None))
         next(stream)
         threading.Timer(0.1, stream.close).start()
-        started = time.monotonic()
-        self.assertRaisesRegex(CONNECTION_ERROR, "closed", next, stream)
-        self.assertLess(time.monotonic() - started, 1.0)
+        with self.within(1.0):
+            self.assertRaisesRegex(CONNECTION_ERROR, "closed", next, stream)
 
     def test_a_stream_read_to_its_end_gives_its_connection_back(self):
         for end in (b"0\r\n\r\n", b"0\r\nX-Trailer: y\r\n\r\n"):
@@ -1767,8 +1754,8 @@ class Streams(ServerTest):
     def test_choices_interleave(self):
         items = [delta("a"), delta("x", index=1), delta("b"), delta("y", "length", 1)]
         final = self.stream(*items, STOP, DONE, n=2).get_final_completion()
-        expected = [("ab", "stop"), ("xy", "length")]
-        self.assertEqual([*map(said, final.choices)], expected)
+        found = [*map(said, final.choices)]
+        self.assertEqual(found, [("ab", "stop"), ("xy", "length")])
         self.stream_error(self.stream(*items))
 
     def test_a_delta_has_reasoning_only_if_the_server_sent_it(self):
@@ -1810,13 +1797,11 @@ class Streams(ServerTest):
             final = stream.get_final_completion().choices[0]
             self.assertEqual(final.finish_reason, "stop")
 
-    def test_at_most_a_partial_tag_is_held_back(self):
+    def test_at_most_a_partial_tag_is_held_back_and_partial_answers_keep_it(self):
         texts = map(delta, ("a <", "b <tool_call> is a tag", " <tool_cal"))
         stream = self.stream(*texts, STOP, DONE, tools=[TOOL])
         texts = [chunk.choices[0].delta.content for chunk in stream]
         self.assertEqual(texts[:4], ["a ", "<b <tool_call> is a tag", " ", "<tool_cal"])
-
-    def test_partial_answers_keep_what_was_held_back(self):
         text = "a " + CALL[:30]
         stream = self.stream(delta(text), tools=[TOOL])
         self.stream_error(stream, "tool_mode='prompt'", partial=text)
@@ -1844,13 +1829,13 @@ def delta_with_reason(item, reason="tool_calls"):
     return {**chunk, "choices": [{**chunk["choices"][0], "finish_reason": reason}]}
 
 
+NONE = {"role": None, "tool_calls": None}
 CALLED, LENGTH = delta(finish_reason="tool_calls"), delta(finish_reason="length")
-GLM47_TWICE = [
-    (0, "x", "search", ""), (0, '{"query": ["a"]}'), (0, "x", "search", ""), (0, "{"),
-    (0, '"query": ["a"]}'),
-]  # fmt: skip
+GLM47 = (0, "x", "search", "")
+GLM47_TWICE = [GLM47, (0, A[1]), GLM47, (0, "{"), (0, '"query": ["a"]}')]
 ONE, TWO, ADD = ("f", '{"a": 1}'), ("f", '{"a": 2}'), ("add", '{"a": 1}')
-PINGED, THOUGHT = ("ping", "{}"), "<think>The <tool_response> of search is empty.</think>"
+PINGED = ("ping", "{}")
+THOUGHT = "<think>The <tool_response> of search is empty.</think>"
 # what LightLLM servers stream for requests with tools -> calls, and text if there is any
 SERVER_CALLS = {
     "2026 qwen25, parallel": (
@@ -1920,14 +1905,13 @@ class ServerMadeStreamCalls(ServerTest):
             text, end = "".join(text), [] if items[-1] == DONE else [DONE]
             stream = self.stream(*map(chunk_of, items), *end, tools=[TOOL, PING])
             (got,) = accumulate(stream)
-            self.assertEqual((got["content"], got["calls"]), (text, calls))
             reason = "length" if LENGTH in items else "tool_calls"
-            self.assertEqual(got["reason"], reason)
+            found = got["content"], got["calls"], got["reason"]
+            self.assertEqual(found, (text, calls, reason))
             self.assertEqual(len({*got["ids"]}), len(calls))
             self.assertTrue(all(got["ids"]))
             message = stream.get_final_completion().choices[0].message
-            self.assertEqual(calls_of(message), calls)
-            self.assertEqual(message.content or "", text)
+            self.assertEqual((calls_of(message), message.content or ""), (calls, text))
 
     def test_they_are_held_until_they_are_whole_and_nothing_else_is(self):
         items = [(0, "x", "f", ""), "text", 0.1, (0, "{}"), (1, "y", "g", ONE[1]), 0.1]
@@ -2016,19 +2000,17 @@ class ServerMadeStreamCalls(ServerTest):
     def test_the_spoilt_streams_of_2025_say_the_way_out(self):
         """Recorded: LightLLM of July 2025, --tool_call_parser unset, one call."""
         text = '<tool_call>|\n|name|":| "|get|_weather|",|\n'
-        null = {"role": None, "tool_calls": None}
-        chunks = [delta(piece, **null) for piece in text.split("|")]
+        chunks = [delta(piece, **NONE) for piece in text.split("|")]
         words = "tool_mode='prompt'", "April 2025 to March 2026"
-        for items in (chunks, [*chunks, delta("", "length", **null)]):
+        for items in (chunks, [*chunks, delta("", "length", **NONE)]):
             stream = self.stream(*items, tools=[TOOL])
             self.stream_error(stream, *words, partial=text.replace("|", ""))
 
     def test_sound_streams_without_done_are_told_from_damaged_ones(self):
         """2512 and 2602 send a usage of null, 2604 no null; both end without [DONE]."""
-        null = {"role": None, "tool_calls": None}
-        with_usage = [delta("a", **null), delta("", "stop", **null)]
+        with_usage = [delta("a", **NONE), delta("", "stop", **NONE)]
         with_usage = [{**chunk, "usage": None} for chunk in with_usage]
-        for items in (with_usage, [delta("a"), STOP], [delta("a", **null), STOP, DONE]):
+        for items in (with_usage, [delta("a"), STOP], [delta("a", **NONE), STOP, DONE]):
             self.assertEqual(reply_text(self.stream(*items, tools=[TOOL])), "a")
 
 
@@ -2047,7 +2029,7 @@ def accumulate(stream):
                 name, arguments = one["calls"][call.index]
                 name += call.function.name or ""
                 arguments += call.function.arguments or ""
-                one["calls"][call.index] = (name, arguments)
+                one["calls"][call.index] = name, arguments
             one["reason"] = choice.finish_reason or one["reason"]
     return [found[index] for index in sorted(found)]
 
@@ -2177,12 +2159,6 @@ class TransportTest(ServerTest):
         naps = []
         self.patch(time, "sleep", naps.append)
         return naps
-
-    @contextlib.contextmanager
-    def within(self, seconds, name=None):
-        started = time.monotonic()
-        yield
-        self.assertLess(time.monotonic() - started, seconds, name)
 
     def count_connections(self):
         return len({heard.connection for heard in self.server.heard})
@@ -3066,7 +3042,7 @@ class Errors(TransportTest):
         login = {"default_headers": {"PROXY-Authorization": "Basic dXNlcjpodW50ZXIy"}}
         table = [
             ("bad dXNlcjpodW50ZXIy", login, "bad ***"),
-            ("the THOUGHT prompt; EMPTYness\nEMPTY", "THOUGHT", "the *** prompt; EMPTYness ***"),
+            ("the EMPTY prompt; EMPTYness\nEMPTY", "EMPTY", "the *** prompt; EMPTYness ***"),
             ("x8letters7letter7", "8letters", "x***7letter7"),
         ]  # fmt: skip
         for words, options, shown_words in self.cases(table):
@@ -3801,8 +3777,7 @@ class WrittenForOpenai(ServerTest):
             self.assertTrue(hasattr(lightllm, name), name)
         self.assertEqual(len({*lightllm.__all__}), len(lightllm.__all__))
         self.assertFalse(lightllm.NOT_GIVEN or lightllm.omit)
-        self.assertIs(lightllm.Client, lightllm.LightLLMClient)
-        self.assertIs(lightllm.OpenAI, lightllm.LightLLMClient)
+        self.assertEqual({lightllm.Client, lightllm.OpenAI}, {lightllm.LightLLMClient})
         for name in ("AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI"):
             self.assertIn(name, lightllm.__all__)
             kind = getattr(lightllm, name)
@@ -3844,9 +3819,8 @@ class WrittenForOpenai(ServerTest):
         results = [{**result, "tool_call_id": call_id} for call_id in seen["ids"]]
         sent = self.request(messages=[user("q"), told, *results], tools=[TOOL])
 
-        self.assertEqual(seen["reason"], "tool_calls")
+        self.assertEqual((seen["calls"], seen["reason"]), ([A, A], "tool_calls"))
         self.assertEqual(seen["content"].strip(), "Let me see.")
-        self.assertEqual(seen["calls"], [A, A])
         self.assertEqual(sent["messages"][1:], [told, *results])
 
     def test_json_logs_of_requests_and_replies(self):
@@ -4002,9 +3976,8 @@ class FunctionsAsTools(ServerTest):
             return "plain " + query[0]
 
         reply = answer(CALL.replace("search", "str_tool"))
-        message = self.choice(reply, tools=[str_tool]).message
-        text = lightllm.run_tool(message.tool_calls[0], [str_tool])
-        self.assertEqual(text, "plain a")
+        (call,) = self.choice(reply, tools=[str_tool]).message.tool_calls
+        self.assertEqual(lightllm.run_tool(call, [str_tool]), "plain a")
 
 
 # --- the product around the file ---
@@ -4543,8 +4516,8 @@ class Properties(ServerTest):
             head = f"{{{q}name{q}: {q}f{q}, {q}arguments{q}:"
             for literal in (as_json, repr(values[-1])):
                 texts.append(f"Yes. <tool_call>\n{head}{literal}}}\n</tool_call>")
-        cutters = [functools.partial(random_pieces, rng)]
-        answers = self.answers_to(texts, cutters, tools=[TOOL])
+        cut = functools.partial(random_pieces, rng)
+        answers = self.answers_to(texts, [cut], tools=[TOOL])
         for number, (text, whole, (streamed,)) in enumerate(answers):
             for choice in (whole, streamed):
                 ((_, arguments),) = calls_of(choice.message)
@@ -4574,8 +4547,7 @@ class Properties(ServerTest):
             stop = ["".join(rng.choices("ab", k=size)) for size in (2, 3, 5)]
             texts = [random_text(rng, "aabbc", 9) for _ in range(40)]
             reason = ("stop", "length")[number % 2]
-            answers = self.answers_to(texts, cutters, reason, stop=stop)
-            for text, whole, cut in answers:
+            for text, whole, cut in self.answers_to(texts, cutters, reason, stop=stop):
                 choices = (whole, *cut)
                 found = {(c.message.content or "", c.finish_reason) for c in choices}
                 self.assertEqual(len(found), 1, (stop, text, found))
