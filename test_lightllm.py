@@ -2395,7 +2395,7 @@ class WholeOrError(TransportTest):
     def read(self, pieces):
         """The body of a reply that is received in these pieces."""
         receive = functools.partial(next, iter(pieces), b"")
-        connection = unittest.mock.Mock(receive=receive, early=b"")
+        connection = mock.Mock(receive=receive, early=b"")
         return lightllm._Reply(connection).read()
 
     def test_cuts_between_cr_and_lf(self):
