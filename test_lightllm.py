@@ -61,10 +61,8 @@ CONNECTION_ERROR = lightllm.APIConnectionError
 STATUS_ERROR = lightllm.APIStatusError
 HANGUP = object()  # as a part of a reply: close the connection here
 RESET = object()  # the same, with a TCP reset
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AARAwQCgAf7gP9i18U"
-    "1AAAAABJRU5ErkJggg=="
-)
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEElEQVR4nGP4z8AA"
+                       "RAwQCgAf7gP9i18U1AAAAABJRU5ErkJggg==")  # fmt: skip
 TOOL = {"type": "function", "function": {
     "name": "search", "description": "Search the web", "parameters": {
         "type": "object", "required": ["query"], "properties": {
@@ -80,6 +78,7 @@ def tool_named(name):
 
 
 PING = tool_named("ping")
+LAB = {"created": 1795374974, "model": "lab"}
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_call>'
 
 
@@ -90,14 +89,8 @@ CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_c
 # cannot do without is made by feeding the pieces to the decoder.
 
 
-class Heard:
+class Heard(collections.namedtuple("Heard", "method path headers body connection")):
     """One request: what came, and on which connection."""
-
-    def __init__(self, handler, body):
-        self.method, self.path = handler.command, handler.path
-        self.headers = handler.headers
-        self.body = body
-        self.connection = handler.client_address
 
     @property
     def json(self):
@@ -109,10 +102,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def answer(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        heard = Heard(self, body)
+        size = int(self.headers.get("Content-Length") or 0)
+        facts = self.command, self.path, self.headers, self.rfile.read(size)
+        heard = Heard(*facts, self.client_address)
         self.server.heard.append(heard)
-        status, headers, parts = self.server.script.find(heard)
+        status, headers, parts = self.server.find_reply(heard)
         try:
             if status is None:
                 self.close_connection = True
@@ -133,8 +127,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not names & {"content-length", "transfer-encoding", "connection"}:
             size = sum(len(part) for part in parts if isinstance(part, bytes))
             self.send_header("Content-Length", str(size))
-        if "connection" in names and "close" in headers.get("Connection", ""):
-            self.close_connection = True
         self.end_headers()
 
     def send_parts(self, parts):
@@ -154,33 +146,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def wait(self, seconds):
         """Wait, and notice a client that leaves meanwhile."""
         self.connection.settimeout(seconds)
-        try:
+        with contextlib.suppress(socket.timeout):  # TimeoutError from 3.10 on
             if not self.connection.recv(1, socket.MSG_PEEK):
                 raise ConnectionResetError
-        except socket.timeout:  # noqa: UP041  # TimeoutError from 3.10 on
-            pass
-        finally:
-            self.connection.settimeout(None)
+        self.connection.settimeout(None)
 
-    def log_message(self, *_):
-        pass
-
-
-class Script:
-    """What a server says: replies in order, or a function of the request."""
-
-    def __init__(self):
-        self.replies = collections.deque()
-        self.unscripted = []
-        self.rule = None
-
-    def find(self, heard):
-        if self.rule:
-            return self.rule(heard)
-        if self.replies:
-            return self.replies.popleft()
-        self.unscripted.append(f"{heard.method} {heard.path}")
-        return 500, {}, [b"nobody scripted this request"]
+    def log_message(self, *_): ...
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -189,21 +160,28 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, handler=Handler):
         super().__init__(("127.0.0.1", 0), handler)
-        self.script = Script()
-        self.heard = []
+        self.replies, self.rule = collections.deque(), None
+        self.heard, self.unscripted = [], []
         self.aborted = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        poll = {"poll_interval": 0.004}
-        threading.Thread(target=self.serve_forever, kwargs=poll, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=[0.004], daemon=True).start()
 
-    def handle_error(self, request, client_address):
-        pass
+    def handle_error(self, *_): ...
 
     def says(self, *replies):
-        self.script.replies.extend(replies)
+        self.replies.extend(replies)
 
     def answers(self, rule):
-        self.script.rule = rule
+        """Make every reply by a function of the request."""
+        self.rule = rule
+
+    def find_reply(self, heard):
+        if self.rule:
+            return self.rule(heard)
+        if self.replies:
+            return self.replies.popleft()
+        self.unscripted.append(f"{heard.method} {heard.path}")
+        return 500, {}, [b"nobody scripted this request"]
 
     def stop(self):
         self.shutdown()
@@ -213,8 +191,8 @@ class Server(http.server.ThreadingHTTPServer):
 def plain(data, status=200, **headers):
     """A JSON reply."""
     body = data if isinstance(data, bytes) else json.dumps(data).encode()
-    reply = status, {"Content-Type": "application/json"}, [body]
-    return with_headers(reply, **headers)
+    headers = {"Content-Type": "application/json", **headers}
+    return with_headers((status, {}, [body]), **headers)
 
 
 def with_headers(reply, **headers):
@@ -227,8 +205,7 @@ def answer(content="Hello", finish_reason="stop", **message):
     choice = {"index": 0, "message": assistant(content, **message)}
     choice["finish_reason"] = finish_reason
     usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-    kind = "chat.completion"
-    head = {"id": "8", "object": kind, "created": 1795374974, "model": "lab"}
+    head = {"id": "8", "object": "chat.completion", **LAB}
     return plain({**head, "choices": [choice], "usage": usage})
 
 
@@ -241,8 +218,7 @@ def delta(content=None, finish_reason=None, index=0, **fields):
     """One chunk of a chat stream."""
     fields = fields if content is None else {"content": content, **fields}
     choice = {"index": index, "delta": fields, "finish_reason": finish_reason}
-    kind = "chat.completion.chunk"
-    head = {"id": "c1", "object": kind, "created": 1795374974, "model": "lab"}
+    head = {"id": "c1", "object": "chat.completion.chunk", **LAB}
     return {**head, "choices": [choice]}
 
 
@@ -257,11 +233,8 @@ def chunked(raw):
 
 def events(*items, end=b"0\r\n\r\n"):
     """A stream. Items: data of events, bytes, floats, HANGUP, RESET."""
-    parts = []
-    for item in items:
-        if isinstance(item, (dict, str)):
-            item = event(item)
-        parts.append(chunked(item) if isinstance(item, bytes) else item)
+    items = [event(i) if isinstance(i, (dict, str)) else i for i in items]
+    parts = [chunked(item) if isinstance(item, bytes) else item for item in items]
     headers = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
     return 200, headers, parts + ([end] if end else [])
 
@@ -298,9 +271,8 @@ def finish_script(test):
             with self.subTest(self.case):
                 raise
         else:
-            script = self.server.script
-            self.assertEqual(script.unscripted, [], "requests nobody scripted")
-            self.assertEqual(len(script.replies), 0, "replies nobody asked for")
+            self.assertEqual(self.server.unscripted, [], "requests nobody scripted")
+            self.assertEqual(len(self.server.replies), 0, "replies nobody asked for")
 
     return run
 
@@ -335,11 +307,22 @@ class ServerTest(unittest.TestCase):
         self.addCleanup(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
 
+    @contextlib.contextmanager
+    def within(self, seconds, name=None):
+        started = time.monotonic()
+        yield
+        self.assertLess(time.monotonic() - started, seconds, name)
+
     def stop_collecting(self):
         """Only the count of references frees what is dropped, until the end of the test."""
         gc.collect()
         gc.disable()
         self.addCleanup(gc.enable)
+
+    def new_folder(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return pathlib.Path(folder.name).resolve()
 
     def new_client(self, **options):
         defaults = {"base_url": self.server.url, "max_retries": 0, "timeout": 5}
@@ -357,15 +340,18 @@ class ServerTest(unittest.TestCase):
         self.ask(client, **options)
         return self.sent
 
+    def receive(self, reply, client=None, **options):
+        """What the client makes of a reply."""
+        self.server.says(reply)
+        return self.ask(client, **options)
+
     def choice(self, reply, client=None, **options):
         """The first choice of the answer that the client makes of a reply."""
-        self.server.says(reply)
-        return self.ask(client, **options).choices[0]
+        return self.receive(reply, client, **options).choices[0]
 
     def stream(self, *items, client=None, **options):
         """The stream that the server makes of these items."""
-        self.server.says(events(*items))
-        stream = self.ask(client, stream=True, **options)
+        stream = self.receive(events(*items), client, stream=True, **options)
         self.addCleanup(stream.close)
         return stream
 
@@ -373,8 +359,8 @@ class ServerTest(unittest.TestCase):
         """The error with these words that a stream ends with, however often it is asked.
         Its `.partial` has this text."""
         error = raised(self, kind, collections.deque, stream, 0)
-        for again in (functools.partial(next, stream), stream.get_final_completion):
-            self.assertRaises(kind, again)
+        self.assertRaises(kind, next, stream)
+        self.assertRaises(kind, stream.get_final_completion)
         for text in words:
             self.assertIn(text, str(error))
         if partial is not None:
@@ -445,9 +431,7 @@ def shown(error):
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         frames = traceback.TracebackException.from_exception(error, capture_locals=True)
-        for frame in frames.stack:
-            if frame.filename != __file__:
-                texts.append(repr(frame.locals))
+        texts += [repr(f.locals) for f in frames.stack if f.filename != __file__]
         texts += [str(error), repr(error), repr(getattr(error, "body", ""))]
         response = getattr(error, "response", None)
         if response is not None:
@@ -488,12 +472,8 @@ class UsageGuide(ServerTest):
         self.assertEqual(heard.headers["Authorization"], "Bearer " + KEY)
 
     def test_documented_defaults_and_nothing_else_go_on_the_wire(self):
-        self.server.says(answer())
-
-        self.ask()
-
         expected = {"model": "lab", "messages": [user("hi")], **DEFAULTS}
-        self.assertEqual(self.sent, expected)
+        self.assertEqual(self.request(), expected)
 
     def test_tool_loop(self):
         text = "I'll search for that.\n" + CALL
@@ -507,8 +487,8 @@ class UsageGuide(ServerTest):
             self.assertEqual(tool_call.function.name, "search")
             arguments = json.loads(tool_call["function"]["arguments"])
             self.assertEqual(arguments, {"query": ["a"]})
-            messages.append({"role": "assistant", "content": message.content})
             result = "<tool_response>\nfound\n</tool_response>"
+            messages.append({"role": "assistant", "content": message.content})
             messages.append({"role": "tool", "content": result})
         response = self.ask(messages=messages, tools=[TOOL])
 
@@ -519,27 +499,20 @@ class UsageGuide(ServerTest):
         self.assertEqual(self.sent["tools"], [TOOL])
 
     def test_image_file(self):
-        self.server.says(answer("Two pixels."))
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder, "an image.jpg")
-            path.write_bytes(PNG)
-            url = path.as_uri()
-            parts = [
-                {"type": "text", "text": "What's in this image?"},
-                {"type": "image_url", "image_url": url},
-            ]
+        path = self.new_folder() / "an image.jpg"
+        path.write_bytes(PNG)
+        part = {"type": "image_url", "image_url": path.as_uri()}
+        parts = [{"type": "text", "text": "What's in this image?"}, part]
 
-            self.ask(messages=[{"role": "user", "content": parts}])
+        sent = self.request(messages=[{"role": "user", "content": parts}])
 
-        sent = self.sent["messages"][0]["content"]
-        part = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
-        self.assertEqual(sent[1], part)
-        self.assertEqual(parts[1]["image_url"], url)
+        expected = {"type": "image_url", "image_url": {"url": data_url(PNG)}}
+        self.assertEqual(sent["messages"][0]["content"][1], expected)
+        self.assertEqual(parts[1]["image_url"], path.as_uri())
 
     def test_three_kinds_of_error(self):
-        self.server.says((400, {}, [b'{"message": "bad temperature"}']))
-        self.server.says((200, {"Content-Length": "9"}, [HANGUP]))
-        self.server.says((200, {}, [0.3, b"{}"]))
+        cut, late = (200, {"Content-Length": "9"}, [HANGUP]), (200, {}, [0.3, b"{}"])
+        self.server.says(plain({"message": "bad temperature"}, 400), cut, late)
 
         status = self.error(lightllm.APIError)
         cut = self.error(lightllm.APIConnectionError)
@@ -560,13 +533,12 @@ for kind in (OpenAI, second_copy.LightLLMClient):
         answer = client.chat.completions.create(model="m", messages=messages)
         print(answer.choices[0].message.content)
 """
-        with tempfile.TemporaryDirectory() as folder:
-            package = pathlib.Path(folder, "inference")
-            package.mkdir()
-            (package / "__init__.py").write_text("")
-            for name in ("openai_middleware.py", "second_copy.py"):
-                (package / name).write_bytes(MODULE.read_bytes())
-            done = run_python("-W", "error", "-c", code, cwd=folder)
+        package = self.new_folder() / "inference"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        for name in ("openai_middleware.py", "second_copy.py"):
+            (package / name).write_bytes(MODULE.read_bytes())
+        done = run_python("-W", "error", "-c", code, cwd=package.parent)
 
         self.assertEqual(done.stdout.split(), ["one", "two"], done.stderr)
 
@@ -585,24 +557,21 @@ def run_python(*arguments, **options):
 @contextlib.contextmanager
 def environment(**values):
     """os.environ with these set, or without those that are None."""
-    with mock.patch.dict(os.environ):
-        for name, value in values.items():
+    given = {name: value for name, value in values.items() if value is not None}
+    with mock.patch.dict(os.environ, given):
+        for name in values.keys() - given.keys():
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
         yield
 
 
 class Clients(ServerTest):
     def test_base_url_forms(self):
+        local, gateway = "http://localhost:8000", "https://host/gateway/v1"
         table = {
-            "http://localhost:8000": "http://localhost:8000/v1",
-            "http://localhost:8000/": "http://localhost:8000/v1",
-            "http://localhost:8000/v1/": "http://localhost:8000/v1",
-            "https://host/gateway/v1": "https://host/gateway/v1",
-            "http://[::1]:8000": "http://[::1]:8000/v1",
+            local: local + "/v1", local + "/": local + "/v1", local + "/v1/": local + "/v1",
+            gateway: gateway, "http://[::1]:8000": "http://[::1]:8000/v1",
             "http://h:8080/generate": "http://h:8080/generate",
-        }
+        }  # fmt: skip
         for given, expected in self.cases(table):
             self.assertEqual(lightllm.LightLLMClient(base_url=given).base_url, expected)
 
@@ -619,16 +588,15 @@ class Clients(ServerTest):
             error = raised(self, ValueError, lightllm.LightLLMClient, base_url=given)
             self.assertIn(reason, str(error))
             self.assertNotIn("pass@", str(error))
-        with self.assertRaises(ValueError):
-            lightllm.LightLLMClient().base_url = "nonsense"
+        raised(self, ValueError, setattr, self.client, "base_url", "nonsense")
 
     def test_environment_is_read_when_a_client_is_made(self):
-        names = {"LIGHTLLM_API_KEY": None, "OPENAI_API_KEY": " from-env\n"}
-        names.update(LIGHTLLM_BASE_URL=" http://a:1\n", OPENAI_BASE_URL="http://b:2")
-        with environment(**names):
+        keys = {"LIGHTLLM_API_KEY": None, "OPENAI_API_KEY": " from-env\n"}
+        urls = {"LIGHTLLM_BASE_URL": " http://a:1\n", "OPENAI_BASE_URL": "http://b:2"}
+        with environment(**keys, **urls):
             client = lightllm.LightLLMClient()
-            self.assertEqual(client.api_key, "from-env")
-            self.assertEqual(client.base_url, "http://a:1/v1")
+            found = client.api_key, client.base_url
+            self.assertEqual(found, ("from-env", "http://a:1/v1"))
             self.assertEqual(lightllm.LightLLMClient("").api_key, "")
         self.assertEqual(client.with_options(timeout=1).api_key, "from-env")
 
@@ -638,18 +606,16 @@ class Clients(ServerTest):
             raised(self, ValueError, make, key)
             with environment(LIGHTLLM_API_KEY=key.replace("\x00", "\x01")):
                 raised(self, ValueError, make)
-        with self.assertRaisesRegex(TypeError, "api_key must be a str or .*, got int"):
-            make(5)
-        with self.assertRaisesRegex(ValueError, "api_key is a URL: .* base_url="):
-            make(" http://localhost:8000")
+        words = "api_key must be a str or .*, got int"
+        self.assertRaisesRegex(TypeError, words, make, 5)
+        words = "api_key is a URL: .* base_url="
+        self.assertRaisesRegex(ValueError, words, make, " http://localhost:8000")
         headers = {"Authorization": KEY + "\r\nX: y"}
         raised(self, ValueError, make, default_headers=headers)
-        client = self.new_client(api_key=lambda: KEY + "\nX: y")
-        raised(self, ValueError, self.ask, client)
-        client.api_key = KEY + "\n"
+        client = self.new_client(api_key=KEY + "\n")
         self.choice(answer(), client)
-        client.api_key = KEY + "\nX: y"
-        raised(self, ValueError, self.ask, client)
+        for client.api_key in (KEY + "\nX: y", lambda: KEY + "\nX: y"):
+            raised(self, ValueError, self.ask, client)
 
     def test_no_error_shows_a_key(self):
         headers = {"authorization": "Bearer " + KEY}
@@ -658,11 +624,8 @@ class Clients(ServerTest):
             raised(self, TypeError, make, **given, time_out=5)
             raised(self, ValueError, make, **given, timeout=0)
         raised(self, TypeError, self.ask, api_key=KEY)
-        client = self.new_client(api_key=lambda: None)
-        with self.assertRaisesRegex(
-            TypeError, "api_key must be a str .*, got NoneType"
-        ):
-            self.ask(client)
+        client, words = self.new_client(api_key=lambda: None), "a str .*, got NoneType"
+        self.assertRaisesRegex(TypeError, "api_key must be " + words, self.ask, client)
         anonymous = self.new_client(api_key="")
         self.server.answers(lambda heard: plain({"message": KEY}, 401))
         for ask, *arguments in [
@@ -673,8 +636,7 @@ class Clients(ServerTest):
             kind = lightllm.AuthenticationError
             raised(self, kind, ask, *arguments, extra_headers=headers)
         self.assertEqual(headers, {"authorization": "Bearer " + KEY})
-        texts = [repr(self.client), repr(vars(self.client)), repr(self.client.chat)]
-        self.assertNotIn(KEY, "".join(texts))
+        self.assertNotIn(KEY, repr([self.client, vars(self.client), self.client.chat]))
 
     def test_keys(self):
         keys = iter(["first", "second"])
@@ -687,8 +649,7 @@ class Clients(ServerTest):
         ]  # fmt: skip
         for client, call, expected in self.cases(table):
             self.request(self.new_client(**client), **call)
-            heard = self.server.heard[-1].headers
-            self.assertEqual(heard["Authorization"], expected)
+            self.assertEqual(self.server.heard[-1].headers["Authorization"], expected)
 
     def test_bad_and_unknown_options_are_refused(self):
         table = [
@@ -703,23 +664,21 @@ class Clients(ServerTest):
             words = name if hasattr(self.client, name) else value
             with self.assertRaisesRegex(kind, words):
                 lightllm.LightLLMClient(**{name: value})
-        with self.assertRaises(TypeError):
-            lightllm.LightLLMClient("k", "http://h", 1.0, 5)
+        self.assertRaises(TypeError, lightllm.LightLLMClient, "k", "http://h", 1.0, 5)
 
     def test_with_options_shares_connections_and_leaves_the_original(self):
-        self.server.says(answer(), answer())
         first = self.new_client(default_headers={"X-A": "1"}, default_query={"q": 1})
 
         new = {"default_headers": {"X-B": "2"}, "default_query": {"r": True}}
         second = first.with_options(timeout=9, **new)
         third = second.copy(set_default_headers={"X-C": "3"}, set_default_query={})
-        self.ask(first)
-        self.ask(second)
+        self.request(first)
+        self.request(second)
 
         self.assertEqual((first.timeout, second.timeout), (5, 9))
         self.assertEqual(first.default_headers, {"X-A": "1"})
-        self.assertEqual(third.default_headers, {"X-C": "3"})
-        self.assertEqual(third.default_query, {})
+        found = third.default_headers, third.default_query
+        self.assertEqual(found, ({"X-C": "3"}, {}))
         one, two = self.server.heard
         self.assertEqual(one.connection, two.connection)
         self.assertEqual((two.headers["X-A"], two.headers["X-B"]), ("1", "2"))
@@ -745,8 +704,7 @@ class Clients(ServerTest):
         context = ssl.create_default_context()
         client = self.new_client(ssl_context=context)
 
-        with self.assertRaisesRegex(TypeError, "ssl_context.*SSL_CERT_FILE"):
-            pickle.dumps(client)
+        self.assertRaisesRegex(TypeError, "ssl_context.*SSL_CERT", pickle.dumps, client)
         for twin in (copy.copy(client), copy.deepcopy(client)):
             self.assertIs(twin.ssl_context, context)
             twin.close()
@@ -758,7 +716,7 @@ class Clients(ServerTest):
         self.assertIn("0.1 s", str(self.error(lightllm.APITimeoutError)))
         self.client.timeout, self.client.api_key = 5, "other"
         self.ask()
-        self.assertEqual(self.server.heard[-1].headers["Authorization"], "Bearer other")
+        self.assertEqual(self.server.heard[1].headers["Authorization"], "Bearer other")
         self.assertIs(self.client.chat, self.client.chat)
 
     @unittest.skipUnless(hasattr(sys, "getrefcount"), "references are not counted here")
@@ -779,8 +737,7 @@ class Clients(ServerTest):
         stream = events(delta("a"), STOP, DONE)
         self.server.answers(lambda h: stream if h.json.get("stream") else answer(CALL))
         code = f"""
-import copy, importlib, pickle, sys
-sys.path.insert(0, {str(MODULE.parent)!r})
+import copy, importlib, pickle
 import {MODULE.stem} as module
 client = module.LightLLMClient(base_url={self.server.url!r}, max_retries=0)
 say = dict(model="m", messages=[dict(role="user", content="hi")])
@@ -798,7 +755,7 @@ for one in (client, client.with_options(timeout=9), copy.copy(client), pickled):
 message.to_dict()
 print("fine")
 """
-        done = run_python("-c", code)
+        done = run_python("-c", code, cwd=MODULE.parent)
         self.assertEqual(done.stdout.strip(), "fine", done.stderr)
         sent = self.server.heard[1]
         self.assertNotIn("A", sent.headers)
@@ -814,22 +771,18 @@ class Create(ServerTest):
             temperature=None, max_tokens=lightllm.NOT_GIVEN, top_p=lightllm.omit,
             seed=lightllm.not_given, tool_choice=None, stream=False, tools=[],
         )  # fmt: skip
-        for name in ("temperature", "seed", "tool_choice", "tools"):
-            self.assertNotIn(name, sent)
+        self.assertFalse({"temperature", "seed", "tool_choice", "tools"} & {*sent})
         self.assertEqual((sent["max_tokens"], sent["top_p"]), (10000, 0.95))
         self.assertIs(sent["stream"], False)
 
     def test_misspelt_and_missing_options(self):
-        with self.assertRaisesRegex(TypeError, "temperature"):
-            self.ask(temprature=1)
-        with self.assertRaises(TypeError):
-            self.client.chat.completions.create(model="m")
-        with self.assertRaises(TypeError):
-            self.client.chat.completions.create(messages=[user("hi")])
+        self.assertRaisesRegex(TypeError, "temperature", self.ask, temprature=1)
+        create = self.client.chat.completions.create
+        self.assertRaises(TypeError, create, model="m")
+        self.assertRaises(TypeError, create, messages=[user("hi")])
         for name in ("max_retries", "image_root", "base_url", "api", "ssl_context"):
             text = rf"with_options\({name}=\.\.\.\) or LightLLMClient\({name}="
-            with self.assertRaisesRegex(TypeError, text):
-                self.ask(**{name: 3})
+            self.assertRaisesRegex(TypeError, text, self.ask, **{name: 3})
         self.assertEqual(self.server.heard, [])
 
     def test_the_documented_defaults_stand_in_signature_and_docstring(self):
@@ -866,8 +819,8 @@ class Create(ServerTest):
         table = [({}, 50), ({"max_tokens": 20}, 20), ({"max_tokens": 10000}, 10000)]
         for options, expected in self.cases(table):
             sent = self.request(max_completion_tokens=50, **options)
-            self.assertEqual(sent["max_tokens"], expected)
-            self.assertEqual(sent["max_completion_tokens"], 50)
+            found = sent["max_tokens"], sent["max_completion_tokens"]
+            self.assertEqual(found, (expected, 50))
 
     def test_any_true_stream_streams(self):
         for value in (1, "yes", [0]):
@@ -878,20 +831,18 @@ class Create(ServerTest):
 
     def test_what_json_cannot_hold_is_refused_before_anything_is_sent(self):
         table = [
-            ({"temperature": float("nan")}, ValueError),
-            ({"temperature": float("inf")}, ValueError),
-            ({"extra_body": {"x": {1, 2}}}, TypeError),
-            ({"messages": [user("half \ud83d")]}, ValueError),
-        ]
-        for options, kind in self.cases(table):
-            self.error(kind, **options)
+            ("temperature", float("nan"), ValueError), ("extra_body", {"x": {1}}, TypeError),
+            ("temperature", float("inf"), ValueError),
+            ("messages", [user("half \ud83d")], ValueError),
+        ]  # fmt: skip
+        for name, value, kind in self.cases(table):
+            self.error(kind, **{name: value})
         self.assertEqual(self.server.heard, [])
 
     def test_iterables_are_read_once_and_every_attempt_sends_the_same(self):
         self.server.says(plain({}, 503, retry_after_ms="1"), answer())
-        client = self.new_client(max_retries=1)
-        messages = (user(text) for text in ("a", "b"))
-        self.ask(client, messages=messages, tools=iter([TOOL]))
+        given = {"messages": map(user, "ab"), "tools": iter([TOOL])}
+        self.ask(self.new_client(max_retries=1), **given)
         one, two = self.server.heard
         self.assertEqual(one.body, two.body)
         self.assertEqual(len(one.json["messages"]), 2)
@@ -901,9 +852,9 @@ class Create(ServerTest):
         self.request(messages=[user(text)])
         self.assertIn(text.encode(), self.server.heard[0].body)
         headers = self.server.heard[0].headers
-        names = ("Accept", "Content-Type", "Accept-Encoding")
-        expected = ["application/json", "application/json", "identity"]
-        self.assertEqual([headers[name] for name in names], expected)
+        kinds = {headers["Accept"], headers["Content-Type"]}
+        self.assertEqual(kinds, {"application/json"})
+        self.assertEqual(headers["Accept-Encoding"], "identity")
         self.assertIn("lightllm_client", headers["User-Agent"])
         self.assertEqual(len(headers.get_all("Host")), 1)
 
@@ -939,11 +890,11 @@ class Messages(ServerTest):
         return sent["messages"]
 
     def test_messages_are_made_sendable(self):
-        call, image = call_to("f", {"a": 1}), {"url": "http://h/x"}
-        plain_call = call_to("f", '{"a": 1}')
+        call, plain_call = call_to("f", {"a": 1}), call_to("f", '{"a": 1}')
         object_call = Dumped(**call_to("f", None, function=Dumped(**call["function"])))
-        image = {"type": "image_url", "image_url": image}
+        image = {"type": "image_url", "image_url": {"url": "http://h/x"}}
         null = {"type": "text", "text": None}
+        audio = {"type": "audio_url", "audio_url": {"url": "http://h/a.wav"}}
         table = [
             ({"role": "developer", "content": "x"}, {"role": "system", "content": "x"}),
             (assistant(None), {"content": ""}), ({"role": "assistant"}, {"content": ""}),
@@ -956,6 +907,7 @@ class Messages(ServerTest):
              {"content": "", "tool_calls": [plain_call, plain_call]}),
             (assistant(CALL, tool_calls=[call]), {"content": CALL}),
             (assistant("x", name=None), {"content": "x", "name": None}),
+            (user([audio, {"type": "new"}]), {"content": [audio, {"type": "new"}]}),
         ]  # fmt: skip
         for given, expected in self.cases(table):
             sent = self.sends(given)[0]
@@ -966,8 +918,8 @@ class Messages(ServerTest):
 
     def test_an_answer_can_be_appended_and_its_call_goes_out_once(self):
         made = [call_to(*A, id="0", index=-1)]
-        bare = answer("<tool_call>search\n</tool_call>")
-        message = self.choice(bare, tools=[TOOL]).message
+        bare = "<tool_call>search\n</tool_call>"
+        message = self.choice(answer(bare), tools=[TOOL]).message
         self.assertEqual(calls_of(message), [("search", "{}")])
         self.assertNotIn("tool_calls", self.sends(user("q"), message)[1])
         for content, calls in self.cases([(CALL, None), ("", made), (CALL, made)]):
@@ -998,10 +950,9 @@ class Messages(ServerTest):
             ("tools must be a list, got function", "tools", paint),
             ("tools must be a list, got dict", "tools", TOOL),
             ("TypeError: tools must be a list, got str", "tools", "search"),
-            ("a tool must be a dict", "tools", ["search"]),
-            (form, "tools", [flat]),
+            ("a tool must be a dict", "tools", ["search"]), (form, "tools", [flat]),
             (form, "tools", [{"type": "function", "function": {"name": None}}]),
-        ]
+        ]  # fmt: skip
         for words, name, value in self.cases(table):
             error = self.error((TypeError, ValueError), **{name: value})
             self.assertIn(words, f"{type(error).__name__}: {error}")
@@ -1009,15 +960,9 @@ class Messages(ServerTest):
 
     def test_null_tool_calls_of_an_answer_are_left_out_and_those_of_a_dict_stay(self):
         message = self.choice(answer("x", tool_calls=None)).message
-        message.tool_calls = None
-        bare, null = assistant("x"), assistant("x", tool_calls=None)
-        sent = self.sends(message, Dumped(**null), null)
-        self.assertEqual(sent, [bare, bare, null])
-
-    def test_other_parts_pass_unchanged(self):
-        part = {"type": "audio_url", "audio_url": {"url": "http://h/a.wav"}}
-        message = user([part, {"type": "new"}])
-        self.assertEqual(self.sends(message), [message])
+        message.tool_calls, bare = None, assistant("x")
+        null = {**bare, "tool_calls": None}
+        self.assertEqual(self.sends(message, Dumped(**null), null), [bare, bare, null])
 
     def sent_url(self, image, client=None):
         """The URL that the server gets for an image."""
@@ -1026,12 +971,10 @@ class Messages(ServerTest):
         return sent["messages"][0]["content"][0]["image_url"]["url"]
 
     def image_error(self, url, client=None):
-        part = {"type": "image_url", "image_url": url}
-        heard = len(self.server.heard)
-        with self.assertRaises(ValueError) as caught:
-            self.ask(client, messages=[user([part])])
+        part, heard = {"type": "image_url", "image_url": url}, len(self.server.heard)
+        error = self.error(ValueError, client, messages=[user([part])])
         self.assertEqual(len(self.server.heard), heard)
-        return str(caught.exception)
+        return str(error)
 
     def test_image_urls(self):
         data = "data:image/png;base64,AAAA"
@@ -1047,69 +990,55 @@ class Messages(ServerTest):
             b"\xff\xd8\xff\xe0": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"GIF89a": "gif",
             b"BM\x46\x00": "bmp", b"RIFF\x24\n\x00\x00WEBPVP8 ": "webp",
         }  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            file = pathlib.Path(folder, "picture.txt")
-            for head, kind in self.cases(table):
-                file.write_bytes(head)
-                self.assertEqual(self.sent_url(file.as_uri()), data_url(head, kind))
+        file = self.new_folder() / "picture.txt"
+        for head, kind in self.cases(table):
+            file.write_bytes(head)
+            self.assertEqual(self.sent_url(file.as_uri()), data_url(head, kind))
 
     def test_images_that_cannot_be_sent(self):
-        with tempfile.TemporaryDirectory() as folder:
-            folder = pathlib.Path(folder)
-            (folder / "text.png").write_text("no image")
-            (folder / "sound.wav").write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt ")
-            (folder / "big.png").write_bytes(PNG)
-            os.truncate(str(folder / "big.png"), 21 << 20)
-            os.mkfifo(str(folder / "fifo"))
-            base = folder.as_uri()
-            table = {
-                base + "/missing.png": "No such file", base + "/text.png": "not a JPEG",
-                base + "/big.png": "larger than", base + "/sound.wav": "not a JPEG",
-                base + "/fifo": "not a regular file", base: "not a regular file",
-                "file:///dev/zero": "not a regular file", "file:///x%00.png": "null",
-                "file://server/share/x.png": "another host",
-                "/just/a/path.png": "file:///path", "ftp://h/x.png": "not a URL",
-                "file:just/a/path.png": "file:///path",
-            }  # fmt: skip
-            for url, reason in self.cases(table):
-                message = self.image_error(url)
-                self.assertIn(reason, message)
-                self.assertIn(url[-12:], message)
-            self.assertIn("image 5: not a URL or a PIL image", self.image_error(5))
-            self.assertIn("image None: ", self.image_error(None))
-            self.assertIn("image None: ", self.image_error({"detail": "low"}))
+        folder = self.new_folder()
+        (folder / "text.png").write_text("no image")
+        (folder / "sound.wav").write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt ")
+        (folder / "big.png").write_bytes(PNG)
+        os.truncate(str(folder / "big.png"), 21 << 20)
+        os.mkfifo(str(folder / "fifo"))
+        base = folder.as_uri()
+        table = {
+            base + "/missing.png": "No such file", base + "/text.png": "not a JPEG",
+            base + "/big.png": "larger than", base + "/sound.wav": "not a JPEG",
+            base + "/fifo": "not a regular file", base: "not a regular file",
+            "file:///dev/zero": "not a regular file", "file:///x%00.png": "null",
+            "file://server/share/x.png": "another host", "ftp://h/x.png": "not a URL",
+            "/just/a/path.png": "file:///path", "file:just/a/path.png": "file:///path",
+        }  # fmt: skip
+        for url, reason in self.cases(table):
+            message = self.image_error(url)
+            self.assertIn(reason, message)
+            self.assertIn(url[-12:], message)
+        self.assertIn("image 5: not a URL or a PIL image", self.image_error(5))
+        for image in (None, {"detail": "low"}):
+            self.assertIn("image None: ", self.image_error(image))
 
     def test_image_root(self):
-        with tempfile.TemporaryDirectory() as folder:
-            folder = pathlib.Path(folder).resolve()
-            (folder / "in").mkdir()
-            for name in ("in/a.png", "out.png", "in.png"):
-                (folder / name).write_bytes(PNG)
-            (folder / "in" / "link.png").symlink_to(folder / "out.png")
-            client = self.new_client(image_root=folder / "in")
-            for name in ("out.png", "in/link.png", "in/../out.png", "in.png"):
-                url = f"{folder.as_uri()}/{name}"
-                self.assertIn("image_root", self.image_error(url, client))
-            nothing = self.new_client(image_root=False)
-            url = f"{folder.as_uri()}/in/a.png"
-            self.assertIn("image_root", self.image_error(url, nothing))
-            other = url.replace("file://", "FILE://localhost")
-            for local in (
-                url,
-                other,
-                url.replace("///", "/"),
-                url.replace("///", "////"),
-            ):
-                self.assertIn("data:image/png;", self.sent_url(local, client))
+        folder = self.new_folder()
+        (folder / "in").mkdir()
+        for name in ("in/a.png", "out.png", "in.png"):
+            (folder / name).write_bytes(PNG)
+        (folder / "in" / "link.png").symlink_to(folder / "out.png")
+        client = self.new_client(image_root=folder / "in")
+        nothing, base = self.new_client(image_root=False), folder.as_uri()
+        for name in ("out.png", "in/link.png", "in/../out.png", "in.png"):
+            self.assertIn("image_root", self.image_error(f"{base}/{name}", client))
+        url = f"{base}/in/a.png"
+        self.assertIn("image_root", self.image_error(url, nothing))
+        for start in ("file:///", "FILE://localhost/", "file:/", "file:////"):
+            local = url.replace("file:///", start)
+            self.assertIn("data:image/png;", self.sent_url(local, client))
 
     def test_pil_images_are_taken_by_their_save(self):
-        class Picture:
-            size, mode = (2, 2), "RGB"
-
-            def save(self, file, format):
-                file.write(PNG)
-
-        self.assertEqual(self.sent_url({"url": Picture()}), data_url(PNG))
+        picture = mock.Mock(spec=["save"], size=(2, 2), mode="RGB")
+        picture.save = lambda file, format: file.write(PNG)
+        self.assertEqual(self.sent_url({"url": picture}), data_url(PNG))
 
     @unittest.skipIf(Image, "needs a Python without Pillow")
     def test_without_pillow_large_images_say_what_to_install(self):
@@ -1124,21 +1053,19 @@ class Messages(ServerTest):
         Image.new("RGB", (40, 20), "red").save(turned, "JPEG", exif=exif)
         data = data_url(buffer.getvalue(), "jpeg")
         in_lines = base64.encodebytes(turned.getvalue()).decode()
-        with tempfile.TemporaryDirectory() as folder:
-            file = pathlib.Path(folder, "a.jpg")
-            file.write_bytes(buffer.getvalue())
-            table = [
-                (file.as_uri(), 10, (10, 5)), (data, 10, (10, 5)), (data, 40, (40, 20)),
-                ("data:image/jpeg;base64," + in_lines, 10, (5, 10)),
-                (Image.new("CMYK", (40, 20)), 10, (10, 5)),
-                (Image.open(turned), 10, (5, 10)), (Image.open(turned), None, (20, 40)),
-            ]  # fmt: skip
-            for image, side, size in self.cases(table):
-                url = self.sent_url(image, self.new_client(max_image_side=side))
-                raw = base64.b64decode(url.partition(",")[2])
-                sent = Image.open(io.BytesIO(raw))
-                self.assertEqual(sent.size, size)
-                self.assertNotIn(0x0112, sent.getexif())
+        file = self.new_folder() / "a.jpg"
+        file.write_bytes(buffer.getvalue())
+        table = [
+            (file.as_uri(), 10, (10, 5)), (data, 10, (10, 5)), (data, 40, (40, 20)),
+            ("data:image/jpeg;base64," + in_lines, 10, (5, 10)),
+            (Image.new("CMYK", (40, 20)), 10, (10, 5)), (Image.open(turned), 10, (5, 10)),
+            (Image.open(turned), None, (20, 40)),
+        ]  # fmt: skip
+        for image, side, size in self.cases(table):
+            url = self.sent_url(image, self.new_client(max_image_side=side))
+            sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+            self.assertEqual(sent.size, size)
+            self.assertNotIn(0x0112, sent.getexif())
 
     @unittest.skipUnless(Image, "needs Pillow")
     def test_images_that_pillow_cannot_read(self):
@@ -1155,25 +1082,20 @@ class Messages(ServerTest):
 
 class Answers(ServerTest):
     def test_attributes_and_subscripts(self):
-        self.server.says(answer(CALL, tool_calls=[], new_field={"x": 1}))
-        response = self.ask()
+        response = self.receive(answer(CALL, tool_calls=[], new_field={"x": 1}))
         message = response.choices[0].message
         call = response["choices"][0]["message"]["tool_calls"][0]
         self.assertIs(call, message.tool_calls[0])
-        self.assertEqual(
-            (call["type"], call["function"]["arguments"]), ("function", A[1])
-        )
+        found = call["type"], call["function"]["arguments"]
+        self.assertEqual(found, ("function", A[1]))
         self.assertEqual(call.function.name, call["function"]["name"])
-        self.assertEqual(message.new_field, {"x": 1})
-        self.assertEqual(response.usage.total_tokens, 8)
+        found = message.new_field, response.usage.total_tokens
+        self.assertEqual(found, ({"x": 1}, 8))
         for name in ("refusal", "function_call", "annotations", "audio"):
-            self.assertIsNone(getattr(message, name))
-            self.assertIsNone(message[name])
+            self.assertEqual((getattr(message, name), message[name]), (None, None))
         self.assertIsNone(response.system_fingerprint)
-        with self.assertRaises(AttributeError):
-            message.nonsense  # noqa: B018
-        with self.assertRaises(KeyError):
-            message["nonsense"]
+        self.assertRaises(AttributeError, getattr, message, "nonsense")
+        self.assertRaises(KeyError, lambda: message["nonsense"])
         self.assertIn('"search"', json.dumps(response))
         self.assertIn("ChatCompletion(id='8'", repr(response))
         self.assertLessEqual({"usage", "model_dump"}, {*dir(response)})
@@ -1185,9 +1107,8 @@ class Answers(ServerTest):
         made = [{"function": {"name": "f", "arguments": ""}}] * 2
         table = [
             (CALL, "stop", None, "tool_calls", 1),
-            (CALL, "function_call", [], "tool_calls", 1),
-            (CALL, None, None, "tool_calls", 1), (CALL, "length", None, "length", 1),
-            (CALL[:-12], "length", None, "length", 0),
+            (CALL, "function_call", [], "tool_calls", 1), (CALL, None, None, "tool_calls", 1),
+            (CALL, "length", None, "length", 1), (CALL[:-12], "length", None, "length", 0),
             ("<tool_call>\n{oops", "function_call", [], "stop", 0),
             ("<tool_call>\n{oops", None, None, None, 0), ("hi", "stop", None, "stop", 0),
             ("hi", "stop", [], "stop", 0), ("", "function_call", made, "tool_calls", 2),
@@ -1196,13 +1117,11 @@ class Answers(ServerTest):
         for content, reason, calls, expected, count in self.cases(table):
             reply = answer(content, reason, tool_calls=calls)
             choice = self.choice(reply, tools=[tool_named("f")])
-            self.assertEqual(choice.finish_reason, expected)
-            self.assertEqual(choice.message.content, content)
-            if not count:
-                self.assertIsNone(choice.message.tool_calls)
-            calls = choice.message.tool_calls or []
-            self.assertEqual(len(calls), count)
-            self.assertEqual(len({call.id for call in calls}), count)
+            self.assertEqual(said(choice), (content, expected))
+            found = choice.message.tool_calls
+            self.assertEqual(found is None, count == 0)
+            self.assertEqual(len(found or []), count)
+            self.assertEqual(len({call.id for call in found or []}), count)
 
     def test_server_made_calls_pass_with_ids_and_arguments_put_right(self):
         calls = [
@@ -1211,15 +1130,13 @@ class Answers(ServerTest):
             {"id": None, "function": {"name": "c", "arguments": {"x": 1}}},
             {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}},
         ]
-        tools = [tool_named("a"), tool_named("b")]
         reply = answer("text", "function_call", tool_calls=calls)
-        choice = self.choice(reply, tools=tools)
+        message = self.choice(reply, tools=[*map(tool_named, "ab")]).message
         expected = [("a", "{}"), ("b", "{}"), ("c", '{"x": 1}'), ("d", '{"y":2}')]
-        self.assertEqual(calls_of(choice.message), expected)
-        found = choice.message.tool_calls
-        self.assertEqual([found[0].id, found[3].id], ["0", "ok"])
-        self.assertEqual(len({call.id for call in found}), 4)
-        self.assertEqual({call.type for call in found}, {"function"})
+        self.assertEqual(calls_of(message), expected)
+        ids = [call.id for call in message.tool_calls]
+        self.assertEqual((ids[0], ids[3], len({*ids})), ("0", "ok", 4))
+        self.assertEqual({call.type for call in message.tool_calls}, {"function"})
 
     def test_ids_are_unique_in_the_process(self):
         self.server.answers(lambda heard: answer(CALL + CALL))
@@ -1230,10 +1147,8 @@ class Answers(ServerTest):
         self.assertEqual({i[:7] for i in ids}, {"call_1_", "call_2_"})
 
     def test_dumps(self):
-        self.server.says(answer("x", reasoning="", new=None))
-        response = self.ask()
-        message = response.choices[0].message
-        dump = response.model_dump()
+        response = self.receive(answer("é", reasoning="", new=None))
+        message, dump = response.choices[0].message, response.model_dump()
         self.assertIsNone(dump["system_fingerprint"])
         self.assertIs(type(dump["choices"][0]["message"]), dict)
         self.assertIn("refusal", dump["choices"][0]["message"])
@@ -1244,9 +1159,10 @@ class Answers(ServerTest):
         self.assertNotIn("choices", response.model_dump(exclude=["choices"]))
         for names in ({"choices": {0: {"message"}}}, "id"):
             for option in ("include", "exclude"):
-                with self.assertRaisesRegex(TypeError, "must be sets of names"):
-                    response.model_dump(**{option: names})
+                error = raised(self, TypeError, response.model_dump, **{option: names})
+                self.assertIn("must be sets of names", str(error))
         texts = response.model_dump_json(indent=1), response.json()
+        self.assertIn("é", texts[0])
         self.assertEqual([*map(json.loads, texts), response.dict()], [dump] * 3)
         self.assertNotIn("system_fingerprint", response.to_dict(mode="json"))
         self.assertTrue(response.to_json().startswith('{\n  "id"'))
@@ -1254,8 +1170,7 @@ class Answers(ServerTest):
         self.assertEqual(message.model_fields_set, {"role", "content"})
 
     def test_copies_pickles_and_assignment(self):
-        self.server.says(with_headers(answer(CALL), x_request_id="req-1"))
-        response = self.ask()
+        response = self.receive(with_headers(answer(CALL), x_request_id="req-1"))
         twins = [copy.copy(response), copy.deepcopy(response)]
         twins += [pickle.loads(pickle.dumps(response)), response.model_copy(deep=True)]
         for twin in (response, *twins):
@@ -1270,8 +1185,7 @@ class Answers(ServerTest):
         self.assertLessEqual({"id", "usage", "extra", "to_json"}, {*dir(response)})
         del response.extra
         self.assertFalse(hasattr(response, "extra"))
-        with self.assertRaises(AttributeError):
-            del response.extra
+        self.assertRaises(AttributeError, delattr, response, "extra")
         self.assertEqual(response.model_copy(update={"id": "9"}).id, "9")
         self.assertIsNot(twins[-1].choices[0], response.choices[0])
         self.assertIs(response.model_copy().choices[0], response.choices[0])
@@ -1280,12 +1194,11 @@ class Answers(ServerTest):
     def test_objects_can_be_made_by_hand(self):
         choice = {"message": assistant("x", tool_calls=None)}
         made = lightllm.ChatCompletion(id="1", choices=[choice])
-        self.assertEqual(made.choices[0].message.content, "x")
-        self.assertIsNone(made.choices[0].finish_reason)
+        self.assertEqual(said(made.choices[0]), ("x", None))
         details = {"prompt_tokens_details": {"cached_tokens": 1}}
         usage = lightllm.ChatCompletion.model_validate({"usage": details}).usage
-        self.assertEqual(usage.prompt_tokens_details.cached_tokens, 1)
-        self.assertIsNone(usage.prompt_tokens_details.audio_tokens)
+        found = usage.prompt_tokens_details
+        self.assertEqual((found.cached_tokens, found.audio_tokens), (1, None))
         function = {"name": "f", "arguments": "{}", "strict": True}
         call = {"id": "1", "function": function, "extra_content": {"a": {"b": 1}}}
         message = lightllm.ChatCompletionMessage(tool_calls=[call])
@@ -1306,9 +1219,8 @@ class Answers(ServerTest):
             self.assertEqual(kept, fields)
 
     def test_messages_are_dicts_with_the_keys_that_code_reads(self):
-        self.server.says(answer("x", new=1), answer(None), answer("done"))
-        response = self.ask()
-        message, empty = response.choices[0].message, self.ask().choices[0].message
+        response = self.receive(answer("x", new=1))
+        message, empty = response.choices[0].message, self.choice(answer(None)).message
         keys = assistant("x", tool_calls=None, new=1)
         for plain_dict in (dict(message), {**message}, json.loads(json.dumps(message))):
             self.assertEqual(plain_dict, keys)
@@ -1321,16 +1233,14 @@ class Answers(ServerTest):
             self.assertEqual(twin, message)
             self.assertNotIn("tool_calls", twin.to_dict())
             self.assertEqual(twin.model_fields_set, {"role", "content"})
-        self.ask(messages=[message, empty, dict(message)])
-        told = [assistant("x", new=1), assistant(""), keys]
-        self.assertEqual(self.sent["messages"], told)
+        sent = self.request(messages=[message, empty, dict(message)])["messages"]
+        self.assertEqual(sent, [assistant("x", new=1), assistant(""), keys])
         message.tool_calls = []
         self.assertEqual(message.to_dict()["tool_calls"], [])
 
     def test_odd_types_are_not_rejected(self):
         odd = {"id": 5, "choices": [{"message": {"content": 7, "tool_calls": "x"}}, 3]}
-        self.server.says(plain(odd))
-        response = self.ask()
+        response = self.receive(plain(odd))
         self.assertEqual((response.id, reply_text(response)), (5, 7))
 
     def test_raw_responses(self):
@@ -1340,10 +1250,9 @@ class Answers(ServerTest):
         client = self.new_client(max_retries=1)
         ask = {"model": "lab", "messages": [user("hi")]}
         raw = client.chat.completions.with_raw_response.create(**ask)
-        self.assertEqual(raw.status_code, 200)
+        facts = raw.status_code, raw.method, raw.request_id, raw.retries_taken
+        self.assertEqual(facts, (200, "POST", "req-2", 1))
         self.assertEqual(raw.headers["x-other"], raw.headers["X-Other"])
-        self.assertEqual((raw.request_id, raw.retries_taken), ("req-2", 1))
-        self.assertEqual(raw.method, "POST")
         self.assertIn("/v1/chat/completions", raw.url)
         self.assertIs(raw.parse(), raw.parse())
         self.assertEqual(reply_text(raw.parse()), "Hello")
@@ -1408,16 +1317,12 @@ def tool_of(name, **properties):
 
 
 STRING, NULL = {"type": "string"}, {"type": "null"}
-TOOLS = [
-    TOOL,
-    tool_of("save", path=STRING, text=STRING),
-    tool_of(
-        "typed", ref={"$ref": "#/$defs/object"}, one={"oneOf": [{"type": "integer"}, NULL]},
-        all={"allOf": [{"$ref": "#/$defs/object"}]}, number={"type": "number"},
-        nullable={"anyOf": [{"$ref": "#/$defs/text"}, NULL]}, bad={"anyOf": None}, any=True,
-        union={"anyOf": [STRING, {"type": "object"}]}, own={"$ref": "#/$defs/own"},
-    ),
-]  # fmt: skip
+TOOLS = [TOOL, tool_of("save", path=STRING, text=STRING), tool_of(
+    "typed", ref={"$ref": "#/$defs/object"}, one={"oneOf": [{"type": "integer"}, NULL]},
+    all={"allOf": [{"$ref": "#/$defs/object"}]}, number={"type": "number"},
+    nullable={"anyOf": [{"$ref": "#/$defs/text"}, NULL]}, bad={"anyOf": None}, any=True,
+    union={"anyOf": [STRING, {"type": "object"}]}, own={"$ref": "#/$defs/own"},
+)]  # fmt: skip
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
 # text -> the calls in it, as (name, arguments) with the arguments as the caller gets them
 TEXTS = {
@@ -1440,16 +1345,8 @@ TEXTS = {
         [("f", r'{"a": "x\u001b[é😀\\d"}')],
     "<tool_call>{'name': 'f', 'arguments': {'a': 'x\\\ny\\\r\nz'}}": [("f", '{"a": "xyz"}')],
     # a value that mentions a tag, or that holds the end of a call
-    FORM.format("save", param("text", "use <parameter=NAME> here")):
-        saved(text="use <parameter=NAME> here"),
     FORM.format("save", param("text", "use <function=NAME> to call")) + CALL:
         [*saved(text="use <function=NAME> to call"), A],
-    FORM.format("save", param("text", "x\n</function>\n</tool_call>\ny")):
-        saved(text="x\n</function>\n</tool_call>\ny"),
-    f"<tool_call>save{glm_param('text', 'a <arg_value> b')}</tool_call>":
-        saved(text="a <arg_value> b"),
-    f"<tool_call>save{glm_param('text', 'a </tool_call> b')}</tool_call>":
-        saved(text="a </tool_call> b"),
     FORM.format("save", "<parameter=text>\na\n") + FORM.format("save", param("text", "b")):
         [*saved(text="a"), *saved(text="b")],
     # the very text of the arguments, not of what equals them
@@ -1487,7 +1384,8 @@ TEXTS.update({f"<tool_call>{inner}</tool_call>": calls for inner, calls in {
     '{"name": "f", "arguments": {"c": "if None: True"},}': [("f", '{"c": "if None: True"}')],
     "<function=g></function>": [("g", "{}")], "f" + glm_param("a", 1): [("f", '{"a": "1"}')],
     '<function="search"></function>': [("search", "{}")],
-    "save" + glm_param("text", GLM_CALL): saved(text=GLM_CALL),
+    **{"save" + glm_param("text", text): saved(text=text)
+       for text in (GLM_CALL, "a <arg_value> b", "a </tool_call> b")},
     "save<arg_key>path</arg_key><arg_value>Oslo" + "<arg_key>text</arg_key><arg_value>NO"
     "</arg_value>": saved(path="Oslo", text="NO"),
     "save\n<arg_key>path</arg_key>\n<arg_value>Oslo\n": saved(path="Oslo"),
@@ -1512,9 +1410,9 @@ TEXTS.update({JSON_FORM.format(given): [("f", expected)] for given, expected in 
     '{"r": "\\d+", "n": "a\\nb"}': '{"r": "\\\\d+", "n": "a\\nb"}',
 }.items()})  # fmt: skip
 TEXTS.update({FORM.format("save", text): expected for text, expected in {
-    param("text", EXAMPLE): saved(text=EXAMPLE),  # text in an argument is data
-    param("text", "a\n</tool_call>\nb </parameter> c"):
-        saved(text="a\n</tool_call>\nb </parameter> c"),
+    **{param("text", text): saved(text=text) for text in (  # text in an argument is data
+        EXAMPLE, "use <parameter=NAME> here", "x\n</function>\n</tool_call>\ny",
+        "a\n</tool_call>\nb </parameter> c")},
     param("path", "x") + param("text", FUNCTION_CALL): saved(path="x", text=FUNCTION_CALL),
     OSLO + param("text", "NO"): saved(path="Oslo", text="NO"),
     OSLO + "</path>\n" + param("text", "NO"): saved(path="Oslo", text="NO"),
@@ -1582,8 +1480,7 @@ class ToolCallsInText(ServerTest):
                 texts = "".join(piece for piece in found if isinstance(piece, str))
                 calls = [one for one in found if not isinstance(one, str)]
                 outcomes.add((texts, str([(c.name, c.arguments) for c in calls])))
-            self.assertEqual({calls for _, calls in outcomes}, {str(expected)})
-            self.assertEqual(len(outcomes), 1, outcomes)
+            self.assertEqual([calls for _, calls in outcomes], [str(expected)])
 
     def test_a_text_that_was_cut_off_gives_only_calls_that_ended(self):
         table = {
@@ -1592,8 +1489,8 @@ class ToolCallsInText(ServerTest):
         }  # fmt: skip
         answers = self.answers_to([*table], [pieces_of], "length", tools=TOOLS)
         for text, whole, (streamed,) in self.cases(answers):
-            self.assertEqual(outcome(whole), (table[text], "length"))
-            self.assertEqual(outcome(streamed), (table[text], "length"))
+            for choice in (whole, streamed):
+                self.assertEqual(outcome(choice), (table[text], "length"))
 
     def test_what_stands_before_an_orphan_end_of_a_thought_is_thought(self):
         in_value = FORM.format("save", param("text", "</think>"))
@@ -1602,9 +1499,8 @@ class ToolCallsInText(ServerTest):
             CALL + in_value: [A, *saved(text="</think>")],
         }  # fmt: skip
         for text, calls in self.cases(table):
-            choice = self.choice(answer(text), tools=TOOLS)
-            reason = "tool_calls" if calls else "stop"
-            self.assertEqual(outcome(choice), (calls, reason))
+            found = outcome(self.choice(answer(text), tools=TOOLS))
+            self.assertEqual(found, (calls, "tool_calls" if calls else "stop"))
 
     def test_text_around_calls_comes_out_verbatim(self):
         bad = "\n b <tool_call>{bad}</tool_call> c"
@@ -1620,16 +1516,13 @@ class ToolCallsInText(ServerTest):
 
     def test_hostile_texts_take_linear_time(self):
         size = 60_000
-        call = '{"name": "f", "arguments": {}}'
         units = [
-            "<tool_call>", "<tool_call>{", '<tool_call>{"', "<tool_call>{'\"",
-            "<tool_call>[", "[", "{", '"', "\\", "<", "<tool_call", "<think>",
-            f"<tool_call>{call}<code>", f"<tool_call>{call}<code></code>x",
-            "<tool_call><function=f><parameter=a>",
-            "<tool_call><function=f><parameter=a></parameter>x",
-            "<tool_call>f<arg_key>a</arg_key><arg_value>",
-            f"<tool_call>{call}", "<tool_call>\n\n\n\n\n\n", "<tool_call>```",
-            '<tool_call>{"name": "f", "arguments": {"a": "\\"', "<tool_call>aaaaaaaaa ",
+            "<tool_call>", "<tool_call>{", '<tool_call>{"', "<tool_call>{'\"", "<tool_call>[",
+            "[", "{", '"', "\\", "<", "<tool_call", "<think>", RUN + "<code>", RUN,
+            RUN + "<code></code>x", "<tool_call><function=f><parameter=a>", "<tool_call>```",
+            "<tool_call><function=f><parameter=a></parameter>x", "<tool_call>aaaaaaaaa ",
+            "<tool_call>f<arg_key>a</arg_key><arg_value>", "<tool_call>\n\n\n\n\n\n",
+            '<tool_call>{"name": "f", "arguments": {"a": "\\"',
         ]  # fmt: skip
         endings = ("", "</code></parameter></arg_value>x'\"")
         texts = [unit * (size // len(unit)) + end for unit in units for end in endings]
@@ -1640,8 +1533,8 @@ class ToolCallsInText(ServerTest):
             for piece in pieces:
                 reader.feed(piece)
             reader.finish()
-            limit = 0.7 if len(pieces) == 1 else 2.0
-            self.assertLess(time.process_time() - started, limit)
+            taken = time.process_time() - started
+            self.assertLess(taken, 0.7 if len(pieces) == 1 else 2.0)
 
 
 # --- streams ---
@@ -1651,8 +1544,7 @@ class Streams(ServerTest):
     def test_chunks(self):
         filters = {"id": "", "model": "", "created": 0, "object": "", "choices": []}
         head = delta("", role="assistant")
-        usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
-        last = {**delta(), "choices": [], "usage": usage}
+        last = {**delta(), "choices": [], "usage": {"total_tokens": 3}}
         stream = self.stream(filters, head, delta("Hel"), delta("lo"), STOP, last, DONE)
 
         self.assertIsInstance(stream, lightllm.Stream)
@@ -1669,48 +1561,42 @@ class Streams(ServerTest):
         self.assertIsInstance(final, lightllm.ChatCompletion)
         self.assertEqual(said(final.choices[0]), ("Hello", "stop"))
         self.assertEqual(final.usage.total_tokens, 3)
-        facts = final.id, final.model, final.created
-        self.assertEqual(facts, ("c1", "lab", 1795374974))
+        self.assertLessEqual({"id": "c1", **LAB}.items(), final.model_dump().items())
         self.assertIs(self.sent["stream"], True)
         self.assertEqual(list(stream), [])
 
     def test_a_chunk_arrives_when_its_bytes_do(self):
         stream = self.stream(delta("a"), 0.3, delta("b"), STOP, DONE)
-        started = time.monotonic()
-        self.assertEqual(next(stream).choices[0].delta.content, "a")
-        self.assertLess(time.monotonic() - started, 0.2)
+        with self.within(0.2):
+            self.assertEqual(next(stream).choices[0].delta.content, "a")
         self.assertEqual(reply_text(stream), "b")
 
     def test_whole_streams(self):
         table = {
-            "done without an empty line": [delta("a"), STOP, b"data: [DONE]"],
-            "done alone": [delta("a"), DONE],
-            "done alone without an empty line": [delta("a"), b"data: [DONE]\n"],
-            "done alone without any line's end": [delta("a"), b"data: [DONE]"],
-            "finish_reason and a clean end": [delta("a"), STOP],
-            "text behind done": [delta("a"), STOP, DONE, b"nonsense\n\n"],
-            "usage behind finish": [delta("a"), STOP, {"choices": [], "usage": {}}],
-            "comments, empty events": [
-                b": ping\n\n", delta("a"), b"\n\n", b"event: x\nid: 1\n\n", delta(""),
-                b"data\n\ndata:\n\nretry: 5\n\n", STOP, DONE],
+            "done without an empty line": [STOP, b"data: [DONE]"], "done alone": [DONE],
+            "done alone without an empty line": [b"data: [DONE]\n"],
+            "done alone without any line's end": [b"data: [DONE]"],
+            "finish_reason and a clean end": [STOP],
+            "text behind done": [STOP, DONE, b"nonsense\n\n"],
+            "usage behind finish": [STOP, {"choices": [], "usage": {}}],
+            "comments, empty events": events(
+                b": ping\n\n", delta("a"), b"\n\n", b"event: error\nid: 1\n\n", delta(""),
+                b"data\n\ndata:\n\nretry: 5\n\n", STOP, DONE),
             "the connection's end": (200, UNTIL_CLOSE, [event(delta("a")), event(STOP)]),
         }  # fmt: skip
         for _, items in self.cases(table):
-            self.server.says(items if isinstance(items, tuple) else events(*items))
-            stream = self.ask(stream=True)
-            chunks = list(stream)
+            reply = items if isinstance(items, tuple) else events(delta("a"), *items)
+            stream = self.receive(reply, stream=True)
+            reasons = [c.choices[0].finish_reason for c in stream if c.choices]
             final = stream.get_final_completion().choices[0]
-            self.assertEqual(said(final), ("a", "stop"))
-            reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
-            self.assertEqual(reasons.count("stop"), 1)
+            self.assertEqual((*said(final), reasons.count("stop")), ("a", "stop", 1))
 
     def test_cut_streams_are_errors_with_what_had_come(self):
         a, half = delta("par"), delta("tial")
         length = {"Content-Type": "text/event-stream", "Content-Length": "5000"}
         raw = event(a) + event(half)
         table = {
-            "no finish": events(a, half),
-            "cut chunks": events(a, half, HANGUP, end=b""),
+            "no finish": events(a, half), "cut chunks": events(a, half, HANGUP, end=b""),
             "reset": events(a, half, 0.05, RESET, end=b""),
             "corrupt chunk head": events(a, half, end=b"zz\r\n"),
             "negative chunk": events(a, half, end=b"-5\r\n"),
@@ -1719,17 +1605,17 @@ class Streams(ServerTest):
             "cut event": events(a, half, event(STOP)[:30]),
             "connection end without finish": (200, UNTIL_CLOSE, [raw]),
             "finish but cut chunks": events(a, half, STOP, HANGUP, end=b""),
-        }
+        }  # fmt: skip
         for _, reply in self.cases(table):
-            self.server.says(reply)
+            stream = self.receive(reply, stream=True)
             words = ("incomplete", "/v1/chat/completions")
-            self.stream_error(self.ask(stream=True), *words, partial="partial")
+            self.stream_error(stream, *words, partial="partial")
 
     def test_silence_is_a_timeout_and_a_slow_stream_is_none(self):
         stream = self.stream(delta("a"), 0.4, client=self.new_client(timeout=0.15))
         self.stream_error(stream, partial="a", kind=lightllm.APITimeoutError)
-        pieces = [0.06, delta("a")] * 4
-        stream = self.stream(*pieces, STOP, DONE, client=self.new_client(timeout=0.2))
+        items = [0.06, delta("a")] * 4 + [STOP, DONE]
+        stream = self.stream(*items, client=self.new_client(timeout=0.2))
         self.assertEqual(reply_text(stream), "aaaa")
 
     def test_replies_that_are_no_stream(self):
@@ -1750,17 +1636,16 @@ class Streams(ServerTest):
         self.assertEqual(next(stream).choices[0].delta.content, "a")
         error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
         self.assertTrue(str(error).startswith("boom *** (in the stream of POST http"))
-        self.assertEqual((error.code, error.type), ("7", "server_error"))
-        self.assertEqual(error.body["code"], 7)
+        facts = error.code, error.type, error.body["code"]
+        self.assertEqual(facts, ("7", "server_error", 7))
 
     def test_errors_in_a_stream_have_many_shapes(self):
         table = [
-            b'event: error\ndata: {"detail": "boom"}\n\n',
-            b"event: error\ndata: boom\n\n",
+            b'event: error\ndata: {"detail": "boom"}\n\n', b"event: error\ndata: boom\n\n",
             b'event: error\r\ndata: {"choices": [], "message": "boom"}\r\n\r\n',
             {"object": "error", "message": "boom", "code": 40303},
-            {"type": "error", "error": {"message": "boom"}},
-            {"message": "boom"}, {"message": "boom", "error": None}, {"error": "boom"},
+            {"type": "error", "error": {"message": "boom"}}, {"message": "boom"},
+            {"message": "boom", "error": None}, {"error": "boom"},
         ]  # fmt: skip
         for item in self.cases(table):
             stream = self.stream(delta("a"), STOP, item, DONE)
@@ -1783,8 +1668,8 @@ class Streams(ServerTest):
         for items in ([delta("a"), *big], [together, 0.05, b"x", 0.2, STOP, DONE]):
             stream = self.stream(*items)
             self.assertEqual(next(stream).choices[0].delta.content, "a")
-            kind = lightllm.APIError
-            self.stream_error(stream, "MAX_EVENT_BYTES", partial="a", kind=kind)
+            error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
+            self.assertIn("MAX_EVENT_BYTES", str(error))
 
     def test_many_chunks_and_a_large_event_in_small_pieces(self):
         pieces = pieces_of(event(delta("x" * 300_000)), 1000)
@@ -1812,24 +1697,20 @@ class Streams(ServerTest):
             with stream:
                 next(stream)
 
-        def close(stream):
-            stream.close()
-            stream.close()
-
         def raise_inside(stream):
             with contextlib.suppress(KeyError):
                 for _ in stream:
                     raise KeyError
 
         self.stop_collecting()  # dropping is enough, where references are counted
+        close = lightllm.Stream.close
         for leave in self.cases([leave_loop, leave_with, close, raise_inside]):
             self.server.aborted.clear()
             self.server.says(events(delta("a"), 2.0, delta("b")), answer())
-            started = time.monotonic()
-            leave(self.ask(stream=True))
-            drop_garbage()
-            self.assertTrue(self.server.aborted.wait(1.0))
-            self.assertLess(time.monotonic() - started, 1.0)
+            with self.within(1.0):
+                leave(self.ask(stream=True))
+                drop_garbage()
+                self.assertTrue(self.server.aborted.wait(1.0))
             self.ask()
 
     def test_a_stream_that_was_closed_says_so(self):
@@ -1837,21 +1718,19 @@ class Streams(ServerTest):
             stream = self.stream(delta("a"), delta("b"), STOP, DONE)
             collections.deque(itertools.islice(stream, read), 0)
             stream.close()
-            with self.assertRaisesRegex(lightllm.APIConnectionError, "closed before"):
-                next(stream)
+            stream.close()
+            self.assertRaisesRegex(CONNECTION_ERROR, "closed before", next, stream)
 
     def test_a_stream_that_failed_is_freed_with_its_variables(self):
-        def use():
-            stream = self.ask(stream=True)
+        def use(reply):
+            stream = self.receive(reply, stream=True)
             with contextlib.suppress(lightllm.APIError):
-                for _ in stream:
-                    pass
+                collections.deque(stream, 0)
             return weakref.ref(stream)
 
         self.stop_collecting()
         for items in self.cases([[{"error": "x"}], [delta("a"), HANGUP], ["{bad"]]):
-            self.server.says(events(*items, end=b""))
-            stream = use()
+            stream = use(events(*items, end=b""))
             drop_garbage()
             self.assertIsNone(stream())
 
@@ -1859,10 +1738,8 @@ class Streams(ServerTest):
         stream = self.stream(delta("a"), 2.0, client=self.new_client(timeout=None))
         next(stream)
         threading.Timer(0.1, stream.close).start()
-        started = time.monotonic()
-        with self.assertRaisesRegex(lightllm.APIConnectionError, "closed"):
-            next(stream)
-        self.assertLess(time.monotonic() - started, 1.0)
+        with self.within(1.0):
+            self.assertRaisesRegex(CONNECTION_ERROR, "closed", next, stream)
 
     def test_a_stream_read_to_its_end_gives_its_connection_back(self):
         for end in (b"0\r\n\r\n", b"0\r\nX-Trailer: y\r\n\r\n"):
@@ -1872,12 +1749,11 @@ class Streams(ServerTest):
         self.assertEqual(len({h.connection for h in self.server.heard}), 1)
 
     def test_choices_interleave(self):
-        items = [delta("a", index=0), delta("x", index=1), delta("b", index=0)]
-        ends = [delta("y", "length", index=1), delta(finish_reason="stop", index=0)]
-        final = self.stream(*items, *ends, DONE, n=2).get_final_completion()
-        expected = [("ab", "stop"), ("xy", "length")]
-        self.assertEqual([*map(said, final.choices)], expected)
-        self.stream_error(self.stream(*items, ends[0]))
+        items = [delta("a"), delta("x", index=1), delta("b"), delta("y", "length", 1)]
+        final = self.stream(*items, STOP, DONE, n=2).get_final_completion()
+        found = [*map(said, final.choices)]
+        self.assertEqual(found, [("ab", "stop"), ("xy", "length")])
+        self.stream_error(self.stream(*items))
 
     def test_a_delta_has_reasoning_only_if_the_server_sent_it(self):
         thought = [delta(reasoning="th"), delta(reasoning_content="ink")]
@@ -1915,16 +1791,14 @@ class Streams(ServerTest):
         for options in ({}, {"tools": [TOOL], "tool_choice": "none"}):
             stream = self.stream(delta(CALL), STOP, DONE, **options)
             self.assertEqual(reply_text(stream), CALL)
-            final = stream.get_final_completion()
-            self.assertEqual(final.choices[0].finish_reason, "stop")
+            final = stream.get_final_completion().choices[0]
+            self.assertEqual(final.finish_reason, "stop")
 
-    def test_at_most_a_partial_tag_is_held_back(self):
+    def test_at_most_a_partial_tag_is_held_back_and_partial_answers_keep_it(self):
         texts = map(delta, ("a <", "b <tool_call> is a tag", " <tool_cal"))
         stream = self.stream(*texts, STOP, DONE, tools=[TOOL])
         texts = [chunk.choices[0].delta.content for chunk in stream]
         self.assertEqual(texts[:4], ["a ", "<b <tool_call> is a tag", " ", "<tool_cal"])
-
-    def test_partial_answers_keep_what_was_held_back(self):
         text = "a " + CALL[:30]
         stream = self.stream(delta(text), tools=[TOOL])
         self.stream_error(stream, "tool_mode='prompt'", partial=text)
@@ -1940,151 +1814,128 @@ def server_call(index=0, call_id=None, name=None, arguments=None, **fields):
     return delta(tool_calls=[call])
 
 
-def delta_with_reason(chunk, reason="tool_calls"):
-    (choice,) = chunk["choices"]
-    return {**chunk, "choices": [{**choice, "finish_reason": reason}]}
+def chunk_of(item):
+    """A chunk of a text, of (index, id, name, arguments), or of (index, arguments)."""
+    if isinstance(item, tuple):
+        return server_call(*item[:-1], arguments=item[-1])
+    return delta(item) if isinstance(item, str) and item != DONE else item
 
 
+def delta_with_reason(item, reason="tool_calls"):
+    chunk = chunk_of(item)
+    return {**chunk, "choices": [{**chunk["choices"][0], "finish_reason": reason}]}
+
+
+NONE = {"role": None, "tool_calls": None}
 CALLED, LENGTH = delta(finish_reason="tool_calls"), delta(finish_reason="length")
-GLM47_TWICE = [
-    server_call(0, "x", "search", ""), server_call(0, arguments='{"query": ["a"]}'),
-    server_call(0, "x", "search", ""), server_call(0, arguments="{"),
-    server_call(0, arguments='"query": ["a"]}'),
-]  # fmt: skip
+GLM47 = (0, "x", "search", "")
+GLM47_TWICE = [GLM47, (0, A[1]), GLM47, (0, "{"), (0, '"query": ["a"]}')]
 ONE, TWO, ADD = ("f", '{"a": 1}'), ("f", '{"a": 2}'), ("add", '{"a": 1}')
-# what LightLLM servers stream for requests with tools -> text, calls
+PINGED = ("ping", "{}")
+THOUGHT = "<think>The <tool_response> of search is empty.</think>"
+# what LightLLM servers stream for requests with tools -> calls, and text if there is any
 SERVER_CALLS = {
-    "2026 qwen25, parallel": ([delta("", role="assistant"),
-         server_call(0, "call_d1", "search", "", type="function"),
-         server_call(0, arguments='{"query": '), server_call(0, arguments='["a"]}'),
-         server_call(1, "call_d2", "add", "", type="function"),
-         server_call(1, arguments='{"a": 1}'), CALLED], "", [A, ADD]),
+    "2026 qwen25, parallel": (
+        [delta("", role="assistant"), server_call(0, "call_d1", "search", "", type="function"),
+         (0, '{"query": '), (0, '["a"]}'),
+         server_call(1, "call_d2", "add", "", type="function"), (1, '{"a": 1}'), CALLED],
+        [A, ADD]),
     "2026 unset, parallel: tags leak, the second call is raw": (
-        [delta("", role="assistant"), delta("<tool_"), delta("call>\n"),
-         server_call(0, "call_b3", "search", ""), server_call(0, arguments='{"query": '),
-         server_call(0, arguments='["a"]}'), delta("\n</tool_cal"), delta("l>\n<to"),
-         delta("ol_cal"), delta("l>\n{\"n"), delta('ame": "add", "arguments": {"a": 1}'),
-         delta("}\n</tool_call>"), CALLED], "\n", [A, ADD]),
+        [delta("", role="assistant"), "<tool_", "call>\n", (0, "call_b3", "search", ""),
+         (0, '{"query": '), (0, '["a"]}'), "\n</tool_cal", "l>\n<to", "ol_cal", "l>\n{\"n",
+         'ame": "add", "arguments": {"a": 1}', "}\n</tool_call>", CALLED], [A, ADD], "\n"),
     "2026 unset, no arguments": (
-        [delta("<tool_call>\n"), server_call(0, "call_f2", "ping", ""), CALLED],
-        "", [("ping", "{}")]),
+        ["<tool_call>\n", (0, "call_f2", "ping", ""), CALLED], [PINGED]),
     "2025 late: no index, colliding ids, empty names, function_call everywhere": (
-        [delta_with_reason(server_call(None, "0", "search", ""), "function_call"),
-         server_call(None, "0", "", '{"query": '), server_call(None, "1", "", '["a"]}'),
-         server_call(None, "0", "ping", ""), DONE], "", [A, ("ping", "{}")]),
+        [delta_with_reason((None, "0", "search", ""), "function_call"),
+         (None, "0", "", '{"query": '), (None, "1", "", '["a"]}'),
+         (None, "0", "ping", ""), DONE], [A, PINGED]),
     "text behind a leaked tag that is no end tag": (
-        [delta("<tool_call>"), server_call(0, "x", "ping", "{}"), delta(" then"),
-         delta(" text"), STOP], " then text", [("ping", "{}")]),
+        ["<tool_call>", (0, "x", "ping", "{}"), " then", " text", STOP],
+        [PINGED], " then text"),
     "a leaked end tag that comes in the middle of a call": (
-        [delta("<tool_call>"), server_call(0, "x", "f", "{"), delta("\n</tool_c"),
-         server_call(0, arguments="}"), delta("all> then text"), STOP], " then text", [F]),
-    "cut by length": ([server_call(0, "x", "search", '{"query": ["a'), LENGTH], "", []),
+        ["<tool_call>", (0, "x", "f", "{"), "\n</tool_c", (0, "}"), "all> then text", STOP],
+        [F], " then text"),
+    "cut by length": ([(0, "x", "search", '{"query": ["a'), LENGTH], []),
     "cut by length, closed by the server (qwen3_coder)": (
-        [server_call(0, "x", *A), server_call(1, "y", "save", '{"text": "half"}'), LENGTH],
-        "", [A]),
-    "two calls run together in one": (
-        [server_call(0, "x", "f", '{"a": 1}{"a": 2}'), STOP], "", [ONE, TWO]),
+        [(0, "x", *A), (1, "y", "save", '{"text": "half"}'), LENGTH], [A]),
+    "two calls run together in one": ([(0, "x", "f", '{"a": 1}{"a": 2}'), STOP], [ONE, TWO]),
     "glm47: one index and id for two calls": (
-        [server_call(0, "x", "f", ""), server_call(0, arguments='{"a"'),
-         server_call(0, arguments=": 1}"), server_call(0, "x", "f", ""),
-         server_call(0, arguments='{"a": 2}'), STOP], "", [ONE, TWO]),
+        [(0, "x", "f", ""), (0, '{"a"'), (0, ": 1}"), (0, "x", "f", ""),
+         (0, '{"a": 2}'), STOP], [ONE, TWO]),
     "glm47 with a line's end: each call in one piece, then in many": (
-        [*GLM47_TWICE, *GLM47_TWICE, CALLED], "", [A, A]),
-    "the same call twice in like pieces": (
-        [server_call(0, "x", *ONE), server_call(0, "x", *ONE), STOP], "", [ONE, ONE]),
+        [*GLM47_TWICE, *GLM47_TWICE, *GLM47_TWICE[2:], CALLED], [A, A, A]),
+    "the same call twice in like pieces": ([(0, "x", *ONE), (0, "x", *ONE), STOP], [ONE, ONE]),
     "a broken copy, then the whole call under another index": (
-        [server_call(0, "x", "f", '{"a": "'), server_call(3, "y", "f", '{"a": "b"}'), STOP],
-        "", [("f", '{"a": "b"}')]),
+        [(0, "x", "f", '{"a": "'), (3, "y", "f", '{"a": "b"}'), STOP], [("f", '{"a": "b"}')]),
     "an empty copy, then the whole call": (
-        [server_call(0, "x", "ping", ""), server_call(2, "y", "ping", "{}"), STOP],
-        "", [("ping", "{}")]),
+        [(0, "x", "ping", ""), (2, "y", "ping", "{}"), STOP], [PINGED]),
     "2512: finish_reason with every delta, and no other end": (
-        [delta_with_reason(server_call(0, "x", "search", "")),
-         delta_with_reason(server_call(0, arguments='{"query": ')),
-         delta_with_reason(server_call(0, arguments='["a"]}')), DONE], "", [A]),
+        [*map(delta_with_reason, [(0, "x", "search", ""), (0, '{"query": '), (0, '["a"]}')]),
+         DONE], [A]),
     'gateways: a finish_reason of "" or "null" with every chunk': (
-        [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP], "Hello", [A]),
+        [delta("Hel", ""), delta("lo", "null"), delta(CALL, ""), STOP], [A], "Hello"),
     "indexes that are not numbers": (
-        [server_call("0", "a", "f", ""), server_call("1", "b", "g", "{}"),
-         server_call("0", arguments='{"a": 1}'), STOP],
-        "", [("f", '{"a": 1}'), ("g", "{}")]),
+        [("0", "a", "f", ""), ("1", "b", "g", "{}"), ("0", '{"a": 1}'), STOP],
+        [ONE, ("g", "{}")]),
     "pieces that are objects themselves, each with the name": (
-        [server_call(0, "a", "f", '{"a": '), server_call(0, "a", "f", "{}"),
-         server_call(0, "a", "f", ', "b": 1}'), STOP], "", [("f", '{"a": {}, "b": 1}')]),
+        [(0, "a", "f", '{"a": '), (0, "a", "f", "{}"), (0, "a", "f", ', "b": 1}'), STOP],
+        [("f", '{"a": {}, "b": 1}')]),
     "equal calls without ids": (
-        [server_call(0, None, *A), server_call(1, None, "search", '{"query"'),
-         server_call(1, arguments=': ["a"]}'), STOP], "", [A, A]),
+        [(0, None, *A), (1, None, "search", '{"query"'), (1, ': ["a"]}'), STOP], [A, A]),
     "a call behind the finish_reason": (
-        [server_call(0, "x", "ping", "{}"), STOP, server_call(1, "y", *A)],
-        "", [("ping", "{}"), A]),
-    "a thought that speaks of results": (
-        [delta("<think>The <tool_response> of search is empty.</think>"),
-         server_call(0, "x", *A), STOP],
-        "<think>The <tool_response> of search is empty.</think>", [A]),
-    "the name behind the id": (
-        [server_call(0, "x"), server_call(0, None, *A), STOP], "", [A]),
-    "finish_reason twice": ([delta(CALL), STOP, STOP], "", [A]),
-    "id and name with every delta": (
-        [server_call(0, "a", "f", "{"), server_call(0, "a", "f", "}"), STOP], "", [F]),
-    "one index for two calls": (
-        [server_call(0, "a", *F), server_call(0, "b", "g", "{}"), STOP],
-        "", [F, ("g", "{}")]),
+        [(0, "x", "ping", "{}"), STOP, (1, "y", *A)], [PINGED, A]),
+    "a thought that speaks of results": ([THOUGHT, (0, "x", *A), STOP], [A], THOUGHT),
+    "the name behind the id": ([server_call(0, "x"), (0, None, *A), STOP], [A]),
+    "finish_reason twice": ([CALL, STOP, STOP], [A]),
+    "id and name with every delta": ([(0, "a", "f", "{"), (0, "a", "f", "}"), STOP], [F]),
+    "one index for two calls": ([(0, "a", *F), (0, "b", "g", "{}"), STOP], [F, ("g", "{}")]),
     "arguments for two calls in turn": (
-        [server_call(0, "a", "f", ""), server_call(1, "b", "g", ""),
-         server_call(0, arguments="{}"), server_call(1, arguments='{"x": 1}'), STOP],
-        "", [F, ("g", '{"x": 1}')]),
+        [(0, "a", "f", ""), (1, "b", "g", ""), (0, "{}"), (1, '{"x": 1}'), STOP],
+        [F, ("g", '{"x": 1}')]),
 }  # fmt: skip
 
 
 class ServerMadeStreamCalls(ServerTest):
     def test_they_are_merged_with_the_text(self):
-        for _, (items, text, calls) in self.cases(SERVER_CALLS):
-            end = [] if items[-1] == DONE else [DONE]
-            stream = self.stream(*items, *end, tools=[TOOL, PING])
+        for _, (items, calls, *text) in self.cases(SERVER_CALLS):
+            text, end = "".join(text), [] if items[-1] == DONE else [DONE]
+            stream = self.stream(*map(chunk_of, items), *end, tools=[TOOL, PING])
             (got,) = accumulate(stream)
-            self.assertEqual((got["content"], got["calls"]), (text, calls))
             reason = "length" if LENGTH in items else "tool_calls"
-            self.assertEqual(got["reason"], reason)
+            found = got["content"], got["calls"], got["reason"]
+            self.assertEqual(found, (text, calls, reason))
             self.assertEqual(len({*got["ids"]}), len(calls))
             self.assertTrue(all(got["ids"]))
             message = stream.get_final_completion().choices[0].message
-            self.assertEqual(calls_of(message), calls)
-            self.assertEqual(message.content or "", text)
+            self.assertEqual((calls_of(message), message.content or ""), (calls, text))
 
     def test_they_are_held_until_they_are_whole_and_nothing_else_is(self):
-        items = [server_call(0, "x", "f", ""), delta("text"), 0.1]
-        items += [server_call(0, arguments="{}"), server_call(1, "y", "g", '{"a": 1}')]
-        stream = self.stream(*items, 0.1, STOP, DONE, tools=[TOOL])
+        items = [(0, "x", "f", ""), "text", 0.1, (0, "{}"), (1, "y", "g", ONE[1]), 0.1]
+        stream = self.stream(*map(chunk_of, items), STOP, DONE, tools=[TOOL])
         started = time.monotonic()
 
-        first, second, third, fourth, last = [next(stream) for _ in range(5)]
+        deltas = [next(stream).choices[0].delta for _ in range(5)]
 
-        self.assertIsNone(first.choices[0].delta.tool_calls)
-        self.assertEqual(second.choices[0].delta.content, "text")
-        self.assertIsNone(third.choices[0].delta.tool_calls)
-        (call,) = fourth.choices[0].delta.tool_calls
-        self.assertEqual((call.id, call.function.arguments), ("x", "{}"))
-        (call,) = last.choices[0].delta.tool_calls
-        self.assertEqual((call.index, call.function.arguments), (1, '{"a": 1}'))
+        self.assertEqual(deltas[1].content, "text")
+        self.assertEqual([deltas[0].tool_calls, deltas[2].tool_calls], [None, None])
+        first, second = [call for one in deltas[3:] for call in one.tool_calls]
+        self.assertEqual((first.id, first.function.arguments), ("x", "{}"))
+        self.assertEqual((second.index, second.function.arguments), (1, '{"a": 1}'))
         self.assertGreater(time.monotonic() - started, 0.15)
 
     def test_a_call_that_never_became_whole_is_an_error_with_the_way_out(self):
-        whole = server_call(0, "w", *A)
-        malformed = server_call(1, "x", "save", '{"text": Paris}')
-        table = {
-            "malformed": ([malformed, STOP], "'save'"),
-            "no required arguments": ([server_call(1, "x", "search", ""), STOP], "'search'"),
-            "none of an unknown tool": ([server_call(1, "x", "f", ""), STOP], "'f'"),
-            "no name": ([server_call(1, "x", None, "{}"), STOP], "''"),
-            "a name that is none": ([server_call(1, "x", 5, "{}"), STOP], "''"),
-            "nothing but an id": ([server_call(1, "x"), STOP], "''"),
-            "0 for arguments": ([server_call(1, "x", "ping", 0), STOP], "'ping'"),
-            "cut, at a clean end": ([delta_with_reason(malformed)], "'save'"),
-            "[1] for arguments": ([server_call(1, "x", "f", "[1]"), STOP], "'f'"),
-        }  # fmt: skip
-        for _, (items, called) in self.cases(table):
-            stream = self.stream(whole, *items, tools=[TOOL])
-            words = f"a call of {called} did not come whole", "tool_mode='prompt'"
+        malformed = (1, "x", "save", '{"text": Paris}')
+        table = [
+            ("'save'", malformed, STOP), ("'save'", delta_with_reason(malformed)),
+            ("'search'", (1, "x", "search", ""), STOP), ("'f'", (1, "x", "f", ""), STOP),
+            ("''", (1, "x", None, "{}"), STOP), ("''", (1, "x", 5, "{}"), STOP),
+            ("''", server_call(1, "x"), STOP), ("'ping'", (1, "x", "ping", 0), STOP),
+            ("'f'", (1, "x", "f", "[1]"), STOP),
+        ]  # fmt: skip
+        for called, *items in self.cases(table):
+            stream = self.stream(*map(chunk_of, [(0, "w", *A), *items]), tools=[TOOL])
+            words = f"a call of {called} did not come whole; ", "tool_mode='prompt'"
             error = self.stream_error(stream, *words, kind=lightllm.APIError)
             self.assertEqual(outcome(error.partial.choices[0]), ([A], None))
 
@@ -2093,17 +1944,9 @@ class ServerMadeStreamCalls(ServerTest):
         table = {
             "a thought that does not end": [delta("<think>hm"), call, STOP],
             "it stands in a thought": [delta(f"<think>{CALL} f</think>"), call, STOP],
-            "cut an argument off, whose </arg_value>": [
-                call,
-                delta("b</arg_value>"),
-                STOP,
-            ],
-            "cut an argument off, whose </parameter>": [
-                call,
-                delta("b\n</parameter>"),
-                STOP,
-            ],
-        }
+            "cut an argument off, whose </arg_value>": [call, delta("b</arg_value>"), STOP],
+            "cut an argument off, whose </parameter>": [call, delta("b\n</parameter>"), STOP],
+        }  # fmt: skip
         for words, items in self.cases(table):
             stream, kind = self.stream(*items, DONE, tools=[TOOL]), lightllm.APIError
             error = self.stream_error(stream, words, "did not come whole", kind=kind)
@@ -2122,25 +1965,19 @@ class ServerMadeStreamCalls(ServerTest):
         for text, reason, calls, expected in self.cases(table):
             reply = answer(text, reason, tool_calls=calls)
             self.assertEqual(outcome(self.choice(reply, tools=tools)), expected)
-        self.server.says(answer("", "tool_calls", tool_calls=[good, bad]))
-        self.server.says(answer("", "tool_calls", tool_calls=[]))
-        self.server.says(
-            answer("", "stop", tool_calls=[{"name": "f", "arguments": {}}]),
-            answer(CALL + "</think>done", "tool_calls", tool_calls=[good]),
-        )
-
-        lost = self.error(lightllm.APIResponseValidationError, tools=tools)
-        empty = self.error(lightllm.APIResponseValidationError, tools=tools)
-
-        self.assertIn("a call of 'save' did not come whole", str(lost))
-        self.assertEqual(calls_of(lost.partial.choices[0].message), [A])
-        self.assertIn("neither a call nor text", str(empty))
-        odd = self.error(lightllm.APIResponseValidationError, tools=tools)
-        self.assertIn("its tool_calls hold no call", str(odd))
-        thought = self.error(lightllm.APIResponseValidationError, tools=tools)
-        self.assertIn("it stands in a thought", str(thought))
-        for error in (lost, empty, odd, thought):
+        odd, thought = [{"name": "f", "arguments": {}}], CALL + "</think>done"
+        table = [
+            ("a call of 'save' did not come whole", "", "tool_calls", [good, bad], [A]),
+            ("neither a call nor text", "", "tool_calls", [], []),
+            ("its tool_calls hold no call", "", "stop", odd, []),
+            ("it stands in a thought", thought, "tool_calls", [good], []),
+        ]
+        for words, text, reason, calls, kept in self.cases(table):
+            self.server.says(answer(text, reason, tool_calls=calls))
+            error = self.error(lightllm.APIResponseValidationError, tools=tools)
+            self.assertIn(words, str(error))
             self.assertIn("tool_mode='prompt'", str(error))
+            self.assertEqual(calls_of(error.partial.choices[0].message), kept)
 
     def test_fields_of_a_call_that_only_the_server_knows_are_kept(self):
         function = {"name": "f", "arguments": "{}", "strict": True}
@@ -2159,19 +1996,17 @@ class ServerMadeStreamCalls(ServerTest):
     def test_the_spoilt_streams_of_2025_say_the_way_out(self):
         """Recorded: LightLLM of July 2025, --tool_call_parser unset, one call."""
         text = '<tool_call>|\n|name|":| "|get|_weather|",|\n'
-        null = {"role": None, "tool_calls": None}
-        chunks = [delta(piece, **null) for piece in text.split("|")]
-        for items in (chunks, [*chunks, delta("", "length", **null)]):
+        chunks = [delta(piece, **NONE) for piece in text.split("|")]
+        words = "tool_mode='prompt'", "April 2025 to March 2026"
+        for items in (chunks, [*chunks, delta("", "length", **NONE)]):
             stream = self.stream(*items, tools=[TOOL])
-            words = "tool_mode='prompt'", "April 2025 to March 2026"
             self.stream_error(stream, *words, partial=text.replace("|", ""))
 
     def test_sound_streams_without_done_are_told_from_damaged_ones(self):
         """2512 and 2602 send a usage of null, 2604 no null; both end without [DONE]."""
-        null = {"role": None, "tool_calls": None}
-        with_usage = [{**delta("a", **null), "usage": None}]
-        with_usage.append({**delta("", "stop", **null), "usage": None})
-        for items in (with_usage, [delta("a"), STOP], [delta("a", **null), STOP, DONE]):
+        with_usage = [delta("a", **NONE), delta("", "stop", **NONE)]
+        with_usage = [{**chunk, "usage": None} for chunk in with_usage]
+        for items in (with_usage, [delta("a"), STOP], [delta("a", **NONE), STOP, DONE]):
             self.assertEqual(reply_text(self.stream(*items, tools=[TOOL])), "a")
 
 
@@ -2190,7 +2025,7 @@ def accumulate(stream):
                 name, arguments = one["calls"][call.index]
                 name += call.function.name or ""
                 arguments += call.function.arguments or ""
-                one["calls"][call.index] = (name, arguments)
+                one["calls"][call.index] = name, arguments
             one["reason"] = choice.finish_reason or one["reason"]
     return [found[index] for index in sorted(found)]
 
@@ -2294,12 +2129,6 @@ class TransportTest(ServerTest):
         naps = []
         self.limit("sleep", naps.append, time)
         return naps
-
-    @contextlib.contextmanager
-    def within(self, seconds, name=None):
-        started = time.monotonic()
-        yield
-        self.assertLess(time.monotonic() - started, seconds, name)
 
     def count_connections(self):
         return len({heard.connection for heard in self.server.heard})
@@ -2534,7 +2363,18 @@ class WholeOrError(TransportTest):
         for cut in range(1, len(text)):
             self.assertEqual(self.read([text[:cut], text[cut:]]), b"abcde", cut)
 
-    def test_random_framings_cut_anywhere(self):
+    def test_random_framings_agree_with_a_reference(self):
+        def reference(text):  # all there, and nothing malformed
+            head, _, text = text.partition(b"\r\n\r\n")
+            if b"Content-Length: " in head:
+                return text[: int(head.rpartition(b" ")[2])]
+            body, size = b"", 1
+            while size:
+                line, _, text = text.partition(b"\r\n")
+                size = int(line.partition(b";")[0], 16)
+                body, text = body + text[:size], text[size + 2 :]
+            return body
+
         rng = random.Random(16)
         for _ in range(300):
             sizes = rng.choices((1, 40), k=2)
@@ -2548,8 +2388,10 @@ class WholeOrError(TransportTest):
                 cuts = sorted(rng.choices(range(1, len(text)), k=rng.randrange(9)))
                 ends = zip([0, *cuts], [*cuts, len(text)])
                 found = self.read([text[a:b] for a, b in ends if a < b] + [b"next"])
+                self.assertEqual(found, reference(text))
                 self.assertEqual(found, body)
-                self.assertRaises(ConnectionError, self.read, [text[:-1]])
+                with self.assertRaises(ConnectionError):
+                    self.read([text[:-1]])
 
     def test_an_early_reply_to_a_large_upload_is_the_answer(self):
         reply = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n{}"
@@ -3044,11 +2886,11 @@ class Errors(TransportTest):
             self.error(stream=stream)
 
     def test_a_stream_is_known_by_its_first_bytes(self):
-        body = event(delta("a")) + event(STOP) + event(DONE)
+        end = event(STOP) + event(DONE)  # comes behind what was looked at
         starts = b"", b": hi\n\n", b"event: x\n", b"\xef\xbb\xbf", b"\r\n"
         kinds = "application/json", "text/plain", ""
         for first, kind in self.cases(itertools.product(starts, kinds)):
-            _, headers, parts = events(*filter(None, [first, body]))
+            _, headers, parts = events(first + event(delta("a")), 0.002, end)
             self.server.says((200, {**headers, "Content-Type": kind}, parts))
             self.assertEqual(reply_text(self.ask(stream=True)), "a")
 
@@ -3799,24 +3641,20 @@ class WrittenForOpenai(ServerTest):
             self.assertTrue(hasattr(lightllm, name), name)
         self.assertEqual(len({*lightllm.__all__}), len(lightllm.__all__))
         self.assertFalse(lightllm.NOT_GIVEN or lightllm.omit)
-        self.assertIs(lightllm.Client, lightllm.LightLLMClient)
-        self.assertIs(lightllm.OpenAI, lightllm.LightLLMClient)
+        self.assertEqual({lightllm.Client, lightllm.OpenAI}, {lightllm.LightLLMClient})
         for name in ("AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI"):
             self.assertIn(name, lightllm.__all__)
             kind = getattr(lightllm, name)
-            with self.assertRaisesRegex(TypeError, f"{name} .*LightLLMClient"):
-                kind(api_key="k", azure_endpoint="https://h")
+            words, given = f"{name} .*LightLLMClient", {"azure_endpoint": "https://h"}
+            self.assertRaisesRegex(TypeError, words, kind, api_key="k", **given)
             self.assertNotIsInstance(self.client, kind)
 
     def test_a_retry_handler_on_the_error_classes(self):
         openai = lightllm
         slow_down = plain({"error": {"message": "later", "code": "busy"}}, 429)
         self.server.says(slow_down, raw(), plain({}, 500), answer(), plain({}, 400))
-        again = (
-            openai.RateLimitError,
-            openai.APIConnectionError,
-            openai.InternalServerError,
-        )
+        again = (openai.RateLimitError, openai.APIConnectionError,
+                 openai.InternalServerError)  # fmt: skip
         seen = []
 
         def ask_patiently():
@@ -3831,8 +3669,7 @@ class WrittenForOpenai(ServerTest):
         self.assertEqual(reply_text(ask_patiently()), "Hello")
         errors = [("RateLimitError", "busy"), ("APIConnectionError", None)]
         self.assertEqual(seen, [*errors, ("InternalServerError", None)])
-        with self.assertRaisesRegex(RuntimeError, "400"):
-            ask_patiently()
+        self.assertRaisesRegex(RuntimeError, "400", ask_patiently)
 
     def test_a_stream_accumulator(self):
         pieces = ("Let me ", "see. ", *pieces_of(CALL), "\n", *pieces_of(CALL, 9))
@@ -3846,9 +3683,8 @@ class WrittenForOpenai(ServerTest):
         results = [{**result, "tool_call_id": call_id} for call_id in seen["ids"]]
         sent = self.request(messages=[user("q"), told, *results], tools=[TOOL])
 
-        self.assertEqual(seen["reason"], "tool_calls")
+        self.assertEqual((seen["calls"], seen["reason"]), ([A, A], "tool_calls"))
         self.assertEqual(seen["content"].strip(), "Let me see.")
-        self.assertEqual(seen["calls"], [A, A])
         self.assertEqual(sent["messages"][1:], [told, *results])
 
     def test_json_logs_of_requests_and_replies(self):
@@ -3858,9 +3694,8 @@ class WrittenForOpenai(ServerTest):
         for _ in range(2):
             response = self.client.chat.completions.create(**request)
             entry = {"request": request, "response": response.model_dump()}
-            print(json.dumps(entry, ensure_ascii=False), file=log)
-            print(json.dumps(response), file=log)
-            print(response.model_dump_json(), file=log)
+            texts = json.dumps(entry, ensure_ascii=False), json.dumps(response)
+            print(*texts, response.model_dump_json(), sep="\n", file=log)
             request["messages"].append(response.choices[0].message)
 
         lines = [json.loads(line) for line in log.getvalue().splitlines()]
@@ -3869,16 +3704,14 @@ class WrittenForOpenai(ServerTest):
         self.assertEqual(logged["tool_calls"][0]["function"]["name"], "search")
         self.assertEqual(lines[3]["response"], lines[5])
         again = lightllm.ChatCompletion.model_validate(lines[4])
-        self.assertEqual(again, response)
-        self.assertEqual(reply_text(again), "done")
+        self.assertEqual((again, reply_text(again)), (response, "done"))
 
     def test_a_pool_of_evaluators_each_with_its_own_client(self):
         self.server.answers(lambda heard: answer(heard.json["messages"][0]["content"]))
+        url = self.server.url + "/v1"
 
         def evaluate(n):
-            with lightllm.OpenAI(
-                api_key="k", base_url=self.server.url + "/v1"
-            ) as client:
+            with lightllm.OpenAI(api_key="k", base_url=url) as client:
                 create = client.beta.chat.completions.create
                 return reply_text(create(model="m", messages=[user(str(n))])) == str(n)
 
@@ -3926,7 +3759,6 @@ class FunctionsAsTools(ServerTest):
         function = schema["function"]
         self.assertEqual(function["name"], "paint")
         self.assertEqual(function["description"], "Paint something in a colour.")
-        properties = function["parameters"]["properties"]
         expected = {
             "what": {"type": "string", "description": "the thing to paint"},
             "colour": {"type": "string", "enum": ["red", "blue"]},
@@ -3935,7 +3767,7 @@ class FunctionsAsTools(ServerTest):
             "mode": {"type": "string", "enum": ["a"]}, "options": {"type": "object"},
             "extra": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
         }  # fmt: skip
-        self.assertEqual(properties, expected)
+        self.assertEqual(function["parameters"]["properties"], expected)
         self.assertEqual(function["parameters"]["required"], ["what", "colour"])
 
     def test_docstrings_of_every_style(self):
@@ -3980,17 +3812,14 @@ class FunctionsAsTools(ServerTest):
             (pages, "pages is asynchronous"),
         ]  # fmt: skip
         for function, words in self.cases(table):
-            with self.assertRaisesRegex(TypeError, words):
-                self.ask(tools=[function])
-        with self.assertRaisesRegex(TypeError, "fetch is asynchronous"):
-            lightllm.run_tool(call_to("fetch", "{}"), [fetch])
+            self.assertRaisesRegex(TypeError, words, self.ask, tools=[function])
+        given, words = (call_to("fetch", "{}"), [fetch]), "fetch is asynchronous"
+        self.assertRaisesRegex(TypeError, words, lightllm.run_tool, *given)
 
     def test_run_tool(self):
         good = call_to("paint", '{"what": "h\u00e4us", "colour": "red"}')
         text = lightllm.run_tool(good, [TOOL, paint])
-        painted = {"painted": "h\u00e4us", "colour": "red", "times": 1}
-        self.assertEqual(json.loads(text), painted)
-        self.assertIn("h\u00e4us", text)
+        self.assertEqual(text, dumped(painted="h\u00e4us", colour="red", times=1))
         table = [
             (None, "what"), ("{bad", "Error"), ("[1]", "Error"), ("null", "Error"),
             ('"colour"', "Error"), ("{}", "what"),
@@ -4004,17 +3833,15 @@ class FunctionsAsTools(ServerTest):
             self.assertIn(named, text)
         text = lightllm.run_tool(call_to("pain", "{}"), [TOOL, paint])
         self.assertRegex(text, "^Error.*no tool 'pain', only paint.")
-        with self.assertRaises(OSError):
-            fire = call_to("paint", '{"what": "fire", "colour": "red"}')
-            lightllm.run_tool(fire, [paint])
+        fire = call_to("paint", '{"what": "fire", "colour": "red"}')
+        self.assertRaises(OSError, lightllm.run_tool, fire, [paint])
 
         def str_tool(query: list):
             return "plain " + query[0]
 
         reply = answer(CALL.replace("search", "str_tool"))
-        message = self.choice(reply, tools=[str_tool]).message
-        text = lightllm.run_tool(message.tool_calls[0], [str_tool])
-        self.assertEqual(text, "plain a")
+        (call,) = self.choice(reply, tools=[str_tool]).message.tool_calls
+        self.assertEqual(lightllm.run_tool(call, [str_tool]), "plain a")
 
 
 # --- the product around the file ---
@@ -4134,6 +3961,7 @@ class CommandLine(TransportTest):
 
         def check(suffix=""):
             status, out, _ = self.run_main("--check", suffix=suffix)
+            self.assertEqual(self.sent.get("max_tokens", 1), 1)
             for part in ("server: ready", "tokens of context", "round trip"):
                 self.assertIn(part, out)
             self.assertEqual(status, 0)
@@ -4528,8 +4356,8 @@ class Properties(ServerTest):
             head = f"{{{q}name{q}: {q}f{q}, {q}arguments{q}:"
             for literal in (as_json, repr(values[-1])):
                 texts.append(f"Yes. <tool_call>\n{head}{literal}}}\n</tool_call>")
-        cutters = [functools.partial(random_pieces, rng)]
-        answers = self.answers_to(texts, cutters, tools=[TOOL])
+        cut = functools.partial(random_pieces, rng)
+        answers = self.answers_to(texts, [cut], tools=[TOOL])
         for number, (text, whole, (streamed,)) in enumerate(answers):
             for choice in (whole, streamed):
                 ((_, arguments),) = calls_of(choice.message)
@@ -4559,12 +4387,10 @@ class Properties(ServerTest):
             stop = ["".join(rng.choices("ab", k=size)) for size in (2, 3, 5)]
             texts = [random_text(rng, "aabbc", 9) for _ in range(40)]
             reason = ("stop", "length")[number % 2]
-            answers = self.answers_to(texts, cutters, reason, stop=stop)
-            for text, whole, cut in answers:
-                expected = (whole.message.content or "", whole.finish_reason)
-                for choice in cut:
-                    given = (choice.message.content or "", choice.finish_reason)
-                    self.assertEqual(given, expected, (stop, text))
+            for text, whole, cut in self.answers_to(texts, cutters, reason, stop=stop):
+                choices = (whole, *cut)
+                found = {(c.message.content or "", c.finish_reason) for c in choices}
+                self.assertEqual(len(found), 1, (stop, text, found))
 
 
 # --- the benchmark ---
