@@ -501,6 +501,7 @@ class UsageGuide(ServerTest):
     def test_image_file(self):
         path = self.new_folder() / "an image.jpg"
         path.write_bytes(PNG)
+        self.limit("MAX_IMAGE_BYTES", len(PNG))  # just not too large
         part = {"type": "image_url", "image_url": path.as_uri()}
         parts = [{"type": "text", "text": "What's in this image?"}, part]
 
