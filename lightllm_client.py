@@ -4354,6 +4354,8 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
                     said, line_end = said + piece.content, ""
                     print(piece.content, end="", flush=True)
     finally:
+        if not is_plain:
+            answer.close()
         print(end=line_end, file=sys.stderr)
         if said:
             print(flush=True)
