@@ -631,7 +631,7 @@ class Clients(ServerTest):
         self.server.answers(lambda heard: plain({"message": KEY}, 401))
         for ask, *arguments in [
             (self.ask, anonymous), (anonymous.get, "/health"), (anonymous.models.list,),
-            (functools.partial(anonymous.post, body={}), "/tokens"),
+            (lambda path, **given: anonymous.post(path, body={}, **given), "/tokens"),
             (anonymous.models.retrieve, "m"),
         ]:  # fmt: skip
             kind = lightllm.AuthenticationError
