@@ -1280,9 +1280,10 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
 #   connections, connections).
 # Its answer: framing (replies), then one JSON text (JSON) or events (server-sent events,
 #   stream source). Stop strings are cut off (stop strings), calls are found in the text
-#   (tool-call tags, arguments in tags, calls in JSON) and take the types of the schemas
-#   (types of arguments), ids and reasons are mended (putting answers right). Out come
-#   a ChatCompletion (answers) or a Stream of chunks (streams); dumps are plain (dumps).
+#   (tool-call tags, arguments in tags, calls in JSON) with the types of the schemas (types
+#   of arguments) or made by the server (server-made calls), and ids and reasons are mended
+#   (putting answers right). Out come a ChatCompletion (answers) or a Stream of chunks
+#   (streams); dumps are plain (dumps).
 # ======================================================================================
 
 # --- options ---
@@ -1931,134 +1932,10 @@ _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
 _NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
 _HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
-_VALUE_TAGS = {"</arg_value>": "<arg_value>", "</parameter>": "<parameter="}
-_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-_CALL_TAG = re.compile(r"<\W?tool.call|<(?:\WDSML\W)?function[=_]")
 
 
 class _LostCall(ValueError):
     """Args: what the answer announced and did not hold, and the answer."""
-
-
-class _ServerCall:
-    """A call that a server makes itself, as its deltas come."""
-
-    def __init__(self, name: str, index: Any) -> None:
-        self.name = name
-        self.index = index
-        self.fields: _Json = {"function": {}}
-        self.copies: list[list[str]] = []  # pieces of its arguments, anew for each head
-
-    def add(self, delta: _Json, function: _Json) -> None:
-        self.fields["function"].update(_drop_none(function))
-        self.fields.update(_drop_none({**delta, "function": None, "index": None}))
-        if function.get("name") or not self.copies:
-            self.copies.append([])
-        arguments = function.get("arguments")
-        if arguments not in (None, ""):
-            is_text = isinstance(arguments, str)
-            self.copies[-1].append(arguments if is_text else _dump_json(arguments))
-
-    def is_whole(self) -> bool:
-        """Whether all that came is the arguments of a call, or of several."""
-        has_end = self.copies[-1] and self.copies[-1][-1].rstrip().endswith("}")
-        return bool(has_end and _split_objects("".join(itertools.chain(*self.copies))))
-
-    def objects(self) -> list[tuple[_Json, str]]:
-        """The arguments of the calls that this is: of several where a server ran them
-        together, of none where it is not whole."""
-        copies = [_split_objects("".join(pieces)) for pieces in self.copies]
-        joined = _split_objects("".join(itertools.chain(*self.copies)))
-        found = joined or (list(itertools.chain(*copies)) if any(copies[-1:]) else [])
-        return found if self.name.strip() else []
-
-    def repeats(self, other: _ServerCall) -> bool:
-        """Whether it is the other call once more, in pieces where that came in one."""
-        mine, its = [(c.fields.get("id"), c.index, c.name) for c in (self, other)]
-        is_twin = bool(mine[0]) and mine == its and self.objects() == other.objects()
-        return is_twin and len(other.copies[-1]) == 1 < len(self.copies[-1])
-
-
-class _ServerCalls:
-    """The calls that a server makes itself, each held until it is whole."""
-
-    def __init__(self, schemas: _Json) -> None:
-        self.held: list[_ServerCall] = []
-        self.lost: list[str] = []  # what to say of those that did not come whole
-        self._schemas = schemas
-        self._last: _ServerCall | None = None  # the one given last
-
-    def add(self, delta: _Json) -> bool:
-        """Take a delta; return whether it begins a call."""
-        function = delta.get("function")
-        function = function if isinstance(function, dict) else {}
-        index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
-        held = [call for call in self.held if index is None or call.index == index]
-        call = held[-1] if held else None
-        if (
-            call and name and call.name
-        ):  # a head: of this call again, or of the next one?
-            is_other = call_id and call_id != call.fields.get("id", call_id)
-            if is_other or name != call.name or call.is_whole():
-                call = None
-        begins = not call and bool(name or call_id or function.get("arguments"))
-        if begins:
-            call = _ServerCall("", index)
-            self.held.append(call)
-        if call:
-            call.name = call.name or (name if isinstance(name, str) else "")
-            call.add(delta, function)
-        return begins
-
-    def take(self, text: str, has_next: bool, is_over: bool, is_cut: bool) -> _Calls:
-        """The calls in front that are whole and behind which another has begun; in the
-        end all that are whole. `text`: that of the answer, which may show damage."""
-        calls: _Calls = []
-        while self.held[not (has_next or is_over) :]:
-            call, following = [*self.held, _ServerCall("", None)][:2]
-            objects, damage = call.objects(), _find_damage(text, call.name)
-            is_copy = call.name == following.name and (
-                not is_over or bool(following.objects())
-            )
-            if not is_over and (is_copy or damage or not objects):
-                break  # glm47 sends a call twice, and perhaps cuts it
-            del self.held[0]
-            schema = self._schemas.get(call.name, {"required": "unknown"})
-            if not (
-                objects
-                or is_copy
-                or is_cut
-                or any(call.copies)
-                or schema.get("required")
-            ):
-                objects = [({}, "{}")]  # LightLLM streams "" for no arguments
-            if damage or not (objects or is_copy or is_cut):
-                self.lost.append(f"a call of {call.name!r} did not come whole{damage}")
-            elif self._last and objects and call.repeats(self._last):
-                self._last = None
-                continue
-            else:
-                calls += [_Call(call.name, *found, call.fields) for found in objects]
-            self._last = call
-        return calls
-
-
-def _find_damage(text: str, name: str) -> str:
-    """What the text of an answer says against a call that its server made."""
-    found = list(_THOUGHT.finditer(text))
-    if found and not found[-1][1]:
-        return ": it stands in a thought that does not end"
-    head, end, _ = text.partition("</think>")
-    orphaned = (
-        head if end and "<think>" not in head else ""
-    )  # its begin is in the prompt
-    thoughts = "".join([orphaned, *[thought[0] for thought in found]])
-    if name in thoughts and _CALL_TAG.search(thoughts):
-        return ": it stands in a thought"
-    for end, begin in _VALUE_TAGS.items():
-        if text.count(end) > text.count(begin):
-            return f": the server cut an argument off, whose {end} is in the text"
-    return ""
 
 
 class _ChoiceState:
@@ -2311,6 +2188,137 @@ def _objects(items: Any) -> list[_Json]:
 
 def _drop_none(fields: _Json) -> _Json:
     return {name: value for name, value in fields.items() if value is not None}
+
+
+# --- server-made calls ---
+# Deltas of calls -> whole calls. A call is held until it is whole: the next one begins, or
+# the answer ends. Servers run calls together, send them twice, cut them, or close them
+# themselves; what cannot be known is lost, and said to be.
+
+_VALUE_TAGS = {"</arg_value>": "<arg_value>", "</parameter>": "<parameter="}
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_CALL_TAG = re.compile(r"<\W?tool.call|<(?:\WDSML\W)?function[=_]")
+
+
+class _ServerCall:
+    """A call that a server makes itself, as its deltas come."""
+
+    def __init__(self, name: str, index: Any) -> None:
+        self.name = name
+        self.index = index
+        self.fields: _Json = {"function": {}}
+        self.copies: list[list[str]] = []  # pieces of its arguments, anew for each head
+
+    def add(self, delta: _Json, function: _Json) -> None:
+        self.fields["function"].update(_drop_none(function))
+        self.fields.update(_drop_none({**delta, "function": None, "index": None}))
+        if function.get("name") or not self.copies:
+            self.copies.append([])
+        arguments = function.get("arguments")
+        if arguments not in (None, ""):
+            is_text = isinstance(arguments, str)
+            self.copies[-1].append(arguments if is_text else _dump_json(arguments))
+
+    def is_whole(self) -> bool:
+        """Whether all that came is the arguments of a call, or of several."""
+        has_end = self.copies[-1] and self.copies[-1][-1].rstrip().endswith("}")
+        return bool(has_end and _split_objects("".join(itertools.chain(*self.copies))))
+
+    def objects(self) -> list[tuple[_Json, str]]:
+        """The arguments of the calls that this is: of several where a server ran them
+        together, of none where it is not whole."""
+        copies = [_split_objects("".join(pieces)) for pieces in self.copies]
+        joined = _split_objects("".join(itertools.chain(*self.copies)))
+        found = joined or (list(itertools.chain(*copies)) if any(copies[-1:]) else [])
+        return found if self.name.strip() else []
+
+    def repeats(self, other: _ServerCall) -> bool:
+        """Whether it is the other call once more, in pieces where that came in one."""
+        mine, its = [(c.fields.get("id"), c.index, c.name) for c in (self, other)]
+        is_twin = bool(mine[0]) and mine == its and self.objects() == other.objects()
+        return is_twin and len(other.copies[-1]) == 1 < len(self.copies[-1])
+
+
+class _ServerCalls:
+    """The calls that a server makes itself, each held until it is whole."""
+
+    def __init__(self, schemas: _Json) -> None:
+        self.held: list[_ServerCall] = []
+        self.lost: list[str] = []  # what to say of those that did not come whole
+        self._schemas = schemas
+        self._last: _ServerCall | None = None  # the one given last
+
+    def add(self, delta: _Json) -> bool:
+        """Take a delta; return whether it begins a call."""
+        function = delta.get("function")
+        function = function if isinstance(function, dict) else {}
+        index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
+        held = [call for call in self.held if index is None or call.index == index]
+        call = held[-1] if held else None
+        if (
+            call and name and call.name
+        ):  # a head: of this call again, or of the next one?
+            is_other = call_id and call_id != call.fields.get("id", call_id)
+            if is_other or name != call.name or call.is_whole():
+                call = None
+        begins = not call and bool(name or call_id or function.get("arguments"))
+        if begins:
+            call = _ServerCall("", index)
+            self.held.append(call)
+        if call:
+            call.name = call.name or (name if isinstance(name, str) else "")
+            call.add(delta, function)
+        return begins
+
+    def take(self, text: str, has_next: bool, is_over: bool, is_cut: bool) -> _Calls:
+        """The calls in front that are whole and behind which another has begun; in the
+        end all that are whole. `text`: that of the answer, which may show damage."""
+        calls: _Calls = []
+        while self.held[not (has_next or is_over) :]:
+            call, following = [*self.held, _ServerCall("", None)][:2]
+            objects, damage = call.objects(), _find_damage(text, call.name)
+            is_copy = call.name == following.name and (
+                not is_over or bool(following.objects())
+            )
+            if not is_over and (is_copy or damage or not objects):
+                break  # glm47 sends a call twice, and perhaps cuts it
+            del self.held[0]
+            schema = self._schemas.get(call.name, {"required": "unknown"})
+            if not (
+                objects
+                or is_copy
+                or is_cut
+                or any(call.copies)
+                or schema.get("required")
+            ):
+                objects = [({}, "{}")]  # LightLLM streams "" for no arguments
+            if damage or not (objects or is_copy or is_cut):
+                self.lost.append(f"a call of {call.name!r} did not come whole{damage}")
+            elif self._last and objects and call.repeats(self._last):
+                self._last = None
+                continue
+            else:
+                calls += [_Call(call.name, *found, call.fields) for found in objects]
+            self._last = call
+        return calls
+
+
+def _find_damage(text: str, name: str) -> str:
+    """What the text of an answer says against a call that its server made."""
+    found = list(_THOUGHT.finditer(text))
+    if found and not found[-1][1]:
+        return ": it stands in a thought that does not end"
+    head, end, _ = text.partition("</think>")
+    orphaned = (
+        head if end and "<think>" not in head else ""
+    )  # its begin is in the prompt
+    thoughts = "".join([orphaned, *[thought[0] for thought in found]])
+    if name in thoughts and _CALL_TAG.search(thoughts):
+        return ": it stands in a thought"
+    for end, begin in _VALUE_TAGS.items():
+        if text.count(end) > text.count(begin):
+            return f": the server cut an argument off, whose {end} is in the text"
+    return ""
 
 
 # --- dumps ---
