@@ -2474,29 +2474,30 @@ def _is_error(text: str, data: _Json) -> bool:
 # what it read and where that ended. _NotACall says where reading failed: the search for the
 # next tag goes on there and never before, so what was read as a string, a value or code is
 # data, and no tag in it is looked at again. _END stands behind a text that ended by itself;
-# without it, reading into the end means that more text may come (_Unfinished).
+# reading into the end without it means that more text may come (_Unfinished).
 
 _END = "\ud800"  # half of a surrogate pair, which no decoded text holds
+_ENDS = tuple("</tool_call>"[:size] + _END for size in (0, *range(2, 12)))
 _TAGS = ("<tool_call>", "<think>", "</think>", "<function=")
 _TAG = re.compile("|".join(_TAGS))
 _THOUGHT_END = re.compile("</think>")
 _REGION_END = re.compile("</tool_call>|</function>")
-_SHORT_REGION = 500  # characters: up to this, an open region is read at every piece
-_READINGS = 16  # of a longer one, when a tag came that may end it; then when it doubled
+_CALL_STARTS = ("{", "[", "<function=", "```json", "```")
+_CALL_FOLLOWERS = (
+    *_CALL_STARTS,
+    "</tool_call>",
+    "</function>",
+    "<code>",
+    "<tool_call>",
+)
 _SPACE = re.compile(r"\s*")
 _FILLER = re.compile(r"[\s,}]*")
 _JSON_TOKEN = re.compile(
-    r'"[^"\\]*(?:\\.[^"\\]*)*("?)|' r"'[^'\\]*(?:\\.[^'\\]*)*('?)|" r"[\[\]{}<]",
-    re.DOTALL,
-)
-_HOPELESS = re.compile(  # behind a <tool_call>: what is seen at a glance to be no call
-    r"\s*(?:(?:```(?:json)?\s*)?<[^f]|[{\[]\s*<|[^\s<`{\[\w.-]"
-    r"|[\w.-]{1,128}\s*(?:<[^a/]|[^\s<\w.-]))"
+    r'"[^"\\]*(?:\\.[^"\\]*)*"' r"|'[^'\\]*(?:\\.[^'\\]*)*'" r"|[\[\]{}<\"']", re.DOTALL
 )
 _CODE_TAG = re.compile("</?code>")
-_BARE_NAME = re.compile(r"[\w.-]{1,128}")
-_FUNCTION_NAME = re.compile(r"([^<>\n]{1,128})>")
-_LAST_END_TAG = re.compile(r"(?:\A|\n)[ \t]*</(\w+)>\s*\Z")
+_SHORT_REGION = 500  # characters: up to this, an open region is read at every piece
+_READINGS = 16  # of a longer one, when a tag came that may end it; then when it doubled
 
 
 class _Unfinished(Exception):
@@ -2518,20 +2519,18 @@ class _CallReader:
         self._is_thinking = False
         self._expects_end = False  # of a tag whose call the server read itself
         self._readings = _READINGS
-        self._held, self._size, self._due, self._tail = [""], 0, 0, ""
+        self._hold("")
 
     def feed(self, text: str) -> list[Any]:
         """The texts and calls that are certain now, in order."""
         self._held.append(text)
         self._size += len(text)
         self._tail = (self._tail + text)[-len(text) - 11 :]  # a tag may have been cut
-        if not self._is_stream:
-            return []  # a whole text is read once, by `finish`
         is_due = self._size <= _SHORT_REGION or self._size >= self._due
         if not is_due and self._readings and _REGION_END.search(self._tail):
             self._readings -= 1
             is_due = True
-        return self._read("") if is_due else []
+        return self._read("") if is_due and self._is_stream else []
 
     def finish(self, is_end: bool = True) -> list[Any]:
         """The rest. Where the text was cut (not `is_end`), an open region is no call."""
@@ -2550,49 +2549,46 @@ class _CallReader:
             self._expects_end = True
 
     def _hold(self, text: str) -> None:
-        self._held, self._size = [text], len(text)
-        self._due, self._tail = 2 * self._size, text[-11:]
+        self._held, self._size, self._tail = [text], len(text), text[-11:]
+        self._due = 2 * self._size
 
     def _read(self, ending: str) -> list[Any]:
-        text = self.held + ending
-        out: list[Any] = []
-        pos, end = 0, _length(text)
+        held, out, pos = self.held, [], 0
+        text = held + ending
         try:
             if self._expects_end:
-                tag, pos = _take(text, 0, "</tool_call>")
-                pos = pos if tag else 0
+                token, end = _take(text, 0, ("</tool_call>",))
                 self._expects_end = False
-            while pos < end:
+                pos = end if token else 0
+            while pos < len(held):
                 pos = self._read_next(text, pos, out)
         except _Unfinished:
             pass
         if pos:
             self._readings = _READINGS
-        self._hold(text[pos:end])
+        self._hold(held[pos:])
         return out
 
     def _read_next(self, text: str, pos: int, out: list[Any]) -> int:
         """Read the text up to the next tag, or what that opens; return where it ends."""
         found = (_THOUGHT_END if self._is_thinking else _TAG).search(text, pos)
-        end = found.start() if found else _certain_end(text, pos)
-        if end > pos or not found:
-            if end == pos:
-                raise _Unfinished
-            out.append(text[pos:end])
-            return end
-        if found[0] in ("<think>", "</think>"):
-            if not self._is_stream and found[0] == "</think>" and not self._is_thinking:
+        tag = found[0] if found and found.start() == pos else ""
+        if tag in ("<tool_call>", "<function="):
+            try:
+                read = _read_region if tag == "<tool_call>" else _read_bare_function
+                calls, end = read(text, pos + len(tag), self._schemas)
+                out += calls
+                return end
+            except _NotACall as failure:
+                end = failure.args[0]
+        elif tag:
+            if not self._is_stream and tag == "</think>" and not self._is_thinking:
                 out.clear()  # the prompt ended in <think>: all before was thought
-            self._is_thinking = found[0] == "<think>"
-            out.append(found[0])
-            return found.end()
-        try:
-            read = _read_region if found[0] == "<tool_call>" else _read_bare_function
-            calls, end = read(text, found.end(), self._schemas)
-            out += calls
-        except _NotACall as failure:
-            end = min(failure.args[0], _length(text))
-            out.append(text[pos:end])
+            self._is_thinking = tag == "<think>"
+            end = pos + len(tag)
+        else:
+            end = found.start() if found else _certain_end(text, pos)
+        out.append(text[pos:end].rstrip(_END))
         return end
 
 
@@ -2603,15 +2599,14 @@ def _read_calls(text: str, tools: Iterable[_Json]) -> _Calls:
     return [call for call in out if isinstance(call, _Call)]
 
 
-def _length(text: str) -> int:
-    return len(text) - text.endswith(_END)
-
-
 def _certain_end(text: str, pos: int) -> int:
     """Up to where the text cannot be the beginning of a tag."""
-    cut = text.rfind("<", max(pos, len(text) - 10))
-    is_part = cut >= 0 and any(tag.startswith(text[cut:]) for tag in _TAGS)
-    return cut if is_part else _length(text)
+    end = text.rfind("<", max(pos, len(text) - 10))
+    if end < 0 or not any(tag.startswith(text[end:]) for tag in _TAGS):
+        return len(text)
+    if end == pos:
+        raise _Unfinished
+    return end
 
 
 def _failure_at_end(text: str) -> Exception:
@@ -2619,7 +2614,9 @@ def _failure_at_end(text: str) -> Exception:
     return _NotACall(len(text)) if text.endswith(_END) else _Unfinished()
 
 
-def _take(text: str, pos: int, *tokens: str, space: _Pattern = _SPACE) -> _Token:
+def _take(
+    text: str, pos: int, tokens: tuple[str, ...] = (), space: _Pattern = _SPACE
+) -> _Token:
     """The token behind the space at pos, or "", and where that ends."""
     found = space.match(text, pos)
     pos = found.end() if found else pos
@@ -2641,85 +2638,65 @@ def _match(text: str, pos: int, pattern: _Pattern) -> re.Match[str]:
     return found
 
 
-def _ends_at(text: str, pos: int) -> bool:
-    """Whether the text ends at pos by itself, or in a part of the end tag."""
-    rest = text[pos : pos + 13]
-    return rest.endswith(_END) and "</tool_call>".startswith(rest[:-1])
-
-
 def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     """The calls behind a <tool_call>, and the end of its region."""
-    if _HOPELESS.match(text, pos):
-        raise _NotACall(pos)
-    fence, pos = _take(text, pos, "```")
-    if fence:
-        pos = _take(text, pos, "json")[1]
     calls: _Calls = []
-    tokens: tuple[str, ...] = ("{", "[", "<function=")
     while True:
-        token, pos = _take(text, pos, *tokens, space=_FILLER if calls else _SPACE)
-        found: _Calls = []
+        if calls:
+            token, pos = _take(text, pos, _CALL_FOLLOWERS, _FILLER)
+        else:
+            token, pos = _take(text, pos, _CALL_STARTS)
         if token in ("{", "["):
             found, pos = _read_json(text, pos - 1)
-        elif token == "<function=":
-            found, pos = _read_function(text, pos, schemas)
+            calls += found
+        elif token == "<function=" or not (token or calls):
+            form = _Qwen3Coder if token else _Glm
+            call, pos = _read_tagged_call(text, pos, form, schemas)
+            calls.append(call)
         elif token == "<code>":
             code, pos = _read_code(text, pos)
             if calls[-1].values.get("code"):
                 raise _NotACall(pos)
             calls[-1].add("code", code)
-        elif not calls:
-            found, pos = _read_named_call(text, pos, schemas)
-        elif token not in ("```", "</function>"):
-            return calls, _find_region_end(text, pos, token)
-        calls += found
-        tokens = ("{", "[", "<function=", "<code>", "```", "</function>")
-        tokens += ("</tool_call>", "<tool_call>")
-
-
-def _find_region_end(text: str, pos: int, token: str) -> int:
-    """Where the text goes on behind the token that follows the calls of a region."""
-    if token:
-        return pos - len(token) if token == "<tool_call>" else pos
-    part = text[pos : pos + 12]
-    if part.endswith(_END) and part != "<" + _END:  # which may begin <code>
-        if "<tool_call>".startswith(part[:-1]):
-            return pos
-        if "</tool_call>".startswith(part[:-1]):
-            return _length(text)
-    raise _NotACall(pos)
+        elif token == "</tool_call>":
+            return calls, pos
+        elif token == "<tool_call>":
+            return calls, pos - len(token)
+        elif not token:
+            if text.startswith(_ENDS, pos):
+                return calls, len(text)
+            raise _NotACall(pos)
 
 
 def _read_bare_function(text: str, pos: int, schemas: _Json) -> _Found:
     """The call at a `<function=` without a <tool_call>: whole, and of an offered tool."""
-    if _strip_quotes(_match(text, pos, _FUNCTION_NAME)[1]) not in schemas:
+    if _strip_quotes(_match(text, pos, _Qwen3Coder.name)[1]) not in schemas:
         raise _NotACall(pos)
-    calls, pos = _read_function(text, pos, schemas)
-    token, pos = _take(text, pos, "</function>")
+    call, pos = _read_tagged_call(text, pos, _Qwen3Coder, schemas)
+    token, pos = _take(text, pos, ("</function>",))
     if not token:
         raise _NotACall(pos)
-    token, end = _take(text, pos, "</tool_call>")
-    return calls, end if token else pos
+    token, end = _take(text, pos, ("</tool_call>",))
+    return [call], end if token else pos
 
 
 def _read_json(text: str, pos: int) -> _Found:
     """The calls in the JSON at pos, and its end: where its brackets close."""
     depth = 0
     for found in _JSON_TOKEN.finditer(text, pos):
-        start, end = found.span()
-        mark, missing = text[start], ""
-        if mark in "\"'":
-            if not (found[1] or found[2]):
-                break  # the string does not end
+        token, (start, end), missing = found[0], found.span(), ""
+        if token in "\"'":
+            break  # the string does not end
+        if token[0] in "\"'":
             continue
-        if mark == "<":
-            if depth != 1 or not _take(text, start, "</tool_call>")[0]:
+        if token == "<":
+            if depth != 1 or not _take(text, start, ("</tool_call>",))[0]:
                 is_quoted = text[start - 1] in "\"'"
-                if is_quoted and not _take(text, start, "</")[0]:
+                if is_quoted and not text.startswith("</", start):
                     break  # a quote that was not escaped: this is a string's text
                 raise _NotACall(start)
             end, missing = start, "}"  # just the outer brace
-        depth += 1 if mark in "{[" else -1
+        depth += 1 if token in "{[" else -1
         if depth > _MAX_DEPTH:
             raise _NotACall(start)
         if not depth:
@@ -2745,12 +2722,16 @@ def _read_code(text: str, pos: int) -> _Token:
 # its end tag if what may follow it does, or before an argument that is declared and not set
 # yet, or at the end of the call: then its end tag was forgotten. Else there is no call.
 
+_LAST_END_TAG = re.compile(r"(?:\A|\n)[ \t]*</(\w+)>\s*\Z")
+
 
 class _Qwen3Coder:
     """<function=name><parameter=key>value</parameter></function>, a line each."""
 
     begin, end = "<parameter=", "</parameter>"
     outer, outer_end = "<function=", "</function>"
+    followers = (begin, outer_end, "</tool_call>")
+    name = re.compile(r"([^<>\n]{1,128})>")
     key = re.compile(r"<parameter=([^<>\n]{1,128})>(?:\r?\n)?")
     tags = re.compile(
         r"(?P<line>\r?\n[ \t]*)?<parameter=(?P<key>[^<>\n]{1,128})>"
@@ -2763,6 +2744,8 @@ class _Glm:
 
     begin, end = "<arg_key>", "</arg_value>"
     outer, outer_end = "<tool_call>", "</tool_call>"
+    followers = (begin, outer_end)
+    name = re.compile(r"([\w.-]{0,128})")
     key = re.compile(r"<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
     tags = re.compile(
         r"(?P<line>\n?)<arg_key>(?P<key>[^<]{1,128})</arg_key>\s{0,64}<arg_value>"
@@ -2770,39 +2753,26 @@ class _Glm:
     )
 
 
-def _read_function(text: str, pos: int, schemas: _Json) -> _Found:
-    """The call behind a `<function=`, and where the tag behind its arguments stands."""
-    found = _match(text, pos, _FUNCTION_NAME)
-    return _read_arguments(text, found.end(), found[1], _Qwen3Coder, schemas)
-
-
-def _read_named_call(text: str, pos: int, schemas: _Json) -> _Found:
-    """GLM's call; one without arguments only of an offered tool."""
-    found = _BARE_NAME.match(text, pos)
-    if not found:
+def _read_tagged_call(text: str, pos: int, form: Any, schemas: _Json) -> Any:
+    """The call whose name stands at pos, and where the tag behind its arguments does. In
+    GLM's form a name alone is one only of an offered tool."""
+    found = _match(text, pos, form.name)
+    name, pos = _strip_quotes(found[1]), found.end()
+    if not name:
         raise _NotACall(pos)
-    calls, end = _read_arguments(text, found.end(), found[0], _Glm, schemas)
-    if not calls[0].values and found[0] not in schemas:
-        raise _NotACall(end)
-    return calls, end
-
-
-def _read_arguments(
-    text: str, pos: int, name: str, form: Any, schemas: _Json
-) -> _Found:
-    """The call of that name, and where the tag behind its arguments stands."""
-    name = _strip_quotes(name)
     schema = schemas.get(name, {})
     properties = schema.get("properties")
     properties = properties if isinstance(properties, dict) else {}
     values: _Json = {}
-    while name:
-        token, end = _take(text, pos, form.begin, form.outer_end, "</tool_call>")
+    while True:
+        token, end = _take(text, pos, form.followers)
         pos = end - len(token)
         if token != form.begin:
-            if token or (_ends_at(text, pos) and text.startswith("</", pos)):
-                return [_Call(name, values)], pos
-            break
+            if not (token or text.startswith(_ENDS[1:], pos)):
+                break
+            if not values and form is _Glm and name not in schemas:
+                break
+            return _Call(name, values), pos
         found = _match(text, pos, form.key)
         key = _strip_quotes(found[1])
         unset = properties.keys() - values.keys() - {key}
@@ -2822,26 +2792,26 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
     for found in form.tags.finditer(text, start):
         tag, key = found[0].lstrip(), found["key"]
         at = found.end() - len(tag)
-        token, rest = "", 0
-        if tag[1] == "/":
-            follow = (form.begin, form.outer_end, "</tool_call>")
-            token, rest = _take(text, found.end(), *follow)
-        elif end:
+        is_end_tag = tag[1] == "/"
+        if end and not is_end_tag:
             break
         if key and (found["line"] is not None or at == start):
             if _strip_quotes(key) in unset:
                 end, after = found.start(), at
                 break
             has_argument = has_argument or not opened
-        if tag[1] != "/":
+        if not is_end_tag:
             opened.append(form.outer_end if tag.startswith(form.outer) else form.end)
             if len(opened) > _MAX_DEPTH:
                 raise _NotACall(found.end())
-        elif tag in opened:
+            continue
+        if tag in opened:
             while opened.pop() != tag:
                 pass
-        elif tag == form.end:
-            if token or _ends_at(text, rest):
+            continue
+        token, rest = _take(text, found.end(), form.followers)
+        if tag == form.end:
+            if token or text.startswith(_ENDS, rest):
                 return text[start : found.start()], rest - len(token)
         elif "</tool_call>" in (tag, token) and not end:
             if has_argument:
