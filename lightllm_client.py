@@ -2482,16 +2482,15 @@ _TAGS = ("<tool_call>", "<think>", "</think>", "<function=")
 _TAG = re.compile("|".join(_TAGS))
 _THOUGHT_END = re.compile("</think>")
 _REGION_END = re.compile("</tool_call>|</function>")
-_CALL_STARTS = ("{", "[", "<function=", "```json", "```")
-_CALL_FOLLOWERS = (
-    *_CALL_STARTS,
-    "</tool_call>",
-    "</function>",
-    "<code>",
-    "<tool_call>",
+_TOKENS = (
+    *_TAGS,
+    *"</tool_call> </function> <code> ```json <parameter= <arg_key>".split(),
 )
-_SPACE = re.compile(r"\s*")
-_FILLER = re.compile(r"[\s,}]*")
+_CALL_START = re.compile(r"\s*([{[]|<function=|```(?:json)?|)")
+_CALL_FOLLOWER = re.compile(
+    r"[\s,}]*([{[]|<function=|```(?:json)?|</?tool_call>|</function>|<code>|)"
+)
+_END_TAG = re.compile(r"\s*(</tool_call>|)")
 _JSON_TOKEN = re.compile(
     r'"[^"\\]*(?:\\.[^"\\]*)*"' r"|'[^'\\]*(?:\\.[^'\\]*)*'" r"|[\[\]{}<\"']", re.DOTALL
 )
@@ -2557,7 +2556,7 @@ class _CallReader:
         text = held + ending
         try:
             if self._expects_end:
-                token, end = _take(text, 0, ("</tool_call>",))
+                token, end = _take(text, 0, _END_TAG)
                 self._expects_end = False
                 pos = end if token else 0
             while pos < len(held):
@@ -2586,8 +2585,14 @@ class _CallReader:
                 out.clear()  # the prompt ended in <think>: all before was thought
             self._is_thinking = tag == "<think>"
             end = pos + len(tag)
-        else:
-            end = found.start() if found else _certain_end(text, pos)
+        elif found:
+            end = found.start()
+        else:  # up to what may become a tag
+            end = text.rfind("<", max(pos, len(text) - 10))
+            if end < 0 or not _is_part(text, end, _TAGS):
+                end = len(text)
+            elif end == pos:
+                raise _Unfinished
         out.append(text[pos:end].rstrip(_END))
         return end
 
@@ -2599,14 +2604,10 @@ def _read_calls(text: str, tools: Iterable[_Json]) -> _Calls:
     return [call for call in out if isinstance(call, _Call)]
 
 
-def _certain_end(text: str, pos: int) -> int:
-    """Up to where the text cannot be the beginning of a tag."""
-    end = text.rfind("<", max(pos, len(text) - 10))
-    if end < 0 or not any(tag.startswith(text[end:]) for tag in _TAGS):
-        return len(text)
-    if end == pos:
-        raise _Unfinished
-    return end
+def _is_part(text: str, pos: int, tokens: tuple[str, ...]) -> bool:
+    """Whether the text ends in what may become a token."""
+    part = text[pos : pos + 12]
+    return len(part) < 12 and any(token[:-1].startswith(part) for token in tokens)
 
 
 def _failure_at_end(text: str) -> Exception:
@@ -2614,19 +2615,12 @@ def _failure_at_end(text: str) -> Exception:
     return _NotACall(len(text)) if text.endswith(_END) else _Unfinished()
 
 
-def _take(
-    text: str, pos: int, tokens: tuple[str, ...] = (), space: _Pattern = _SPACE
-) -> _Token:
+def _take(text: str, pos: int, pattern: _Pattern) -> _Token:
     """The token behind the space at pos, or "", and where that ends."""
-    found = space.match(text, pos)
-    pos = found.end() if found else pos
-    for token in tokens:
-        if text.startswith(token, pos):
-            return token, pos + len(token)
-    rest = text[pos : pos + 12]
-    if len(rest) < 12 and any(token.startswith(rest) for token in tokens):
+    found = _match(text, pos, pattern)
+    if not found[1] and _is_part(text, found.end(), _TOKENS):
         raise _Unfinished
-    return "", pos
+    return found[1], found.end()
 
 
 def _match(text: str, pos: int, pattern: _Pattern) -> re.Match[str]:
@@ -2642,10 +2636,7 @@ def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     """The calls behind a <tool_call>, and the end of its region."""
     calls: _Calls = []
     while True:
-        if calls:
-            token, pos = _take(text, pos, _CALL_FOLLOWERS, _FILLER)
-        else:
-            token, pos = _take(text, pos, _CALL_STARTS)
+        token, pos = _take(text, pos, _CALL_FOLLOWER if calls else _CALL_START)
         if token in ("{", "["):
             found, pos = _read_json(text, pos - 1)
             calls += found
@@ -2673,10 +2664,10 @@ def _read_bare_function(text: str, pos: int, schemas: _Json) -> _Found:
     if _strip_quotes(_match(text, pos, _Qwen3Coder.name)[1]) not in schemas:
         raise _NotACall(pos)
     call, pos = _read_tagged_call(text, pos, _Qwen3Coder, schemas)
-    token, pos = _take(text, pos, ("</function>",))
-    if not token:
+    token, pos = _take(text, pos, _Qwen3Coder.follower)
+    if token != "</function>":
         raise _NotACall(pos)
-    token, end = _take(text, pos, ("</tool_call>",))
+    token, end = _take(text, pos, _END_TAG)
     return [call], end if token else pos
 
 
@@ -2690,7 +2681,7 @@ def _read_json(text: str, pos: int) -> _Found:
         if token[0] in "\"'":
             continue
         if token == "<":
-            if depth != 1 or not _take(text, start, ("</tool_call>",))[0]:
+            if depth != 1 or not _take(text, start, _END_TAG)[0]:
                 is_quoted = text[start - 1] in "\"'"
                 if is_quoted and not text.startswith("</", start):
                     break  # a quote that was not escaped: this is a string's text
@@ -2730,7 +2721,7 @@ class _Qwen3Coder:
 
     begin, end = "<parameter=", "</parameter>"
     outer, outer_end = "<function=", "</function>"
-    followers = (begin, outer_end, "</tool_call>")
+    follower = re.compile(r"\s*(<parameter=|</function>|</tool_call>|)")
     name = re.compile(r"([^<>\n]{1,128})>")
     key = re.compile(r"<parameter=([^<>\n]{1,128})>(?:\r?\n)?")
     tags = re.compile(
@@ -2744,7 +2735,7 @@ class _Glm:
 
     begin, end = "<arg_key>", "</arg_value>"
     outer, outer_end = "<tool_call>", "</tool_call>"
-    followers = (begin, outer_end)
+    follower = re.compile(r"\s*(<arg_key>|</tool_call>|)")
     name = re.compile(r"([\w.-]{0,128})")
     key = re.compile(r"<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
     tags = re.compile(
@@ -2765,7 +2756,7 @@ def _read_tagged_call(text: str, pos: int, form: Any, schemas: _Json) -> Any:
     properties = properties if isinstance(properties, dict) else {}
     values: _Json = {}
     while True:
-        token, end = _take(text, pos, form.followers)
+        token, end = _take(text, pos, form.follower)
         pos = end - len(token)
         if token != form.begin:
             if not (token or text.startswith(_ENDS[1:], pos)):
@@ -2809,7 +2800,7 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
             while opened.pop() != tag:
                 pass
             continue
-        token, rest = _take(text, found.end(), form.followers)
+        token, rest = _take(text, found.end(), form.follower)
         if tag == form.end:
             if token or text.startswith(_ENDS, rest):
                 return text[start : found.start()], rest - len(token)
@@ -2881,28 +2872,28 @@ class _Call:
 
 def _parse_calls(text: str) -> _Calls:
     """The calls of an object, or of all objects of an array; none if one is no call."""
+    is_strict = True
     try:
-        data, is_strict = _parse_strict(text), True
+        data = _parse_strict(text)
     except ValueError:
+        is_strict = False
         try:
-            data, is_strict = _parse_strict(_rewrite(text)), False
+            data = _parse_strict(_rewrite(text))
         except ValueError:
             return []
     calls: _Calls = []
-    at = 0
     for item in data if isinstance(data, list) else [data]:
-        call = _parse_call(item)
-        if not call:
+        values = _find_arguments(item)
+        if values is None:
             return []
-        written = (item.get("arguments"), item.get("parameters"))
-        if is_strict and any(isinstance(values, dict) for values in written):
-            at = _keep_text(call, text, at)
-        calls.append(call)
+        calls.append(_Call(item["name"], values))
+    if is_strict:
+        _keep_texts(calls, text)
     return calls
 
 
-def _parse_call(item: Any) -> _Call | None:
-    """The call that an object is, or None."""
+def _find_arguments(item: Any) -> _Json | None:
+    """The arguments of the call that an object is, or None where it is no call."""
     name = item.get("name") if isinstance(item, dict) else None
     if not name or not isinstance(name, str):
         return None
@@ -2915,18 +2906,19 @@ def _parse_call(item: Any) -> _Call | None:
             values = _parse_strict(values.strip() or "{}")
         except ValueError:
             return None
-    return _Call(name, values) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else None
 
 
-def _keep_text(call: _Call, text: str, at: int) -> int:
-    """Give a call the text of its arguments, as it stands behind `at` in a JSON text, so
-    that numbers and spaces stay as the model wrote them; return where that ended."""
-    for found in _ARGUMENTS.finditer(text, at):
-        values, end = _DECODER.raw_decode(text, found.end())
-        if str(values) == str(call.values):  # while 1 == 1.0 == True
-            call.text = text[found.end() : end]
-            return end
-    return at
+def _keep_texts(calls: _Calls, text: str) -> None:
+    """Give the calls the texts of their arguments, so that numbers and spaces stay as the
+    model wrote them."""
+    at = 0
+    for call in calls:
+        for found in _ARGUMENTS.finditer(text, at):
+            values, end = _DECODER.raw_decode(text, found.end())
+            if str(values) == str(call.values):  # while 1 == 1.0 == True
+                call.text, at = text[found.end() : end], end
+                break
 
 
 def _rewrite(text: str) -> str:
@@ -3082,7 +3074,7 @@ def _split_objects(text: str) -> list[tuple[_Json, str]]:
             if not isinstance(data, dict):
                 return []
             found.append((data, text[pos:end]))
-            pos = _take(text, end)[1]
+            pos = re.compile(r"\s*").match(text, end).end()
     except (ValueError, RecursionError):
         return []
     return found
