@@ -2478,18 +2478,20 @@ def _is_error(text: str, data: _Json) -> bool:
 
 _END = "\ud800"  # half of a surrogate pair, which no decoded text holds
 _ENDS = tuple("</tool_call>"[:size] + _END for size in (0, *range(2, 12)))
+_BEGUN = tuple("<tool_call>"[:size] + _END for size in range(2, 11))
 _TAGS = ("<tool_call>", "<think>", "</think>", "<function=")
 _TAG = re.compile("|".join(_TAGS))
 _THOUGHT_END = re.compile("</think>")
 _REGION_END = re.compile("</tool_call>|</function>")
 _TOKENS = (
     *_TAGS,
-    *"</tool_call> </function> <code> ```json <parameter= <arg_key>".split(),
+    *["</tool_call>", "</function>", "<code>", "```json", "<parameter=", "<arg_key>"],
 )
 _CALL_START = re.compile(r"\s*([{[]|<function=|```(?:json)?|)")
 _CALL_FOLLOWER = re.compile(
-    r"[\s,}]*([{[]|<function=|```(?:json)?|</?tool_call>|</function>|<code>|)"
+    r"[\s,}]*([{[]|<function=|```|</?tool_call>|</function>|<code>|)"
 )
+_SPACE = re.compile(r"\s*")
 _END_TAG = re.compile(r"\s*(</tool_call>|)")
 _JSON_TOKEN = re.compile(
     r'"[^"\\]*(?:\\.[^"\\]*)*"' r"|'[^'\\]*(?:\\.[^'\\]*)*'" r"|[\[\]{}<\"']", re.DOTALL
@@ -2508,17 +2510,16 @@ class _NotACall(Exception):
 
 
 class _CallReader:
-    """Takes the calls out of a model's text. It may come in any pieces: the outcome does
-    not depend on the cuts. What may become a call is held back until that is certain.
-    """
+    """Takes the calls out of a text that comes in any pieces; the outcome does not depend
+    on them. What may become a call is held back until that is certain."""
 
     def __init__(self, schemas: _Json, is_stream: bool = True) -> None:
         self._schemas = schemas
         self._is_stream = is_stream
         self._is_thinking = False
-        self._expects_end = False  # of a tag whose call the server read itself
+        self._expects_end = False  # a </tool_call>, though its begin was not read
         self._readings = _READINGS
-        self._hold("")
+        self._held, self._size, self._due, self._tail = [""], 0, 0, ""
 
     def feed(self, text: str) -> list[Any]:
         """The texts and calls that are certain now, in order."""
@@ -2548,19 +2549,20 @@ class _CallReader:
             self._expects_end = True
 
     def _hold(self, text: str) -> None:
-        self._held, self._size, self._tail = [text], len(text), text[-11:]
-        self._due = 2 * self._size
+        self._held, self._size = [text], len(text)
+        self._due, self._tail = 2 * self._size, text[-11:]
 
     def _read(self, ending: str) -> list[Any]:
-        held, out, pos = self.held, [], 0
+        out: list[Any] = []
+        held, pos = self.held, 0
         text = held + ending
         try:
-            if self._expects_end:
-                token, end = _take(text, 0, _END_TAG)
-                self._expects_end = False
-                pos = end if token else 0
             while pos < len(held):
-                pos = self._read_next(text, pos, out)
+                if self._expects_end:
+                    token, end = _take(text, pos, _END_TAG)
+                    pos, self._expects_end = end if token else pos, False
+                else:
+                    pos = self._read_next(text, pos, out)
         except _Unfinished:
             pass
         if pos:
@@ -2576,6 +2578,7 @@ class _CallReader:
             try:
                 read = _read_region if tag == "<tool_call>" else _read_bare_function
                 calls, end = read(text, pos + len(tag), self._schemas)
+                self._expects_end = tag == "<function="
                 out += calls
                 return end
             except _NotACall as failure:
@@ -2610,9 +2613,11 @@ def _is_part(text: str, pos: int, tokens: tuple[str, ...]) -> bool:
     return len(part) < 12 and any(token[:-1].startswith(part) for token in tokens)
 
 
-def _failure_at_end(text: str) -> Exception:
-    """What to raise where the text ends in the middle of something."""
-    return _NotACall(len(text)) if text.endswith(_END) else _Unfinished()
+def _failure(text: str, pos: int, reach: int = 1) -> Exception:
+    """What to raise where reading fails at pos, for want of text or for what it says in
+    the `reach` characters there."""
+    is_cut = len(text) - pos < reach and not text.endswith(_END)
+    return _Unfinished() if is_cut else _NotACall(pos)
 
 
 def _take(text: str, pos: int, pattern: _Pattern) -> _Token:
@@ -2627,8 +2632,7 @@ def _match(text: str, pos: int, pattern: _Pattern) -> re.Match[str]:
     """The match at pos of a pattern that takes 400 characters at the most."""
     found = pattern.match(text, pos)
     if not found:
-        is_cut = len(text) - pos < 400 and not text.endswith(_END)
-        raise _Unfinished if is_cut else _NotACall(pos)
+        raise _failure(text, pos, 400)
     return found
 
 
@@ -2637,6 +2641,8 @@ def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     calls: _Calls = []
     while True:
         token, pos = _take(text, pos, _CALL_FOLLOWER if calls else _CALL_START)
+        if token in ("```", "```json", "</function>"):
+            continue
         if token in ("{", "["):
             found, pos = _read_json(text, pos - 1)
             calls += found
@@ -2646,16 +2652,15 @@ def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
             calls.append(call)
         elif token == "<code>":
             code, pos = _read_code(text, pos)
-            if calls[-1].values.get("code"):
+            call = calls.pop()
+            if call.values.get("code"):
                 raise _NotACall(pos)
-            calls[-1].add("code", code)
-        elif token == "</tool_call>":
-            return calls, pos
-        elif token == "<tool_call>":
+            calls.append(_Call(call.name, {**call.values, "code": code}))
+        elif token == "</tool_call>" or text.startswith(_ENDS, pos):
+            return calls, pos if token else len(text)
+        elif token == "<tool_call>" or text.startswith(_BEGUN, pos):
             return calls, pos - len(token)
-        elif not token:
-            if text.startswith(_ENDS, pos):
-                return calls, len(text)
+        else:
             raise _NotACall(pos)
 
 
@@ -2667,8 +2672,7 @@ def _read_bare_function(text: str, pos: int, schemas: _Json) -> _Found:
     token, pos = _take(text, pos, _Qwen3Coder.follower)
     if token != "</function>":
         raise _NotACall(pos)
-    token, end = _take(text, pos, _END_TAG)
-    return [call], end if token else pos
+    return [call], pos
 
 
 def _read_json(text: str, pos: int) -> _Found:
@@ -2691,11 +2695,11 @@ def _read_json(text: str, pos: int) -> _Found:
         if depth > _MAX_DEPTH:
             raise _NotACall(start)
         if not depth:
-            calls = _parse_calls(text[pos:end] + missing)
-            if not calls:
-                raise _NotACall(end)
-            return calls, end
-    raise _failure_at_end(text)
+            try:
+                return _parse_calls(text[pos:end] + missing), end
+            except ValueError:
+                raise _NotACall(end) from None
+    raise _failure(text, len(text))
 
 
 def _read_code(text: str, pos: int) -> _Token:
@@ -2705,7 +2709,7 @@ def _read_code(text: str, pos: int) -> _Token:
         depth += 1 if found[0] == "<code>" else -1
         if not depth:
             return text[pos : found.start()].strip("\r\n"), found.end()
-    raise _failure_at_end(text)
+    raise _failure(text, len(text))
 
 
 # --- arguments in tags ---
@@ -2810,7 +2814,7 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
             end, after = found.start(), at
     else:
         if not end or not text.endswith(_END):
-            raise _failure_at_end(text)
+            raise _failure(text, len(text))
     return _drop_last_end_tag(text[start:end], form), after
 
 
@@ -2846,67 +2850,48 @@ _ESCAPE = re.compile(
 
 
 class _Call:
-    """A whole call. `text`: its arguments as the model wrote them, where that is JSON."""
+    """A whole call. `text`: its arguments as the model wrote them, where that is JSON;
+    `fields`: what else a server said of a call that it made."""
 
-    def __init__(
-        self,
-        name: str,
-        values: _Json,
-        text: str | None = None,
-        fields: _Json | None = None,
-    ) -> None:
+    def __init__(self, name: str, values: _Json, text: str = "", fields: Any = None):
         self.name = name
         self.values = values
         self.text = text
-        self.fields = fields or {}  # of a call that the server made
+        self.fields = fields or {}
 
     @property
     def arguments(self) -> str:
-        if self.text is None or re.search(r"[\0-\x1f]", self.text):
-            return _dump_json(self.values)
-        return self.text
-
-    def add(self, key: str, value: str) -> None:
-        self.values, self.text = {**self.values, key: value}, None
+        is_kept = self.text and not re.search(r"[\0-\x1f]", self.text)
+        return self.text if is_kept else _dump_json(self.values)
 
 
 def _parse_calls(text: str) -> _Calls:
-    """The calls of an object, or of all objects of an array; none if one is no call."""
-    is_strict = True
+    """The calls of an object, or of all objects of an array. Raises ValueError."""
     try:
-        data = _parse_strict(text)
+        data, is_strict = _parse_strict(text), True
     except ValueError:
-        is_strict = False
-        try:
-            data = _parse_strict(_rewrite(text))
-        except ValueError:
-            return []
-    calls: _Calls = []
-    for item in data if isinstance(data, list) else [data]:
-        values = _find_arguments(item)
-        if values is None:
-            return []
-        calls.append(_Call(item["name"], values))
+        data, is_strict = _parse_strict(_rewrite(text)), False
+    calls = [_parse_call(item) for item in (data if isinstance(data, list) else [data])]
+    if not calls:
+        raise ValueError("an empty array")
     if is_strict:
         _keep_texts(calls, text)
     return calls
 
 
-def _find_arguments(item: Any) -> _Json | None:
-    """The arguments of the call that an object is, or None where it is no call."""
-    name = item.get("name") if isinstance(item, dict) else None
-    if not name or not isinstance(name, str):
-        return None
+def _parse_call(item: Any) -> _Call:
+    """The call that an object is. Raises ValueError where it is none."""
+    item = item if isinstance(item, dict) else {}
+    name = item.get("name")
     written = [item[key] for key in ("arguments", "parameters") if key in item]
-    if not written and item.keys() - {"name", "type", "id"}:
-        return None  # arguments beside the name: without them it would be another call
     values: Any = next((one for one in written if one not in (None, "", {})), {})
     if isinstance(values, str):
-        try:
-            values = _parse_strict(values.strip() or "{}")
-        except ValueError:
-            return None
-    return values if isinstance(values, dict) else None
+        values = _parse_strict(values.strip() or "{}")
+    # else there may be arguments beside the name: it would be another call without them
+    is_plain = written or item.keys() <= {"name", "type", "id"}
+    if name and isinstance(name, str) and isinstance(values, dict) and is_plain:
+        return _Call(name, values)
+    raise ValueError("not a call")
 
 
 def _keep_texts(calls: _Calls, text: str) -> None:
@@ -2939,13 +2924,14 @@ def _rewrite_escape(found: re.Match[str]) -> str:
     """JSON's escapes as they are, Python's as their characters; the backslash of any other
     is doubled, not dropped."""
     escaped = found[1]
-    if escaped in (None, "'"):
-        return "'" if escaped else r"\""
-    if escaped.isspace():  # the line goes on behind its end
-        return "" if escaped[-1] == "\n" else "\\" + found[0]
+    if escaped is None:
+        return r"\""
+    if escaped in ("'", "\n", "\r\n"):  # behind a backslash, a line's end is none
+        return str(escaped.strip())
     if escaped[0] in "xU" and escaped[1:]:
         return json.dumps(chr(int(escaped[1:], 16)))[1:-1]
-    return found[0] if escaped[1:] or escaped in '"\\/bfnrt' else "\\" + found[0]
+    is_json = escaped[1:] or escaped in '"\\/bfnrt'
+    return found[0] if is_json else "\\" + found[0]
 
 
 # --- types of arguments ---
@@ -3074,7 +3060,7 @@ def _split_objects(text: str) -> list[tuple[_Json, str]]:
             if not isinstance(data, dict):
                 return []
             found.append((data, text[pos:end]))
-            pos = re.compile(r"\s*").match(text, end).end()
+            pos = _match(text, end, _SPACE).end()
     except (ValueError, RecursionError):
         return []
     return found
