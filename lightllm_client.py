@@ -2487,6 +2487,7 @@ _TOKENS = (
     *_TAGS,
     *["</tool_call>", "</function>", "<code>", "```json", "<parameter=", "<arg_key>"],
 )
+_NO_CALL_START = re.compile(r"\s*(?:[{[]|```(?:json)?)?\s*<[^f/]")  # at a glance
 _CALL_START = re.compile(r"\s*([{[]|<function=|```(?:json)?|)")
 _CALL_FOLLOWER = re.compile(
     r"[\s,}]*([{[]|<function=|```|</?tool_call>|</function>|<code>|)"
@@ -2623,9 +2624,10 @@ def _failure(text: str, pos: int, reach: int = 1) -> Exception:
 def _take(text: str, pos: int, pattern: _Pattern) -> _Token:
     """The token behind the space at pos, or "", and where that ends."""
     found = _match(text, pos, pattern)
-    if not found[1] and _is_part(text, found.end(), _TOKENS):
+    token, end = found[1], found.end()
+    if not token and _is_part(text, end, _TOKENS):
         raise _Unfinished
-    return found[1], found.end()
+    return token, end
 
 
 def _match(text: str, pos: int, pattern: _Pattern) -> re.Match[str]:
@@ -2638,6 +2640,8 @@ def _match(text: str, pos: int, pattern: _Pattern) -> re.Match[str]:
 
 def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     """The calls behind a <tool_call>, and the end of its region."""
+    if _NO_CALL_START.match(text, pos):
+        raise _NotACall(pos)
     calls: _Calls = []
     while True:
         token, pos = _take(text, pos, _CALL_FOLLOWER if calls else _CALL_START)
