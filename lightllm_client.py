@@ -33,6 +33,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections import namedtuple
 from operator import methodcaller
 
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
@@ -63,8 +64,7 @@ else:
         def __init_subclass__(cls, total=True):
             pass
 
-    def overload(function):
-        return function
+    overload = staticmethod  # any would do: the last definition replaces the others
 
 
 __version__ = "1.1.0"
@@ -166,19 +166,15 @@ class Headers(_StrDict):
     def __getitem__(self, name: str) -> str:
         return super().__getitem__(name.lower())
 
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(str(name).lower())
+    def __contains__(self, name: Any) -> bool:
+        return super().__contains__(name.lower())
 
     def get(self, name: str, default: Any = None) -> Any:
         return super().get(name.lower(), default)
 
 
-class Request:
-    """What was asked: `.method` and `.url`."""
-
-    def __init__(self, method: str, url: str) -> None:
-        self.method = method
-        self.url = url
+class Request(namedtuple("Request", "method url")):
+    """What was asked."""
 
 
 class Response:
@@ -192,8 +188,7 @@ class Response:
 
     def __init__(self, request: Request, status_code: int, headers: Headers) -> None:
         self.request = request
-        self.method = request.method
-        self.url = request.url
+        self.method, self.url = request
         self.status_code = status_code
         self.headers = headers
 
@@ -233,7 +228,9 @@ class APIError(OpenAIError):
     the text and the finished calls so far; its finish_reason is None.
     """
 
-    def __init__(self, message: str, request: Any = None, *, body: Any = None) -> None:
+    def __init__(
+        self, message: str = "Request failed.", request: Any = None, *, body: Any = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.request = request
@@ -241,9 +238,9 @@ class APIError(OpenAIError):
         self.partial: ChatCompletion | Completion | None = None
         facts = body if isinstance(body, dict) else {}
         code = facts.get("code")
-        self.code = str(code) if isinstance(code, (str, int, float)) else None
-        self.param: str | None = facts.get("param")
-        self.type: str | None = facts.get("type")
+        self.code = None if code is None else str(code)
+        self.param = facts.get("param")
+        self.type = facts.get("type")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Exception.__new__, (type(self), *self.args), self.__dict__
@@ -252,34 +249,28 @@ class APIError(OpenAIError):
 class APIConnectionError(APIError):
     """No complete answer: the connection failed or broke. `__cause__` says why."""
 
-    def __init__(self, *, message: str = "Connection error.", request: Any = None):
-        super().__init__(message, request)
-
 
 class APITimeoutError(APIConnectionError):
     """No complete answer within `timeout`. Catch it before APIConnectionError."""
-
-    def __init__(self, request: Any = None, *, message: str = "Request timed out."):
-        super().__init__(message=message, request=request)
 
 
 class APIResponseValidationError(APIError, ValueError):
     """A status of 2xx with a body that was not asked for: HTML, cut JSON, ..."""
 
-    def __init__(self, response: Any, body: Any, *, message: str = "Invalid data."):
+    def __init__(self, response: Response, body: Any, *, message: str) -> None:
         super().__init__(message, response.request, body=body)
         self.response = response
-        self.status_code: int = response.status_code
+        self.status_code = response.status_code
 
 
 class APIStatusError(APIError):
     """A status other than 2xx: `.status_code`, `.response`, `.request_id`."""
 
-    def __init__(self, message: str, *, response: Any, body: Any = None) -> None:
+    def __init__(self, message: str, *, response: Response, body: Any = None) -> None:
         super().__init__(message, response.request, body=body)
         self.response = response
-        self.status_code: int = response.status_code
-        self.request_id: str | None = response.request_id
+        self.status_code = response.status_code
+        self.request_id = response.request_id
 
 
 class BadRequestError(APIStatusError):
@@ -318,11 +309,9 @@ class LengthFinishReasonError(OpenAIError):
     """Never raised: for `except` clauses written for openai."""
 
 
-class ContentFilterFinishReasonError(OpenAIError):
-    """Never raised: for `except` clauses written for openai."""
+ContentFilterFinishReasonError = LengthFinishReasonError
 
-
-_STATUS_ERRORS: dict[int, type[APIStatusError]] = {
+_STATUS_ERRORS = {
     400: BadRequestError, 401: AuthenticationError, 403: PermissionDeniedError,
     404: NotFoundError, 409: ConflictError, 422: UnprocessableEntityError,
     429: RateLimitError,
@@ -362,7 +351,7 @@ class BaseModel(_Json):
 
     _fields: tuple[str, ...] = ()
     _nested: Any = ()  # pairs of a field and the class of its objects
-    _unset: frozenset[str] = frozenset()  # keys that are there without being sent
+    _unset: Any = ()  # keys that are there without being sent
     _request_id: str | None = None
 
     def __init_subclass__(cls, **nested: Any) -> None:
@@ -386,8 +375,13 @@ class BaseModel(_Json):
         model.update(data)
         for name, kind in cls._nested:
             value = data.get(name)
-            if value is not None:
-                model[name] = _add_classes(value, kind)
+            if type(value) is dict:
+                model[name] = kind.model_validate(value)
+            elif type(value) is list:
+                items = [
+                    kind.model_validate(v) if type(v) is dict else v for v in value
+                ]
+                model[name] = items
         return model
 
     def __missing__(self, name: str) -> None:
@@ -413,10 +407,7 @@ class BaseModel(_Json):
         else:
             self[name] = value
 
-    def __delattr__(self, name: str) -> None:
-        if name not in self:
-            raise AttributeError(name)
-        del self[name]
+    __delattr__ = _Json.__delitem__
 
     def __bool__(self) -> bool:
         return True  # as in openai, where an empty delta is true as well
@@ -425,14 +416,9 @@ class BaseModel(_Json):
         shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({shown})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._sent(),), self._request_id
-
-    def __setstate__(self, request_id: str) -> None:
-        self._request_id = request_id
-
-    def _sent(self) -> _Json:
-        return {n: v for n, v in self.items() if v is not None or n not in self._unset}
+    def __getstate__(self) -> Any:
+        """What copy and pickle set besides the items: (None, attributes)."""
+        return None, {"_request_id": self._request_id, "_unset": self._unset}
 
     @property
     def model_extra(self) -> _Json:
@@ -443,6 +429,9 @@ class BaseModel(_Json):
     def model_fields_set(self) -> set[str]:
         """The names of the declared fields that the server sent."""
         return self._sent().keys() & self._fields
+
+    def _sent(self) -> _Json:
+        return {n: v for n, v in self.items() if v is not None or n not in self._unset}
 
     def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
         """A copy, with the fields of `update` in it."""
@@ -460,7 +449,7 @@ class BaseModel(_Json):
         `include` and `exclude` are sets of names, nested ones a TypeError; `exclude_none`
         and `exclude_unset` go for nested objects too, pydantic's others are ignored.
         """
-        if isinstance(include, (str, dict)) or isinstance(exclude, (str, dict)):
+        if {str, dict} & {type(include), type(exclude)}:
             raise TypeError("include and exclude must be sets of names")
         fields = self._sent() if options.get("exclude_unset") else vars(self)
         return {
@@ -474,20 +463,28 @@ class BaseModel(_Json):
     def model_dump_json(self: Any, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
         plain = self.model_dump(**options)
-        marks = (",", ":") if indent is None else None
-        return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
+        return json.dumps(plain, ensure_ascii=False, indent=indent)
 
-    def to_dict(self, *, exclude_unset: bool = True, **options: Any) -> _Json:
+    def to_dict(self, **options: Any) -> _Json:
         """`model_dump` of the fields that the server sent."""
-        return self.model_dump(exclude_unset=exclude_unset, **options)
+        return self.model_dump(**{"exclude_unset": True, **options})
 
     def to_json(self, *, indent: int | None = 2, **options: Any) -> str:
         """`to_dict` as JSON text."""
-        return self.model_dump_json(indent=indent, **{"exclude_unset": True, **options})
+        return json.dumps(self.to_dict(**options), ensure_ascii=False, indent=indent)
 
     copy = model_copy
     dict = model_dump
     json = model_dump_json
+
+
+def _to_plain(value: Any, options: _Json) -> Any:
+    """A value without classes. The options are model_dump's."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(**options)
+    if isinstance(value, list):
+        return [_to_plain(item, options) for item in value]
+    return value
 
 
 # --- answer objects ---
@@ -553,11 +550,11 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
-        message = super().model_validate(data)
-        always = ("role", "content", "tool_calls")  # as in the usage guide
-        message._unset = frozenset(always) - message.keys()
-        for name in always:
-            message.setdefault(name)
+        always = dict.fromkeys(
+            ("role", "content", "tool_calls")
+        )  # as in the usage guide
+        message = super().model_validate({**always, **data})
+        message._unset = always.keys() - data
         return message
 
     def __missing__(self, name: str) -> None:
@@ -610,20 +607,10 @@ class ChatCompletion(_Completion, choices=Choice):
     metadata: Any
 
 
-class ChoiceDeltaToolCallFunction(BaseModel):
-    """The function of a streamed call, which comes whole."""
-
-    name: str | None
-    arguments: str | None
-
-
-class ChoiceDeltaToolCall(BaseModel, function=ChoiceDeltaToolCallFunction):
+class ChoiceDeltaToolCall(ChatCompletionMessageToolCall):
     """A streamed call: whole, in one delta."""
 
     index: int
-    id: str | None
-    type: str | None
-    function: ChoiceDeltaToolCallFunction | None
 
 
 class ChoiceDelta(_Message, tool_calls=ChoiceDeltaToolCall):
@@ -674,8 +661,6 @@ class Model(BaseModel):
 class ModelList:
     """A page of models: iterable, all of them in `.data`."""
 
-    object = "list"
-
     def __init__(self, page: _Json) -> None:
         self.data = [Model(model) for model in page["data"]]
 
@@ -693,18 +678,11 @@ class ModelList:
     model_dump_json = BaseModel.model_dump_json
 
 
-class Health:
+class Health(namedtuple("Health", "ready reason")):
     """Whether a server is ready: true or false, with `.reason`."""
 
-    def __init__(self, ready: bool, reason: str) -> None:
-        self.ready = ready
-        self.reason = reason
-
     def __bool__(self) -> bool:
-        return self.ready
-
-    def __repr__(self) -> str:
-        return f"Health({self.ready}, {self.reason!r})"
+        return bool(self.ready)
 
 
 # --- client ---
@@ -2319,30 +2297,6 @@ def _find_damage(text: str, name: str) -> str:
         if text.count(end) > text.count(begin):
             return f": the server cut an argument off, whose {end} is in the text"
     return ""
-
-
-# --- dumps ---
-# Plain data -> answer objects -> plain data.
-
-
-def _add_classes(value: Any, kind: Any) -> Any:
-    """A field's value, its objects as objects of that class."""
-    if type(value) is dict:
-        return kind.model_validate(value)
-    if type(value) is list:
-        return [kind.model_validate(v) if type(v) is dict else v for v in value]
-    return value
-
-
-def _to_plain(value: Any, options: _Json) -> Any:
-    """A value without classes. The options are model_dump's."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump(**options)
-    if isinstance(value, list):
-        return [_to_plain(item, options) for item in value]
-    if isinstance(value, dict):
-        return {name: _to_plain(item, options) for name, item in value.items()}
-    return value
 
 
 # --- stream source ---
