@@ -18,6 +18,8 @@ fork. What stands above the line "the fold" is for you; below it is the machiner
 from __future__ import annotations
 
 import base64
+import copy
+import datetime
 import errno
 import http.client
 import io
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
 else:
-    _Answer, _Json, _StrDict = None, dict, dict
+    _Answer, _Json = None, dict
 
     class Generic:
         def __class_getitem__(cls, answer):
@@ -160,14 +162,14 @@ if TYPE_CHECKING:  # what an option may be
 # pickle.
 
 
-class Headers(_StrDict):
+class Headers(_Json):
     """Response headers: lower-case names, read in any case; repeats joined by ", "."""
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> Any:
         return super().__getitem__(name.lower())
 
     def __contains__(self, name: Any) -> bool:
-        return super().__contains__(name.lower())
+        return self.get(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
         return super().get(name.lower(), default)
@@ -202,9 +204,7 @@ class Response:
 
     @property
     def elapsed(self) -> Any:
-        """A datetime.timedelta from the request to the last byte that was read."""
-        import datetime
-
+        """A timedelta from the request to the last byte that was read."""
         return datetime.timedelta(seconds=self._seconds)
 
     def json(self) -> Any:
@@ -225,12 +225,9 @@ class APIError(OpenAIError):
 
     `body` is the value of "error" in the server's JSON, else the JSON, else the text.
     `partial` is None, or what a stream had brought when it failed: a ChatCompletion with
-    the text and the finished calls so far; its finish_reason is None.
-    """
+    the text and the finished calls so far; its finish_reason is None."""
 
-    def __init__(
-        self, message: str = "Request failed.", request: Any = None, *, body: Any = None
-    ) -> None:
+    def __init__(self, message: str = "", request: Any = None, *, body: Any = None):
         super().__init__(message)
         self.message = message
         self.request = request
@@ -242,7 +239,7 @@ class APIError(OpenAIError):
         self.param = facts.get("param")
         self.type = facts.get("type")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> Any:
         return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
@@ -317,16 +314,12 @@ _STATUS_ERRORS = {
     429: RateLimitError,
 }  # fmt: skip
 _HINTS = {  # what to try, by the status or by the type of what broke a connection
-    400: "change what it names",
     401: "check api_key",
     403: "check api_key",
     404: "check base_url, or this LightLLM build lacks the route",
     405: "check base_url: is that a LightLLM server?",
     407: "put the proxy's user and password into HTTP_PROXY",
-    409: "try again",
     413: "send less: smaller images (max_image_side=), fewer messages",
-    417: "check the parameters of the request",
-    422: "this LightLLM build takes another type there",
     429: "the server is busy: wait, or raise max_retries",
     500: "a bad parameter, or too long: lower max_tokens (10000 unless given), or see the"
     " server's log",
@@ -349,8 +342,9 @@ _HINTS = {  # what to try, by the status or by the type of what broke a connecti
 class BaseModel(_Json):
     """A JSON object with its fields as attributes."""
 
-    _fields: tuple[str, ...] = ()
+    _fields: Any = ()
     _nested: Any = ()  # pairs of a field and the class of its objects
+    _undeclared: Any = ()  # more names that read as None
     _unset: Any = ()  # keys that are there without being sent
     _request_id: str | None = None
 
@@ -375,17 +369,17 @@ class BaseModel(_Json):
         model.update(data)
         for name, kind in cls._nested:
             value = data.get(name)
+            if value is None:
+                continue
+            validate = kind.model_validate
             if type(value) is dict:
-                model[name] = kind.model_validate(value)
+                model[name] = validate(value)
             elif type(value) is list:
-                items = [
-                    kind.model_validate(v) if type(v) is dict else v for v in value
-                ]
-                model[name] = items
+                model[name] = [validate(v) if type(v) is dict else v for v in value]
         return model
 
     def __missing__(self, name: str) -> None:
-        if name not in self._fields:
+        if name not in self._fields and name not in self._undeclared:
             raise KeyError(name)
 
     if not TYPE_CHECKING:  # so that checkers report a misspelt field
@@ -394,8 +388,8 @@ class BaseModel(_Json):
             try:
                 return self[name]
             except KeyError:
-                kind = type(self).__name__
-                raise AttributeError(f"{kind} has no field {name!r}") from None
+                problem = f"{type(self).__name__} has no field {name!r}"
+                raise AttributeError(problem) from None
 
         @property
         def __dict__(self):
@@ -407,14 +401,11 @@ class BaseModel(_Json):
         else:
             self[name] = value
 
-    __delattr__ = _Json.__delitem__
-
     def __bool__(self) -> bool:
         return True  # as in openai, where an empty delta is true as well
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({shown})"
+        return f"{type(self).__name__}({vars(self)})"
 
     def __getstate__(self) -> Any:
         """What copy and pickle set besides the items: (None, attributes)."""
@@ -428,16 +419,11 @@ class BaseModel(_Json):
     @property
     def model_fields_set(self) -> set[str]:
         """The names of the declared fields that the server sent."""
-        return self._sent().keys() & self._fields
+        return {*self._fields} & self.to_dict().keys()
 
-    def _sent(self) -> _Json:
-        return {n: v for n, v in self.items() if v is not None or n not in self._unset}
-
-    def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
+    def model_copy(self, *, update: Any = None) -> Self:
         """A copy, with the fields of `update` in it."""
-        import copy
-
-        twin = copy.deepcopy(self) if deep else copy.copy(self)
+        twin = copy.copy(self)
         twin.update(update or {})
         return twin
 
@@ -446,33 +432,37 @@ class BaseModel(_Json):
     ) -> _Json:
         """Plain dicts and lists; declared fields that the server left out are None.
 
-        `include` and `exclude` are sets of names, nested ones a TypeError; `exclude_none`
-        and `exclude_unset` go for nested objects too, pydantic's others are ignored.
-        """
+        `include` and `exclude` are sets of names. `exclude_none` and `exclude_unset` go
+        for nested objects too; pydantic's other options are ignored."""
         if {str, dict} & {type(include), type(exclude)}:
             raise TypeError("include and exclude must be sets of names")
-        fields = self._sent() if options.get("exclude_unset") else vars(self)
+        fields = vars(self)
+        nulls: Any = fields  # names that stay where their value is None
+        if options.get("exclude_unset"):
+            nulls = self.keys() - self._unset
+        if options.get("exclude_none"):
+            nulls = ()
         return {
             name: _to_plain(value, options)
             for name, value in fields.items()
             if name in (fields if include is None else include)
             and name not in (exclude or ())
-            and (value is not None or not options.get("exclude_none"))
+            and (value is not None or name in nulls)
         }
 
     def model_dump_json(self: Any, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
-        plain = self.model_dump(**options)
-        return json.dumps(plain, ensure_ascii=False, indent=indent)
+        return json.dumps(self.model_dump(**options), ensure_ascii=False, indent=indent)
 
     def to_dict(self, **options: Any) -> _Json:
         """`model_dump` of the fields that the server sent."""
         return self.model_dump(**{"exclude_unset": True, **options})
 
-    def to_json(self, *, indent: int | None = 2, **options: Any) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(**options), ensure_ascii=False, indent=indent)
+    def to_json(self, **options: Any) -> str:
+        """`to_dict` as JSON text, with `indent=2`."""
+        return self.model_dump_json(**{"exclude_unset": True, "indent": 2, **options})
 
+    __delattr__ = _Json.__delitem__
     copy = model_copy
     dict = model_dump
     json = model_dump_json
@@ -480,11 +470,9 @@ class BaseModel(_Json):
 
 def _to_plain(value: Any, options: _Json) -> Any:
     """A value without classes. The options are model_dump's."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(**options)
     if isinstance(value, list):
         return [_to_plain(item, options) for item in value]
-    return value
+    return value.model_dump(**options) if isinstance(value, BaseModel) else value
 
 
 # --- answer objects ---
@@ -494,11 +482,12 @@ def _to_plain(value: Any, options: _Json) -> Any:
 
 
 class Details(BaseModel):
-    """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
+    """What openai nests and LightLLM seldom sends: counts of tokens, and logprobs."""
 
-    def __missing__(self, name: str) -> None:
-        if name[:2] == "__":
-            raise KeyError(name)
+    _undeclared = """accepted_prediction_tokens audio_tokens bytes cache_write_tokens
+        cached_tokens content image_tokens logprob reasoning_tokens refusal text_offset
+        rejected_prediction_tokens text_tokens token token_logprobs tokens
+        top_logprobs""".split()
 
 
 Details._nested = ("content", Details), ("top_logprobs", Details)
@@ -547,19 +536,14 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     role: str
     tool_calls: list[ChatCompletionMessageToolCall] | None
     annotations: Any
+    _undeclared = _TWINS
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
-        always = dict.fromkeys(
-            ("role", "content", "tool_calls")
-        )  # as in the usage guide
+        always = dict.fromkeys(("role", "content", "tool_calls"))  # the usage guide's
         message = super().model_validate({**always, **data})
         message._unset = always.keys() - data
         return message
-
-    def __missing__(self, name: str) -> None:
-        if name not in _TWINS:
-            super().__missing__(name)
 
 
 class _Choice(BaseModel, logprobs=Details):
@@ -4153,16 +4137,9 @@ class _Reply:
 # LIGHTLLM_* counts, and the key comes from nowhere else: command lines can be seen by all
 # users of a machine. Answers go to stdout; reasoning, notes and errors go to stderr.
 
-_SOUND = ("qwen", "qwen25", "deepseekv3", "deepseekv31", "deepseekv32", "mistral")
-_ADVICE = {  # --tool_call_parser -> the tool_mode to use, from recorded exchanges
-    **dict.fromkeys(_SOUND, "'server' or 'prompt': its model's calls are read"),
-    "llama3": "'prompt': only calls of Llama models are read",
-    "qwen3_coder": "'prompt': it cuts arguments off at a tag inside them",
-    "glm47": "'prompt': it merges calls, and cuts arguments off at a tag inside them",
-    "kimi_k2": "'prompt': it reads no calls in plain replies",
-    "": "'prompt': none is set or told, and then most calls stay text",
-}
 _EPILOG = """\
+Asks a LightLLM server. The key is read from LIGHTLLM_API_KEY.
+
 examples:
   python lightllm_client.py What is the capital of France?
   git diff | python lightllm_client.py -s "You review code." "Is this correct?"
@@ -4170,20 +4147,20 @@ examples:
 exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
 1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
 """
+# tool_call_parsers that lost no call of their models in recorded exchanges
+_SOUND_PARSERS = "qwen qwen25 deepseekv3 deepseekv31 deepseekv32 mistral".split()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     sys.stdin = sys.stdin or io.StringIO()  # None where it is closed
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
     options = _parse_arguments(arguments)
-    key = os.environ.get("LIGHTLLM_API_KEY", "")
     try:
-        client = LightLLMClient(key, options.base_url, options.timeout)
-        status = _run(client, options)
-        print(end="", flush=True)  # a closed pipe must show here, not at exit
+        status = _run(options)
+        sys.stdout.flush()  # a closed pipe must show here, not at exit
         return status
     except KeyboardInterrupt:
         return 130
@@ -4197,11 +4174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     import argparse
     import hashlib
+    import pathlib
 
-    with open(__file__, "rb") as file:  # the same whichever line ends it got
-        digest = hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
+    code = pathlib.Path(__file__).read_text("utf-8")  # makes all line ends the same
+    digest = hashlib.sha256(code.encode()).hexdigest()[:16]
     parser = argparse.ArgumentParser(
-        description="Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=NOT_GIVEN,
@@ -4212,7 +4189,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add("prompt", nargs="*", help="the question; text from a pipe follows it")
     add("-s", "--system", help="a system message")
     add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
-    add("--image", action="append", default=[], type=_image_part, help="repeatable")
+    add("--image", action="append", default=[], help="a file; repeatable")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
     for name in ("--timeout", "--temperature", "--top-p"):
         add(name, type=float)
@@ -4226,13 +4203,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     options = parser.parse_intermixed_args(arguments)
     system = {"role": "system", "content": options.system}
     options.history = [system] if options.system else []
+    urls = [pathlib.Path(path).absolute().as_uri() for path in options.image]
+    options.image = [{"type": "image_url", "image_url": url} for url in urls]
     return options
-
-
-def _image_part(path: str) -> _Json:
-    import pathlib
-
-    return {"type": "image_url", "image_url": pathlib.Path(path).absolute().as_uri()}
 
 
 def _report(text: str) -> int:
@@ -4241,32 +4214,31 @@ def _report(text: str) -> int:
     return 1
 
 
-def _run(client: LightLLMClient, options: Any) -> int:
+def _run(options: Any) -> int:
+    key = os.environ.get("LIGHTLLM_API_KEY", "")
+    client = LightLLMClient(key, options.base_url, options.timeout)
+    text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
     if options.check:
         return _check(client, options)
-    text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
     if options.models:
         print(*[model.id for model in client.models.list()], sep="\n")
-    elif is_terminal and sys.stdout.isatty() and not text:
+    elif is_terminal and not text:
         _chat(client, options)
     else:
-        text = "" if text == "-" else text
-        if not text or not is_terminal:
-            text = f"{text}\n\n{sys.stdin.read()}".strip("\n")
-        if "\ufffd" in text:
-            _report("note: stdin is not all UTF-8, what is not became U+FFFD")
+        if text == "-":
+            text = sys.stdin.read()
+        elif not is_terminal:
+            text = f"{text}\n\n{sys.stdin.read()}"
         if not text.strip():
             raise ValueError("a prompt is needed, as arguments or on stdin")
-        _print_answer(client, options, text)
+        _print_answer(client, options, text.strip("\n"))
     return 0
 
 
 def _chat(client: LightLLMClient, options: Any) -> None:
     """Answer each line that is typed, with the history before it."""
-    import importlib
-
     try:
-        importlib.import_module("readline")  # to edit and recall lines
+        __import__("readline")  # to edit and recall lines, where it is there
     except ImportError:
         pass
     _report("/quit or Ctrl-D ends the chat, Ctrl-C stops an answer.")
@@ -4301,7 +4273,7 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     )
     if options.json:
         return print(answer.to_json())
-    said, line_end, reason = "", "", None
+    said, reason, is_thinking = "", None, False
     try:
         for chunk in [answer] if is_plain else answer:
             for choice in chunk.choices:
@@ -4310,17 +4282,19 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
                 thought = getattr(piece, "reasoning", None)
                 if thought:
                     print(thought, end="", file=sys.stderr, flush=True)
-                    line_end = "\n"
+                    is_thinking = True
                 if piece.content:
-                    print(end=line_end, file=sys.stderr)
-                    said, line_end = said + piece.content, ""
+                    if is_thinking:
+                        _report("")  # ends its line
                     print(piece.content, end="", flush=True)
+                    said, is_thinking = said + piece.content, False
     finally:
         if not is_plain:
             answer.close()
-        print(end=line_end, file=sys.stderr)
+        if is_thinking:
+            _report("")
         if said:
-            print(flush=True)
+            print()
             options.image = []  # it is in the history now
             options.history += [question, {"role": "assistant", "content": said}]
     if reason == "length" or not said:
@@ -4341,17 +4315,15 @@ def _check(client: LightLLMClient, options: Any) -> int:
     print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
     if not health:
         return 1
-    model, parser = _find_model(client), ""
+    model, parser = _find_model(client), None
     print(f"model: {model['id']}, {model.get('max_model_len', '?')} tokens of context")
     try:
-        parser = client.get("/get_server_info").get("tool_call_parser") or ""
-    except (APIStatusError, APIResponseValidationError, AttributeError):
+        parser = client.get("/get_server_info")["tool_call_parser"]
+    except (APIStatusError, APIResponseValidationError, TypeError, LookupError):
         pass  # builds of 2025 do not tell
-    advice = _ADVICE.get(parser, "'prompt': what it loses is not known here")
-    if client.base_url.endswith("/generate"):
-        advice = "'prompt', as the native API always does"
-    elif "max_model_len" not in model:
-        advice = "'prompt': LightLLM before April 2026 loses or damages calls"
+    advice = "'prompt': 'server' may lose or damage calls"
+    if parser in _SOUND_PARSERS and "max_model_len" in model:  # from April 2026 on
+        advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
     client.chat.completions.create(
