@@ -236,8 +236,7 @@ class APIError(OpenAIError):
         facts = body if isinstance(body, dict) else {}
         code = facts.get("code")
         self.code = None if code is None else str(code)
-        self.param = facts.get("param")
-        self.type = facts.get("type")
+        self.param, self.type = facts.get("param"), facts.get("type")
 
     def __reduce__(self) -> Any:
         return Exception.__new__, (type(self), *self.args), self.__dict__
@@ -482,12 +481,11 @@ def _to_plain(value: Any, options: _Json) -> Any:
 
 
 class Details(BaseModel):
-    """What openai nests and LightLLM seldom sends: counts of tokens, and logprobs."""
+    """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
-    _undeclared = """accepted_prediction_tokens audio_tokens bytes cache_write_tokens
-        cached_tokens content image_tokens logprob reasoning_tokens refusal text_offset
-        rejected_prediction_tokens text_tokens token token_logprobs tokens
-        top_logprobs""".split()
+    def __missing__(self, name: str) -> None:
+        if name[:2] == "__":
+            raise KeyError(name)
 
 
 Details._nested = ("content", Details), ("top_logprobs", Details)
@@ -4147,8 +4145,8 @@ examples:
 exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
 1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
 """
-# tool_call_parsers that lost no call of their models in recorded exchanges
-_SOUND_PARSERS = "qwen qwen25 deepseekv3 deepseekv31 deepseekv32 mistral".split()
+# the tool_call_parsers that lost no call of their models in recorded exchanges
+_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -4315,14 +4313,14 @@ def _check(client: LightLLMClient, options: Any) -> int:
     print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
     if not health:
         return 1
-    model, parser = _find_model(client), None
+    model, parser = _find_model(client), ""
     print(f"model: {model['id']}, {model.get('max_model_len', '?')} tokens of context")
     try:
-        parser = client.get("/get_server_info")["tool_call_parser"]
+        parser = client.get("/get_server_info")["tool_call_parser"] or ""
     except (APIStatusError, APIResponseValidationError, TypeError, LookupError):
         pass  # builds of 2025 do not tell
     advice = "'prompt': 'server' may lose or damage calls"
-    if parser in _SOUND_PARSERS and "max_model_len" in model:  # from April 2026 on
+    if _SOUND_PARSERS.fullmatch(parser) and "max_model_len" in model:  # from April 2026
         advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
