@@ -4284,8 +4284,8 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
                 if piece.content:
                     if is_thinking:
                         _report("")  # ends its line
-                    print(piece.content, end="", flush=True)
                     said, is_thinking = said + piece.content, False
+                    print(piece.content, end="", flush=True)
     finally:
         if not is_plain:
             answer.close()
