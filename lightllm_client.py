@@ -10,10 +10,9 @@
     print(response.choices[0].message.content)
 
 Copy this file into your repository under any name. It needs Python 3.8 or newer, and
-Pillow only to make or resize images. A client may be shared by threads and survives a
-fork. What stands above the line "the fold" is for you; below it is the machinery.
-`python lightllm_client.py --help` tells how to ask a server from the command line.
-"""
+Pillow only to make or resize images. Threads may share a client, and it survives a fork.
+What stands above the line "the fold" is for you; below it is the machinery.
+`python lightllm_client.py --help` tells how to ask a server from the command line."""
 
 from __future__ import annotations
 
@@ -130,8 +129,7 @@ class Timeout:
 
     `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply once the
     request is sent, or for the wait for a stream's next bytes. `pool` is accepted because
-    openai has it: nothing here waits for a pool.
-    """
+    openai has it: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
         self.connect = phases.pop("connect", timeout)
@@ -158,8 +156,7 @@ if TYPE_CHECKING:  # what an option may be
 
 # --- errors ---
 # openai's names and attributes. A message says what was asked of whom, what came back
-# and what to try; the same facts are attributes. No error shows a key, and all survive
-# pickle.
+# and what to try. No error shows a key, and all survive pickle.
 
 
 class Headers(_Json):
@@ -320,8 +317,7 @@ _HINTS = {  # what to try, by the status or by the type of what broke a connecti
     407: "put the proxy's user and password into HTTP_PROXY",
     413: "send less: smaller images (max_image_side=), fewer messages",
     429: "the server is busy: wait, or raise max_retries",
-    500: "a bad parameter, or too long: lower max_tokens (10000 unless given), or see the"
-    " server's log",
+    500: "bad or too long: lower max_tokens (10000 unless given), or see the server's log",
     502: "does the server behind this gateway run?",
     503: "the server is busy or starting: wait, then try again",
     "ConnectionRefusedError": "is a LightLLM server listening there?",
@@ -332,10 +328,9 @@ _HINTS = {  # what to try, by the status or by the type of what broke a connecti
 }
 
 # --- answers ---
-# openai's names and fields on top of dicts: `response.choices[0].message` and
-# `response["choices"][0]["message"]` are the same, and json.dumps takes them. A declared
-# field that the server left out reads as None; what only the server knows is kept.
-# Values are never checked or converted, only nested objects get their class.
+# Dicts, and so JSON, with openai's fields as attributes: `response.choices[0].message` is
+# `response["choices"][0]["message"]`. A declared field that the server left out reads as
+# None; what only the server knows is kept. No value is checked or converted.
 
 
 class BaseModel(_Json):
@@ -348,8 +343,7 @@ class BaseModel(_Json):
     _request_id: str | None = None
 
     def __init_subclass__(cls, **nested: Any) -> None:
-        """The annotations name the declared fields, the keywords those with objects in
-        them, and the class of these: `class Choice(BaseModel, message=Message)`."""
+        """As in `class Choice(BaseModel, message=Message)`."""
         cls._nested += tuple(nested.items())
         for name in cls.__annotations__:
             if name[0] != "_" and name not in cls._fields:
@@ -475,9 +469,8 @@ def _to_plain(value: Any, options: _Json) -> Any:
 
 
 # --- answer objects ---
-# One short class an object, with openai's names. The annotations are the declared fields,
-# for people, checkers and the base; a class's keywords say which of them hold objects, and
-# of which class. What LightLLM does not send is Any.
+# openai's names. The annotations are the declared fields; a class's keywords say which of
+# them hold objects, and of which class. What LightLLM does not send is Any.
 
 
 class Details(BaseModel):
