@@ -144,14 +144,15 @@ class Timeout:
 
 
 if TYPE_CHECKING:  # what an option may be
-    _BoolOption = bool | NotGiven | None
-    _FloatOption = float | NotGiven | None
-    _IntOption = int | NotGiven | None
-    _StrOption = str | NotGiven | None
+    _NotSent = NotGiven | None
+    _BoolOption = bool | _NotSent
+    _FloatOption = float | _NotSent
+    _IntOption = int | _NotSent
+    _StrOption = str | _NotSent
     _StopOption = Sequence[str] | _StrOption
     _TimeoutOption = Timeout | _FloatOption
-    _ListOption = Iterable[Any] | NotGiven | None
-    _MappingOption = Mapping[str, Any] | NotGiven | None
+    _ListOption = Iterable[Any] | _NotSent
+    _MappingOption = Mapping[str, Any] | _NotSent
     _NoStream = Literal[False] | None
 
 # --- errors ---
