@@ -10,14 +10,15 @@
     print(response.choices[0].message.content)
 
 Copy this file into your repository under any name. It needs Python 3.8 or newer, and
-Pillow only to make or resize images. A client may be shared by threads and survives a
-fork. What stands above the line "the fold" is for you; below it is the machinery.
-`python lightllm_client.py --help` tells how to ask a server from the command line.
-"""
+Pillow only to make or resize images. Threads may share a client, and it survives a fork.
+What stands above the line "the fold" is for you; below it is the machinery.
+`python lightllm_client.py --help` tells how to ask a server from the command line."""
 
 from __future__ import annotations
 
 import base64
+import copy
+import datetime
 import errno
 import http.client
 import io
@@ -33,6 +34,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections import namedtuple
 from operator import methodcaller
 
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
 else:
-    _Answer, _Json, _StrDict = None, dict, dict
+    _Answer, _Json = None, dict
 
     class Generic:
         def __class_getitem__(cls, answer):
@@ -63,8 +65,7 @@ else:
         def __init_subclass__(cls, total=True):
             pass
 
-    def overload(function):
-        return function
+    overload = staticmethod  # any would do: the last definition replaces the others
 
 
 __version__ = "1.1.0"
@@ -128,8 +129,7 @@ class Timeout:
 
     `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply once the
     request is sent, or for the wait for a stream's next bytes. `pool` is accepted because
-    openai has it: nothing here waits for a pool.
-    """
+    openai has it: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
         self.connect = phases.pop("connect", timeout)
@@ -144,41 +144,37 @@ class Timeout:
 
 
 if TYPE_CHECKING:  # what an option may be
-    _BoolOption = bool | NotGiven | None
-    _FloatOption = float | NotGiven | None
-    _IntOption = int | NotGiven | None
-    _StrOption = str | NotGiven | None
+    _NotSent = NotGiven | None
+    _BoolOption = bool | _NotSent
+    _FloatOption = float | _NotSent
+    _IntOption = int | _NotSent
+    _StrOption = str | _NotSent
     _StopOption = Sequence[str] | _StrOption
     _TimeoutOption = Timeout | _FloatOption
-    _ListOption = Iterable[Any] | NotGiven | None
-    _MappingOption = Mapping[str, Any] | NotGiven | None
+    _ListOption = Iterable[Any] | _NotSent
+    _MappingOption = Mapping[str, Any] | _NotSent
     _NoStream = Literal[False] | None
 
 # --- errors ---
 # openai's names and attributes. A message says what was asked of whom, what came back
-# and what to try; the same facts are attributes. No error shows a key, and all survive
-# pickle.
+# and what to try. No error shows a key, and all survive pickle.
 
 
-class Headers(_StrDict):
+class Headers(_Json):
     """Response headers: lower-case names, read in any case; repeats joined by ", "."""
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> Any:
         return super().__getitem__(name.lower())
 
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(str(name).lower())
+    def __contains__(self, name: Any) -> bool:
+        return self.get(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
         return super().get(name.lower(), default)
 
 
-class Request:
-    """What was asked: `.method` and `.url`."""
-
-    def __init__(self, method: str, url: str) -> None:
-        self.method = method
-        self.url = url
+class Request(namedtuple("Request", "method url")):
+    """What was asked."""
 
 
 class Response:
@@ -192,8 +188,7 @@ class Response:
 
     def __init__(self, request: Request, status_code: int, headers: Headers) -> None:
         self.request = request
-        self.method = request.method
-        self.url = request.url
+        self.method, self.url = request
         self.status_code = status_code
         self.headers = headers
 
@@ -207,9 +202,7 @@ class Response:
 
     @property
     def elapsed(self) -> Any:
-        """A datetime.timedelta from the request to the last byte that was read."""
-        import datetime
-
+        """A timedelta from the request to the last byte that was read."""
         return datetime.timedelta(seconds=self._seconds)
 
     def json(self) -> Any:
@@ -230,10 +223,9 @@ class APIError(OpenAIError):
 
     `body` is the value of "error" in the server's JSON, else the JSON, else the text.
     `partial` is None, or what a stream had brought when it failed: a ChatCompletion with
-    the text and the finished calls so far; its finish_reason is None.
-    """
+    the text and the finished calls so far; its finish_reason is None."""
 
-    def __init__(self, message: str, request: Any = None, *, body: Any = None) -> None:
+    def __init__(self, message: str = "", request: Any = None, *, body: Any = None):
         super().__init__(message)
         self.message = message
         self.request = request
@@ -241,45 +233,38 @@ class APIError(OpenAIError):
         self.partial: ChatCompletion | Completion | None = None
         facts = body if isinstance(body, dict) else {}
         code = facts.get("code")
-        self.code = str(code) if isinstance(code, (str, int, float)) else None
-        self.param: str | None = facts.get("param")
-        self.type: str | None = facts.get("type")
+        self.code = None if code is None else str(code)
+        self.param, self.type = facts.get("param"), facts.get("type")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> Any:
         return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 class APIConnectionError(APIError):
     """No complete answer: the connection failed or broke. `__cause__` says why."""
 
-    def __init__(self, *, message: str = "Connection error.", request: Any = None):
-        super().__init__(message, request)
-
 
 class APITimeoutError(APIConnectionError):
     """No complete answer within `timeout`. Catch it before APIConnectionError."""
-
-    def __init__(self, request: Any = None, *, message: str = "Request timed out."):
-        super().__init__(message=message, request=request)
 
 
 class APIResponseValidationError(APIError, ValueError):
     """A status of 2xx with a body that was not asked for: HTML, cut JSON, ..."""
 
-    def __init__(self, response: Any, body: Any, *, message: str = "Invalid data."):
+    def __init__(self, response: Response, body: Any, *, message: str) -> None:
         super().__init__(message, response.request, body=body)
         self.response = response
-        self.status_code: int = response.status_code
+        self.status_code = response.status_code
 
 
 class APIStatusError(APIError):
     """A status other than 2xx: `.status_code`, `.response`, `.request_id`."""
 
-    def __init__(self, message: str, *, response: Any, body: Any = None) -> None:
+    def __init__(self, message: str, *, response: Response, body: Any = None) -> None:
         super().__init__(message, response.request, body=body)
         self.response = response
-        self.status_code: int = response.status_code
-        self.request_id: str | None = response.request_id
+        self.status_code = response.status_code
+        self.request_id = response.request_id
 
 
 class BadRequestError(APIStatusError):
@@ -318,29 +303,22 @@ class LengthFinishReasonError(OpenAIError):
     """Never raised: for `except` clauses written for openai."""
 
 
-class ContentFilterFinishReasonError(OpenAIError):
-    """Never raised: for `except` clauses written for openai."""
+ContentFilterFinishReasonError = LengthFinishReasonError
 
-
-_STATUS_ERRORS: dict[int, type[APIStatusError]] = {
+_STATUS_ERRORS = {
     400: BadRequestError, 401: AuthenticationError, 403: PermissionDeniedError,
     404: NotFoundError, 409: ConflictError, 422: UnprocessableEntityError,
     429: RateLimitError,
 }  # fmt: skip
 _HINTS = {  # what to try, by the status or by the type of what broke a connection
-    400: "change what it names",
     401: "check api_key",
     403: "check api_key",
     404: "check base_url, or this LightLLM build lacks the route",
     405: "check base_url: is that a LightLLM server?",
     407: "put the proxy's user and password into HTTP_PROXY",
-    409: "try again",
     413: "send less: smaller images (max_image_side=), fewer messages",
-    417: "check the parameters of the request",
-    422: "this LightLLM build takes another type there",
     429: "the server is busy: wait, or raise max_retries",
-    500: "a bad parameter, or too long: lower max_tokens (10000 unless given), or see the"
-    " server's log",
+    500: "bad or too long: lower max_tokens (10000 unless given), or see the server's log",
     502: "does the server behind this gateway run?",
     503: "the server is busy or starting: wait, then try again",
     "ConnectionRefusedError": "is a LightLLM server listening there?",
@@ -351,23 +329,22 @@ _HINTS = {  # what to try, by the status or by the type of what broke a connecti
 }
 
 # --- answers ---
-# openai's names and fields on top of dicts: `response.choices[0].message` and
-# `response["choices"][0]["message"]` are the same, and json.dumps takes them. A declared
-# field that the server left out reads as None; what only the server knows is kept.
-# Values are never checked or converted, only nested objects get their class.
+# Dicts, and so JSON, with openai's fields as attributes: `response.choices[0].message` is
+# `response["choices"][0]["message"]`. A declared field that the server left out reads as
+# None; what only the server knows is kept. No value is checked or converted.
 
 
 class BaseModel(_Json):
     """A JSON object with its fields as attributes."""
 
-    _fields: tuple[str, ...] = ()
+    _fields: Any = ()
     _nested: Any = ()  # pairs of a field and the class of its objects
-    _unset: frozenset[str] = frozenset()  # keys that are there without being sent
+    _undeclared: Any = ()  # more names that read as None
+    _unset: Any = ()  # keys that are there without being sent
     _request_id: str | None = None
 
     def __init_subclass__(cls, **nested: Any) -> None:
-        """The annotations name the declared fields, the keywords those with objects in
-        them, and the class of these: `class Choice(BaseModel, message=Message)`."""
+        """As in `class Choice(BaseModel, message=Message)`."""
         cls._nested += tuple(nested.items())
         for name in cls.__annotations__:
             if name[0] != "_" and name not in cls._fields:
@@ -386,12 +363,17 @@ class BaseModel(_Json):
         model.update(data)
         for name, kind in cls._nested:
             value = data.get(name)
-            if value is not None:
-                model[name] = _add_classes(value, kind)
+            if value is None:
+                continue
+            validate = kind.model_validate
+            if type(value) is dict:
+                model[name] = validate(value)
+            elif type(value) is list:
+                model[name] = [validate(v) if type(v) is dict else v for v in value]
         return model
 
     def __missing__(self, name: str) -> None:
-        if name not in self._fields:
+        if name not in self._fields and name not in self._undeclared:
             raise KeyError(name)
 
     if not TYPE_CHECKING:  # so that checkers report a misspelt field
@@ -400,8 +382,8 @@ class BaseModel(_Json):
             try:
                 return self[name]
             except KeyError:
-                kind = type(self).__name__
-                raise AttributeError(f"{kind} has no field {name!r}") from None
+                problem = f"{type(self).__name__} has no field {name!r}"
+                raise AttributeError(problem) from None
 
         @property
         def __dict__(self):
@@ -413,26 +395,15 @@ class BaseModel(_Json):
         else:
             self[name] = value
 
-    def __delattr__(self, name: str) -> None:
-        if name not in self:
-            raise AttributeError(name)
-        del self[name]
-
     def __bool__(self) -> bool:
         return True  # as in openai, where an empty delta is true as well
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({shown})"
+        return f"{type(self).__name__}({vars(self)})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._sent(),), self._request_id
-
-    def __setstate__(self, request_id: str) -> None:
-        self._request_id = request_id
-
-    def _sent(self) -> _Json:
-        return {n: v for n, v in self.items() if v is not None or n not in self._unset}
+    def __getstate__(self) -> Any:
+        """What copy and pickle set besides the items: (None, attributes)."""
+        return None, {"_request_id": self._request_id, "_unset": self._unset}
 
     @property
     def model_extra(self) -> _Json:
@@ -442,13 +413,11 @@ class BaseModel(_Json):
     @property
     def model_fields_set(self) -> set[str]:
         """The names of the declared fields that the server sent."""
-        return self._sent().keys() & self._fields
+        return {*self._fields} & self.to_dict().keys()
 
-    def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
+    def model_copy(self, *, update: Any = None) -> Self:
         """A copy, with the fields of `update` in it."""
-        import copy
-
-        twin = copy.deepcopy(self) if deep else copy.copy(self)
+        twin = copy.copy(self)
         twin.update(update or {})
         return twin
 
@@ -457,43 +426,52 @@ class BaseModel(_Json):
     ) -> _Json:
         """Plain dicts and lists; declared fields that the server left out are None.
 
-        `include` and `exclude` are sets of names, nested ones a TypeError; `exclude_none`
-        and `exclude_unset` go for nested objects too, pydantic's others are ignored.
-        """
-        if isinstance(include, (str, dict)) or isinstance(exclude, (str, dict)):
+        `include` and `exclude` are sets of names. `exclude_none` and `exclude_unset` go
+        for nested objects too; pydantic's other options are ignored."""
+        if {str, dict} & {type(include), type(exclude)}:
             raise TypeError("include and exclude must be sets of names")
-        fields = self._sent() if options.get("exclude_unset") else vars(self)
+        fields = vars(self)
+        nulls: Any = fields  # names that stay where their value is None
+        if options.get("exclude_unset"):
+            nulls = self.keys() - self._unset
+        if options.get("exclude_none"):
+            nulls = ()
         return {
             name: _to_plain(value, options)
             for name, value in fields.items()
             if name in (fields if include is None else include)
             and name not in (exclude or ())
-            and (value is not None or not options.get("exclude_none"))
+            and (value is not None or name in nulls)
         }
 
     def model_dump_json(self: Any, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
-        plain = self.model_dump(**options)
-        marks = (",", ":") if indent is None else None
-        return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
+        return json.dumps(self.model_dump(**options), ensure_ascii=False, indent=indent)
 
-    def to_dict(self, *, exclude_unset: bool = True, **options: Any) -> _Json:
+    def to_dict(self, **options: Any) -> _Json:
         """`model_dump` of the fields that the server sent."""
-        return self.model_dump(exclude_unset=exclude_unset, **options)
+        return self.model_dump(**{"exclude_unset": True, **options})
 
-    def to_json(self, *, indent: int | None = 2, **options: Any) -> str:
-        """`to_dict` as JSON text."""
-        return self.model_dump_json(indent=indent, **{"exclude_unset": True, **options})
+    def to_json(self, **options: Any) -> str:
+        """`to_dict` as JSON text, with `indent=2`."""
+        return self.model_dump_json(**{"exclude_unset": True, "indent": 2, **options})
 
+    __delattr__ = _Json.__delitem__
     copy = model_copy
     dict = model_dump
     json = model_dump_json
 
 
+def _to_plain(value: Any, options: _Json) -> Any:
+    """A value without classes. The options are model_dump's."""
+    if isinstance(value, list):
+        return [_to_plain(item, options) for item in value]
+    return value.model_dump(**options) if isinstance(value, BaseModel) else value
+
+
 # --- answer objects ---
-# One short class an object, with openai's names. The annotations are the declared fields,
-# for people, checkers and the base; a class's keywords say which of them hold objects, and
-# of which class. What LightLLM does not send is Any.
+# openai's names. The annotations are the declared fields; a class's keywords say which of
+# them hold objects, and of which class. What LightLLM does not send is Any.
 
 
 class Details(BaseModel):
@@ -550,19 +528,14 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     role: str
     tool_calls: list[ChatCompletionMessageToolCall] | None
     annotations: Any
+    _undeclared = _TWINS
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
-        message = super().model_validate(data)
-        always = ("role", "content", "tool_calls")  # as in the usage guide
-        message._unset = frozenset(always) - message.keys()
-        for name in always:
-            message.setdefault(name)
+        always = dict.fromkeys(("role", "content", "tool_calls"))  # the usage guide's
+        message = super().model_validate({**always, **data})
+        message._unset = always.keys() - data
         return message
-
-    def __missing__(self, name: str) -> None:
-        if name not in _TWINS:
-            super().__missing__(name)
 
 
 class _Choice(BaseModel, logprobs=Details):
@@ -610,20 +583,10 @@ class ChatCompletion(_Completion, choices=Choice):
     metadata: Any
 
 
-class ChoiceDeltaToolCallFunction(BaseModel):
-    """The function of a streamed call, which comes whole."""
-
-    name: str | None
-    arguments: str | None
-
-
-class ChoiceDeltaToolCall(BaseModel, function=ChoiceDeltaToolCallFunction):
+class ChoiceDeltaToolCall(ChatCompletionMessageToolCall):
     """A streamed call: whole, in one delta."""
 
     index: int
-    id: str | None
-    type: str | None
-    function: ChoiceDeltaToolCallFunction | None
 
 
 class ChoiceDelta(_Message, tool_calls=ChoiceDeltaToolCall):
@@ -674,8 +637,6 @@ class Model(BaseModel):
 class ModelList:
     """A page of models: iterable, all of them in `.data`."""
 
-    object = "list"
-
     def __init__(self, page: _Json) -> None:
         self.data = [Model(model) for model in page["data"]]
 
@@ -693,18 +654,11 @@ class ModelList:
     model_dump_json = BaseModel.model_dump_json
 
 
-class Health:
+class Health(namedtuple("Health", "ready reason")):
     """Whether a server is ready: true or false, with `.reason`."""
 
-    def __init__(self, ready: bool, reason: str) -> None:
-        self.ready = ready
-        self.reason = reason
-
     def __bool__(self) -> bool:
-        return self.ready
-
-    def __repr__(self) -> str:
-        return f"Health({self.ready}, {self.reason!r})"
+        return bool(self.ready)
 
 
 # --- client ---
@@ -2319,30 +2273,6 @@ def _find_damage(text: str, name: str) -> str:
         if text.count(end) > text.count(begin):
             return f": the server cut an argument off, whose {end} is in the text"
     return ""
-
-
-# --- dumps ---
-# Plain data -> answer objects -> plain data.
-
-
-def _add_classes(value: Any, kind: Any) -> Any:
-    """A field's value, its objects as objects of that class."""
-    if type(value) is dict:
-        return kind.model_validate(value)
-    if type(value) is list:
-        return [kind.model_validate(v) if type(v) is dict else v for v in value]
-    return value
-
-
-def _to_plain(value: Any, options: _Json) -> Any:
-    """A value without classes. The options are model_dump's."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump(**options)
-    if isinstance(value, list):
-        return [_to_plain(item, options) for item in value]
-    if isinstance(value, dict):
-        return {name: _to_plain(item, options) for name, item in value.items()}
-    return value
 
 
 # --- stream source ---
@@ -4151,16 +4081,9 @@ class _Reply:
 # LIGHTLLM_* counts, and the key comes from nowhere else: command lines can be seen by all
 # users of a machine. Answers go to stdout; reasoning, notes and errors go to stderr.
 
-_SOUND = ("qwen", "qwen25", "deepseekv3", "deepseekv31", "deepseekv32", "mistral")
-_ADVICE = {  # --tool_call_parser -> the tool_mode to use, from recorded exchanges
-    **dict.fromkeys(_SOUND, "'server' or 'prompt': its model's calls are read"),
-    "llama3": "'prompt': only calls of Llama models are read",
-    "qwen3_coder": "'prompt': it cuts arguments off at a tag inside them",
-    "glm47": "'prompt': it merges calls, and cuts arguments off at a tag inside them",
-    "kimi_k2": "'prompt': it reads no calls in plain replies",
-    "": "'prompt': none is set or told, and then most calls stay text",
-}
 _EPILOG = """\
+Asks a LightLLM server. The key is read from LIGHTLLM_API_KEY.
+
 examples:
   python lightllm_client.py What is the capital of France?
   git diff | python lightllm_client.py -s "You review code." "Is this correct?"
@@ -4168,20 +4091,20 @@ examples:
 exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
 1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
 """
+# the tool_call_parsers that lost no call of their models in recorded exchanges
+_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     sys.stdin = sys.stdin or io.StringIO()  # None where it is closed
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
     options = _parse_arguments(arguments)
-    key = os.environ.get("LIGHTLLM_API_KEY", "")
     try:
-        client = LightLLMClient(key, options.base_url, options.timeout)
-        status = _run(client, options)
-        print(end="", flush=True)  # a closed pipe must show here, not at exit
+        status = _run(options)
+        sys.stdout.flush()  # a closed pipe must show here, not at exit
         return status
     except KeyboardInterrupt:
         return 130
@@ -4195,11 +4118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     import argparse
     import hashlib
+    import pathlib
 
-    with open(__file__, "rb") as file:  # the same whichever line ends it got
-        digest = hashlib.sha256(file.read().replace(b"\r\n", b"\n")).hexdigest()[:16]
+    code = pathlib.Path(__file__).read_text("utf-8")  # makes all line ends the same
+    digest = hashlib.sha256(code.encode()).hexdigest()[:16]
     parser = argparse.ArgumentParser(
-        description="Ask a LightLLM server. The key is read from LIGHTLLM_API_KEY.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=NOT_GIVEN,
@@ -4210,7 +4133,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add("prompt", nargs="*", help="the question; text from a pipe follows it")
     add("-s", "--system", help="a system message")
     add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
-    add("--image", action="append", default=[], type=_image_part, help="repeatable")
+    add("--image", action="append", default=[], help="a file; repeatable")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
     for name in ("--timeout", "--temperature", "--top-p"):
         add(name, type=float)
@@ -4224,13 +4147,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     options = parser.parse_intermixed_args(arguments)
     system = {"role": "system", "content": options.system}
     options.history = [system] if options.system else []
+    urls = [pathlib.Path(path).absolute().as_uri() for path in options.image]
+    options.image = [{"type": "image_url", "image_url": url} for url in urls]
     return options
-
-
-def _image_part(path: str) -> _Json:
-    import pathlib
-
-    return {"type": "image_url", "image_url": pathlib.Path(path).absolute().as_uri()}
 
 
 def _report(text: str) -> int:
@@ -4239,32 +4158,31 @@ def _report(text: str) -> int:
     return 1
 
 
-def _run(client: LightLLMClient, options: Any) -> int:
+def _run(options: Any) -> int:
+    key = os.environ.get("LIGHTLLM_API_KEY", "")
+    client = LightLLMClient(key, options.base_url, options.timeout)
+    text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
     if options.check:
         return _check(client, options)
-    text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
     if options.models:
         print(*[model.id for model in client.models.list()], sep="\n")
-    elif is_terminal and sys.stdout.isatty() and not text:
+    elif is_terminal and not text:
         _chat(client, options)
     else:
-        text = "" if text == "-" else text
-        if not text or not is_terminal:
-            text = f"{text}\n\n{sys.stdin.read()}".strip("\n")
-        if "\ufffd" in text:
-            _report("note: stdin is not all UTF-8, what is not became U+FFFD")
+        if text == "-":
+            text = sys.stdin.read()
+        elif not is_terminal:
+            text = f"{text}\n\n{sys.stdin.read()}"
         if not text.strip():
             raise ValueError("a prompt is needed, as arguments or on stdin")
-        _print_answer(client, options, text)
+        _print_answer(client, options, text.strip("\n"))
     return 0
 
 
 def _chat(client: LightLLMClient, options: Any) -> None:
     """Answer each line that is typed, with the history before it."""
-    import importlib
-
     try:
-        importlib.import_module("readline")  # to edit and recall lines
+        __import__("readline")  # to edit and recall lines, where it is there
     except ImportError:
         pass
     _report("/quit or Ctrl-D ends the chat, Ctrl-C stops an answer.")
@@ -4299,7 +4217,7 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     )
     if options.json:
         return print(answer.to_json())
-    said, line_end, reason = "", "", None
+    said, reason, is_thinking = "", None, False
     try:
         for chunk in [answer] if is_plain else answer:
             for choice in chunk.choices:
@@ -4308,17 +4226,19 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
                 thought = getattr(piece, "reasoning", None)
                 if thought:
                     print(thought, end="", file=sys.stderr, flush=True)
-                    line_end = "\n"
+                    is_thinking = True
                 if piece.content:
-                    print(end=line_end, file=sys.stderr)
-                    said, line_end = said + piece.content, ""
+                    if is_thinking:
+                        _report("")  # ends its line
+                    said, is_thinking = said + piece.content, False
                     print(piece.content, end="", flush=True)
     finally:
         if not is_plain:
             answer.close()
-        print(end=line_end, file=sys.stderr)
+        if is_thinking:
+            _report("")
         if said:
-            print(flush=True)
+            print()
             options.image = []  # it is in the history now
             options.history += [question, {"role": "assistant", "content": said}]
     if reason == "length" or not said:
@@ -4342,14 +4262,12 @@ def _check(client: LightLLMClient, options: Any) -> int:
     model, parser = _find_model(client), ""
     print(f"model: {model['id']}, {model.get('max_model_len', '?')} tokens of context")
     try:
-        parser = client.get("/get_server_info").get("tool_call_parser") or ""
-    except (APIStatusError, APIResponseValidationError, AttributeError):
+        parser = client.get("/get_server_info")["tool_call_parser"] or ""
+    except (APIStatusError, APIResponseValidationError, TypeError, LookupError):
         pass  # builds of 2025 do not tell
-    advice = _ADVICE.get(parser, "'prompt': what it loses is not known here")
-    if client.base_url.endswith("/generate"):
-        advice = "'prompt', as the native API always does"
-    elif "max_model_len" not in model:
-        advice = "'prompt': LightLLM before April 2026 loses or damages calls"
+    advice = "'prompt': 'server' may lose or damage calls"
+    if _SOUND_PARSERS.fullmatch(parser) and "max_model_len" in model:  # from April 2026
+        advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
     client.chat.completions.create(

@@ -1098,7 +1098,7 @@ class Answers(ServerTest):
         self.assertRaises(AttributeError, getattr, message, "nonsense")
         self.assertRaises(KeyError, lambda: message["nonsense"])
         self.assertIn('"search"', json.dumps(response))
-        self.assertIn("ChatCompletion(id='8'", repr(response))
+        self.assertIn("ChatCompletion({'id': '8'", repr(response))
         self.assertLessEqual({"usage", "model_dump"}, {*dir(response)})
         text = pydoc.render_doc(lightllm.ChatCompletionMessage)  # what help() shows
         self.assertIn("refusal", text)
@@ -1173,7 +1173,7 @@ class Answers(ServerTest):
     def test_copies_pickles_and_assignment(self):
         response = self.receive(with_headers(answer(CALL), x_request_id="req-1"))
         twins = [copy.copy(response), copy.deepcopy(response)]
-        twins += [pickle.loads(pickle.dumps(response)), response.model_copy(deep=True)]
+        twins += [pickle.loads(pickle.dumps(response)), response.model_copy()]
         for twin in (response, *twins):
             self.assertEqual(twin, response)
             self.assertIsInstance(twin, lightllm.ChatCompletion)
@@ -1186,9 +1186,9 @@ class Answers(ServerTest):
         self.assertLessEqual({"id", "usage", "extra", "to_json"}, {*dir(response)})
         del response.extra
         self.assertFalse(hasattr(response, "extra"))
-        self.assertRaises(AttributeError, delattr, response, "extra")
+        self.assertRaises(KeyError, delattr, response, "extra")
         self.assertEqual(response.model_copy(update={"id": "9"}).id, "9")
-        self.assertIsNot(twins[-1].choices[0], response.choices[0])
+        self.assertIsNot(twins[1].choices[0], response.choices[0])
         self.assertIs(response.model_copy().choices[0], response.choices[0])
         self.assertIsInstance(response.copy(), lightllm.ChatCompletion)
 
@@ -2841,8 +2841,7 @@ class Errors(TransportTest):
             (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
             (405, "x", "check base_url"), (404, "x", "check base_url"),
-            (401, "x", "check api_key"), (400, "x", "change what"), (409, "x", "try again"),
-            (417, "x", "the parameters"), (422, "x", "another type"), (500, "x", "'s log"),
+            (401, "x", "check api_key"), (500, "x", "'s log"),
         ]  # fmt: skip
         for status, words, hint in self.cases(table):
             self.server.says(plain({"message": words}, status))
@@ -2972,7 +2971,7 @@ class Errors(TransportTest):
 
     def test_errors_made_as_openai_makes_them(self):
         self.assertEqual(lightllm.APIConnectionError(request="r").request, "r")
-        self.assertEqual(str(lightllm.APITimeoutError("r")), "Request timed out.")
+        self.assertEqual(str(lightllm.APITimeoutError("late", "r")), "late")
         self.server.says(plain({}, 429))
         response = self.error().response
         error = lightllm.RateLimitError("slow", response=response, body=None)
@@ -3902,13 +3901,11 @@ class CommandLine(TransportTest):
         table = [
             (["-"], b"piped", "piped"), ([], b"piped", "piped"),
             (["sum", "up"], b"piped", "sum up\n\npiped"),
-            (["q"], b"caf\xe9", "q\n\ncaf\ufffd"),
         ]  # fmt: skip
         for arguments, stdin, sent in self.cases(table):
             status, out, err = self.run_main(*arguments, *options, stdin=stdin)
-            self.assertEqual((status, out), (0, "caf\u00e9\n"))
+            self.assertEqual((status, out, err), (0, "caf\u00e9\n", ""))
             self.assertEqual(self.sent["messages"], [user(sent)])
-            self.assertEqual("not all UTF-8" in err, "\ufffd" in sent)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "a picture#1.png")
             path.write_bytes(PNG)
@@ -3947,6 +3944,9 @@ class CommandLine(TransportTest):
             status, out, err = self.run_main(*arguments)
             self.assertEqual((status, out, err.count("\n")), (1, "", 1), err)
             self.assertIn(words, err)
+        status, _, err = self.run_main("q", stdin=b"caf\xe9")
+        self.assertEqual((status, err.count("\n")), (1, 1))
+        self.assertIn("can't decode byte 0xe9", err)
         done = self.run_module("q", "--model", "m")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertEqual(done.stderr.count("\n"), 1)
@@ -3968,16 +3968,14 @@ class CommandLine(TransportTest):
             self.assertEqual(status, 0)
             return out
 
-        self.assertIn("'prompt': LightLLM before April 2026", check())
-        self.assertIn("'prompt', as the native API", check("/generate"))
+        self.assertIn("unknown: use tool_mode='prompt'", check())
+        self.assertIn("unknown: use tool_mode='prompt'", check("/generate"))
         routes["/v1/models"] = plain(MODELS)
+        either, prompt = "'server' or 'prompt'", "'prompt': 'server' may lose"
         table = [
-            ("qwen25", "'server' or 'prompt'"),
-            ("deepseekv31", "'server' or 'prompt'"), ("glm47", "'prompt': it merges calls"),
-            ("kimi_k2", "'prompt': it reads no calls in plain"),
-            ("qwen3_coder", "'prompt': it cuts arguments"),
-            ("llama3", "'prompt': only calls of Llama"), ("new", "'prompt': what it loses"),
-            (None, "'prompt': none is set"),
+            ("qwen25", either), ("deepseekv31", either), ("glm47", prompt),
+            ("kimi_k2", prompt), ("qwen3_coder", prompt), ("llama3", prompt),
+            ("new", prompt), (None, prompt),
         ]  # fmt: skip
         for parser, advice in self.cases(table):
             routes["/get_server_info"] = plain({"tool_call_parser": parser})
@@ -3986,7 +3984,9 @@ class CommandLine(TransportTest):
             self.assertIn("qwen25, 16384 tokens", check("/generate"))
         self.assertEqual(self.run_main("--models")[1], "qwen25\n")
         routes["/v1/models"] = plain({"object": "list", "data": []})
-        self.assertIn("'prompt': LightLLM before April 2026", check())
+        routes["/get_server_info"] = plain({"tool_call_parser": "qwen25"})
+        self.assertIn("model: default, ? tokens", check())
+        self.assertIn(prompt, check())  # a build before April 2026
         dead = {"LIGHTLLM_BASE_URL": "http://127.0.0.1:9"}
         status, out, _ = self.run_main("--check", **dead)
         self.assertEqual(status, 1)
