@@ -65,7 +65,8 @@ else:
         def __init_subclass__(cls, total=True):
             pass
 
-    overload = staticmethod  # any would do: the last definition replaces the others
+    def overload(function):
+        return function
 
 
 __version__ = "1.1.0"
@@ -311,12 +312,16 @@ _STATUS_ERRORS = {
     429: RateLimitError,
 }  # fmt: skip
 _HINTS = {  # what to try, by the status or by the type of what broke a connection
+    400: "change what it names",
     401: "check api_key",
     403: "check api_key",
     404: "check base_url, or this LightLLM build lacks the route",
     405: "check base_url: is that a LightLLM server?",
     407: "put the proxy's user and password into HTTP_PROXY",
+    409: "try again",
     413: "send less: smaller images (max_image_side=), fewer messages",
+    417: "check the parameters of the request",
+    422: "this LightLLM build takes another type there",
     429: "the server is busy: wait, or raise max_retries",
     500: "bad or too long: lower max_tokens (10000 unless given), or see the server's log",
     502: "does the server behind this gateway run?",
@@ -446,7 +451,9 @@ class BaseModel(_Json):
 
     def model_dump_json(self: Any, *, indent: int | None = None, **options: Any) -> str:
         """`model_dump(...)` as JSON text."""
-        return json.dumps(self.model_dump(**options), ensure_ascii=False, indent=indent)
+        plain = self.model_dump(**options)
+        marks = (",", ":") if indent is None else None
+        return json.dumps(plain, ensure_ascii=False, indent=indent, separators=marks)
 
     def to_dict(self, **options: Any) -> _Json:
         """`model_dump` of the fields that the server sent."""
@@ -463,10 +470,12 @@ class BaseModel(_Json):
 
 
 def _to_plain(value: Any, options: _Json) -> Any:
-    """A value without classes. The options are model_dump's."""
+    """A copy without classes. The options are model_dump's."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(**options)
     if isinstance(value, list):
         return [_to_plain(item, options) for item in value]
-    return value.model_dump(**options) if isinstance(value, BaseModel) else value
+    return dict(value) if isinstance(value, dict) else value
 
 
 # --- answer objects ---
