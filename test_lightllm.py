@@ -1970,7 +1970,7 @@ class ServerMadeStreamCalls(ServerTest):
         table = [
             ("a call of 'save' did not come whole", "", "tool_calls", [good, bad], [A]),
             ("neither a call nor text", "", "tool_calls", [], []),
-            ("its tool_calls hold no call", "", "stop", odd, []),
+            ("a call of '' did not come whole", "", "stop", odd, []),
             ("it stands in a thought", thought, "tool_calls", [good], []),
         ]
         for words, text, reason, calls, kept in self.cases(table):
