@@ -1930,8 +1930,7 @@ def _type_schema(kind: Any, where: str) -> _Json:
 
 _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
-_CALL_ENDS = ("tool_calls", "function_call")
-_NATURAL_ENDS = ("stop", *_CALL_ENDS)  # not cut off
+_NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
 _HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
 
 
@@ -1946,11 +1945,11 @@ class _ChoiceState:
         self.reason: Any = None
         self.pending: Any = None  # a finish_reason beside a call, which more may follow
         self.problem = ""  # why the answer is not what it claims to be
-        self.server = _ServerCalls(schemas)
         self._text, self._reasoning = io.StringIO(), io.StringIO()
         self._has_text = False
-        self._calls: list[_Json] = []
+        self._calls: _JsonList = []
         self._is_plain = not request.get("stream")  # then calls stay in the text too
+        self.server = _ServerCalls(schemas, self._is_plain)
         self._stop: Any = None
         self._reader: Any = None
         stops = _stop_strings(request.get("stop"))
@@ -1962,8 +1961,7 @@ class _ChoiceState:
             self._reader = _CallReader(schemas, not self._is_plain)
 
     def settle(self, choice: _Json, fields: _Json, key: str) -> None:
-        """Settle what came of the choice, in place. Its text is `fields[key]`, its calls
-        stand beside that."""
+        """Settle what came, in place: the text is `fields[key]`, calls stand beside it."""
         text, deltas = fields.get(key), _objects(fields.get("tool_calls"))
         reasoning = fields.get("reasoning") or fields.get("reasoning_content")
         if isinstance(reasoning, str):
@@ -1984,7 +1982,7 @@ class _ChoiceState:
             shown, calls = self._read(ready, bool(deltas), ending)
         self._text.write(shown)
         if deltas or calls or ending:
-            calls = self._take_server_calls(deltas, calls, ending)
+            calls = self.server.take(deltas, calls, self._text, ending)
         given = [self._record(call) for call in calls]
         if ending:
             self._end(reason)
@@ -2015,20 +2013,6 @@ class _ChoiceState:
         calls = [piece for piece in pieces if isinstance(piece, _Call)]
         return "".join([piece for piece in pieces if isinstance(piece, str)]), calls
 
-    def _take_server_calls(
-        self, deltas: list[_Json], calls: _Calls, ending: Any
-    ) -> _Calls:
-        """The calls read from the text, behind those of the server that they end."""
-        server, has_next = self.server, bool(calls)
-        has_begun = sum(map(server.add, deltas))
-        if has_begun or calls or ending:
-            text = self._text.getvalue()
-            is_closed = self._is_plain and text.rstrip().endswith("</tool_call>")
-            if ending not in (None, *_NATURAL_ENDS) and not is_closed:
-                del server.held[-1:]  # the server may have closed it itself
-            calls = server.take(text, has_next, ending) + calls
-        return calls
-
     def _record(self, call: _Call) -> _Json:
         """Note a whole call; the fields that give it out."""
         index, call_id = len(self._calls), call.fields.get("id")
@@ -2043,13 +2027,13 @@ class _ChoiceState:
     def _end(self, reason: Any) -> None:
         """Say why it ended, and whether it is what it claims to be."""
         self._stop = self._reader = None
-        if reason in (None, *_NATURAL_ENDS):
-            self.problem = self.server.lost
-            if reason in _CALL_ENDS and not (
-                self._calls or self._text.getvalue().strip()
-            ):
-                what = f"finish_reason is {reason!r}, with neither a call nor text"
-                self.problem = self.problem or what
+        if reason in _NATURAL_ENDS:
+            is_empty = not (self._calls or self._text.getvalue().strip())
+            if is_empty and reason in ("tool_calls", "function_call"):
+                self.problem = (
+                    f"finish_reason is {reason!r}, with neither a call nor text"
+                )
+            self.problem = self.server.lost or self.problem
             reason = "tool_calls" if self._calls else reason and "stop"
         self.reason = None if self.problem else reason
 
@@ -2057,9 +2041,7 @@ class _ChoiceState:
 class _AnswerBuilder:
     """Builds the answer to one request from what the server sends."""
 
-    def __init__(
-        self, is_chat: bool, request: _Json, tools: Iterable[Any] = ()
-    ) -> None:
+    def __init__(self, is_chat: bool, request: _Json, tools: Any = ()) -> None:
         self.is_stream = bool(request.get("stream"))
         self.native: _NativeReplies | None = None
         self.sends_tools = False  # to the server, which then reads the calls itself
@@ -2083,9 +2065,7 @@ class _AnswerBuilder:
         problem = ""
         for choice in choices:
             fields = choice["message"] if self._is_chat else choice
-            calls = _objects(fields.get("tool_calls"))
-            for number, call in enumerate(calls):
-                call["index"] = number  # builds of 2026 say -1 of each
+            calls = fields.get("tool_calls")
             has_tags = not calls and bool(_TAG.search(str(fields.get(self._key))))
             is_usual = choice.get("finish_reason") in ("stop", "length")
             if calls or has_tags or self._request.get("stop") or not is_usual:
@@ -2154,17 +2134,15 @@ class _AnswerBuilder:
         """The answer so far."""
         choices = []
         for index, state in sorted(self._choices.items()):
-            message = state.message()
-            own = (
-                {"message": message} if self._is_chat else {"text": message["content"]}
-            )
+            said = state.message()
+            own = {"message": said} if self._is_chat else {"text": said["content"]}
             choices.append({"index": index, **own, "finish_reason": state.reason})
         data = {**self.head, "choices": choices, "usage": self.usage}
         data["object"] = "chat.completion" if self._is_chat else "text_completion"
         return self._reply.model_validate(data)
 
 
-def _objects(items: Any) -> list[_Json]:
+def _objects(items: Any) -> _JsonList:
     if not items or not isinstance(items, list):
         return []
     return [item for item in items if isinstance(item, dict)]
@@ -2189,70 +2167,56 @@ class _ServerCall:
         self.index = index
         self.name = ""
         self.fields: _Json = {"function": {}}
-        self.copies: list[list[str]] = []  # pieces of its arguments, anew for each head
+        self.pieces: list[str] = []  # of its arguments
+        self._start = 0  # of the pieces behind the last head: servers begin calls anew
 
     def add(self, delta: _Json, function: _Json) -> None:
         name, arguments = function.get("name"), function.get("arguments")
-        if isinstance(name, str):
-            self.name = self.name or name
-        if name or not self.copies:
-            self.copies.append([])
+        if name:
+            self.name = self.name or (name if isinstance(name, str) else "")
+            self._start = len(self.pieces)
         if arguments not in (None, ""):
             is_text = isinstance(arguments, str)
-            self.copies[-1].append(arguments if is_text else _dump_json(arguments))
+            self.pieces.append(arguments if is_text else _dump_json(arguments))
         self.fields["function"].update(_drop_none(function))
         self.fields.update(_drop_none({**delta, "function": None, "index": None}))
 
-    def is_whole(self) -> bool:
-        """Whether all that came is the arguments of a call, or of several."""
-        text = "".join(itertools.chain(*self.copies)).rstrip()
-        return text[-1:] == "}" and bool(_split_objects(text))
-
     def objects(self) -> list[tuple[_Json, str]]:
-        """The arguments of the calls that this is: of several where a server ran them
-        together, of none where it is not whole."""
-        copies = ["".join(pieces) for pieces in self.copies]
-        found = _split_objects("".join(copies))
-        if not found and _split_objects(copies[-1]):
-            found = [*itertools.chain(*map(_split_objects, copies))]
-        return found if self.name.strip() else []
+        """Its arguments if it is whole; those of each where a server ran calls together."""
+        text = "".join(self.pieces)
+        if not self.name.strip() or text.rstrip()[-1:] != "}":
+            return []
+        return _split_objects(text) or _split_objects(
+            "".join(self.pieces[self._start :])
+        )
 
 
 class _ServerCalls:
     """The calls that a server makes itself, each held until it is whole."""
 
-    def __init__(self, schemas: _Json) -> None:
+    def __init__(self, schemas: _Json, is_plain: bool) -> None:
         self.held: list[_ServerCall] = []
         self.lost = ""  # what to say of those that did not come whole
         self._schemas = schemas
+        self._is_plain = is_plain
         self._last: Any = None  # the one given last, if it came in one piece
 
-    def add(self, delta: _Json) -> bool:
-        """Take a delta; return whether it begins a call."""
-        function = delta.get("function") or {}
-        if not isinstance(function, dict):
-            return False
-        index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
-        held = [call for call in self.held if index in (None, call.index)]
-        call = held[-1] if held else _ServerCall(index)
-        if name and call.name:  # a head: of this call again, or of the next one?
-            is_other = call_id and call_id != call.fields.get("id", call_id)
-            if is_other or name != call.name or call.is_whole():
-                call = _ServerCall(index)
-        call.add(delta, function)
-        if call in self.held:
-            return False
-        self.held.append(call)
-        return True
-
-    def take(self, text: str, has_next: bool, ending: Any) -> _Calls:
-        """The calls in front that are whole and behind which another has begun; in the
-        end all that are whole. `text`: that of the answer, which may show damage."""
-        calls: _Calls = []
-        while self.held[not (has_next or ending) :]:
+    def take(
+        self, deltas: _JsonList, calls: _Calls, answer: io.StringIO, ending: Any
+    ) -> _Calls:
+        """The calls that are certain now: the server's, then `calls`, which were read from
+        the text of the answer. That text may show damage."""
+        has_begun = sum(map(self._add, deltas))
+        if not (has_begun or calls or ending):
+            return calls
+        text, given = answer.getvalue(), calls[:0]
+        is_closed = self._is_plain and text.rstrip().endswith("</tool_call>")
+        if ending not in _NATURAL_ENDS and not is_closed:
+            del self.held[-1:]  # the server may have closed it itself
+        while self.held[not (calls or ending) :]:
             call = self.held[0]
             objects, damage = call.objects(), _find_damage(text, call.name)
-            has_copy = [call.name] == [following.name for following in self.held[1:2]]
+            has_copy = len(self.held) > 1 and self.held[1].name == call.name
             if not ending and (has_copy or damage or not objects):
                 break  # glm47 sends a call twice, and perhaps cuts it
             del self.held[0]
@@ -2260,17 +2224,35 @@ class _ServerCalls:
                 continue
             schema = self._schemas.get(call.name, {"required": "unknown"})
             may_be_empty = ending in _NATURAL_ENDS and not schema.get("required")
-            if may_be_empty and not (objects or any(call.copies)):
+            if may_be_empty and not (objects or call.pieces):
                 objects = [({}, "{}")]  # LightLLM streams "" for no arguments
-            is_one = len(call.copies[-1]) == 1
+            is_one = len(call.pieces) == 1
             twin = [call.fields.get("id"), call.name, objects]
             if damage or not objects:
                 what = f"a call of {call.name!r} did not come whole{damage}"
                 self.lost = self.lost or what
             elif is_one or twin != self._last:
-                calls += [_Call(call.name, *found, call.fields) for found in objects]
+                given += [_Call(call.name, *found, call.fields) for found in objects]
             self._last = twin if is_one and twin[0] else None
-        return calls
+        return given + calls
+
+    def _add(self, delta: _Json) -> bool:
+        """Take a delta; return whether it begins a call."""
+        function = delta.get("function") or {}
+        if not isinstance(function, dict):
+            return False
+        index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
+        held = [call for call in self.held if index in (None, call.index)]
+        call = held[-1] if held and not self._is_plain else _ServerCall(index)
+        if name and call.name:  # a head: of this call again, or of the next one?
+            is_other = call_id and call_id != call.fields.get("id", call_id)
+            if is_other or name != call.name or call.objects():
+                call = _ServerCall(index)
+        call.add(delta, function)
+        begins = call not in self.held
+        if begins:
+            self.held.append(call)
+        return begins
 
 
 def _find_damage(text: str, name: str) -> str:
@@ -2338,7 +2320,10 @@ class _StreamSource:
         try:
             while not self.error:
                 raw = self._reply.read_next()
-                for text in decoder.feed(raw) if raw else self._finish(decoder):
+                cut = "" if raw or decoder.finish() else builder.find_cut()
+                if cut:
+                    raise self._exchange.error(APIConnectionError, cut)
+                for text in decoder.feed(raw) if raw else [_DONE]:
                     self._is_over = text[:6] == _DONE
                     if not self._is_over:
                         data = self._parse(text)
@@ -2354,8 +2339,9 @@ class _StreamSource:
         except OSError as cause:
             if _is_foreign_timeout(cause):
                 raise
-            what = "the answer is incomplete"
-            self._note(self._exchange.connection_error(cause, what), cause)
+            broken = self._exchange.connection_error(cause, "the answer is incomplete")
+            broken.__cause__ = cause.with_traceback(None)  # frames lead to the stream
+            self._note(broken)
         except APIError as error:
             self._note(error)
         except ValueError as cause:
@@ -2380,13 +2366,6 @@ class _StreamSource:
 
             raise copy.copy(self.error) from self.error.__cause__
 
-    def _finish(self, decoder: _EventDecoder) -> list[str]:
-        """The body ended cleanly: so did the answer if it said so, or it was cut."""
-        problem = "" if decoder.finish() else self.builder.find_cut()
-        if problem:
-            raise self._exchange.error(APIConnectionError, problem)
-        return [_DONE]
-
     def _parse(self, text: str) -> _Json:
         """The JSON object of an event. Raises where it is none, or reports an error."""
         try:
@@ -2397,10 +2376,8 @@ class _StreamSource:
             return data
         raise self._exchange.event_error(self.response, text, data)
 
-    def _note(self, error: APIError, cause: BaseException | None = None) -> None:
+    def _note(self, error: APIError) -> None:
         if not self.error:
-            # without the frames, which lead back to the stream
-            error.__cause__ = cause and cause.with_traceback(None)
             error.partial = self.builder.build_completion()
             self.error = error.with_traceback(None)
 
