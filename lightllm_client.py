@@ -1949,7 +1949,7 @@ class _ChoiceState:
         self._has_text = False
         self._calls: _JsonList = []
         self._is_plain = not request.get("stream")  # then calls stay in the text too
-        self.server = _ServerCalls(schemas, self._is_plain)
+        self.server = _ServerCalls(schemas, self._text, self._is_plain)
         self._stop: Any = None
         self._reader: Any = None
         stops = _stop_strings(request.get("stop"))
@@ -1979,10 +1979,10 @@ class _ChoiceState:
         shown = ready
         calls: _Calls = []
         if self._reader:
-            shown, calls = self._read(ready, bool(deltas), ending)
+            shown, calls = self._read(ready, deltas, ending)
         self._text.write(shown)
         if deltas or calls or ending:
-            calls = self.server.take(deltas, calls, self._text, ending)
+            calls = self.server.take(deltas, calls, ending)
         given = [self._record(call) for call in calls]
         if ending:
             self._end(reason)
@@ -2003,10 +2003,10 @@ class _ChoiceState:
             message["reasoning"] = self._reasoning.getvalue()
         return {**message, "tool_calls": self._calls or None}
 
-    def _read(self, text: str, has_deltas: bool, ending: Any) -> tuple[str, _Calls]:
+    def _read(self, text: str, deltas: _JsonList, ending: Any) -> tuple[str, _Calls]:
         """What of the text is certain to be text, and the calls in it."""
         pieces = self._reader.feed(text)
-        if has_deltas:
+        if deltas:
             self._reader.drop_open_tag()
         if ending:
             pieces += self._reader.finish(ending in _NATURAL_ENDS)
@@ -2084,7 +2084,7 @@ class _AnswerBuilder:
         if not self.head:
             self.head = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
         self.usage = data.get("usage") or self.usage
-        self._has_usage = self._has_usage or "usage" in data
+        self._has_usage |= "usage" in data
         data["choices"] = _objects(data.get("choices"))
         for choice in data["choices"]:
             index = choice.get("index")
@@ -2092,8 +2092,7 @@ class _AnswerBuilder:
             fields = choice.get("delta") if self._is_chat else choice
             if not isinstance(fields, dict):
                 fields = choice["delta"] = {}
-            if fields.get("role", "") is None:
-                self._has_null_role = True
+            self._has_null_role |= fields.get("role", "") is None
             state = self._choices.get(index)
             if not state:
                 reads_calls = bool(self._schemas)
@@ -2194,25 +2193,24 @@ class _ServerCall:
 class _ServerCalls:
     """The calls that a server makes itself, each held until it is whole."""
 
-    def __init__(self, schemas: _Json, is_plain: bool) -> None:
+    def __init__(self, schemas: _Json, text: io.StringIO, is_plain: bool) -> None:
         self.held: list[_ServerCall] = []
         self.lost = ""  # what to say of those that did not come whole
         self._schemas = schemas
+        self._text = text  # of the answer, which may show damage
         self._is_plain = is_plain
         self._last: Any = None  # the one given last, if it came in one piece
 
-    def take(
-        self, deltas: _JsonList, calls: _Calls, answer: io.StringIO, ending: Any
-    ) -> _Calls:
-        """The calls that are certain now: the server's, then `calls`, which were read from
-        the text of the answer. That text may show damage."""
+    def take(self, deltas: _JsonList, calls: _Calls, ending: Any) -> _Calls:
+        """The calls that are certain now: the server's, then `calls`, read from the text."""
         has_begun = sum(map(self._add, deltas))
         if not (has_begun or calls or ending):
             return calls
-        text, given = answer.getvalue(), calls[:0]
+        text = self._text.getvalue()
         is_closed = self._is_plain and text.rstrip().endswith("</tool_call>")
         if ending not in _NATURAL_ENDS and not is_closed:
             del self.held[-1:]  # the server may have closed it itself
+        given: _Calls = []
         while self.held[not (calls or ending) :]:
             call = self.held[0]
             objects, damage = call.objects(), _find_damage(text, call.name)
