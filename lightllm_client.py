@@ -1966,9 +1966,8 @@ class _ChoiceState:
         reasoning = fields.get("reasoning") or fields.get("reasoning_content")
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
-        reason = choice.get("finish_reason")
-        if reason in ("", "null"):  # as gateways say "none"
-            reason = None
+        reason = choice.get("finish_reason")  # gateways say "" or "null" for none
+        reason = None if reason == "null" else reason or None
         if reason and deltas and not self._is_plain:
             self.pending, reason = reason, None
         ending = reason or ("stop" if self._is_plain else None)
@@ -1979,7 +1978,13 @@ class _ChoiceState:
         shown = ready
         calls: _Calls = []
         if self._reader:
-            shown, calls = self._read(ready, deltas, ending)
+            pieces = self._reader.feed(ready)
+            if deltas:
+                self._reader.drop_open_tag()
+            if ending:
+                pieces += self._reader.finish(ending in _NATURAL_ENDS)
+            calls = [piece for piece in pieces if isinstance(piece, _Call)]
+            shown = "".join([piece for piece in pieces if isinstance(piece, str)])
         self._text.write(shown)
         if deltas or calls or ending:
             calls = self.server.take(deltas, calls, ending)
@@ -2003,16 +2008,6 @@ class _ChoiceState:
             message["reasoning"] = self._reasoning.getvalue()
         return {**message, "tool_calls": self._calls or None}
 
-    def _read(self, text: str, deltas: _JsonList, ending: Any) -> tuple[str, _Calls]:
-        """What of the text is certain to be text, and the calls in it."""
-        pieces = self._reader.feed(text)
-        if deltas:
-            self._reader.drop_open_tag()
-        if ending:
-            pieces += self._reader.finish(ending in _NATURAL_ENDS)
-        calls = [piece for piece in pieces if isinstance(piece, _Call)]
-        return "".join([piece for piece in pieces if isinstance(piece, str)]), calls
-
     def _record(self, call: _Call) -> _Json:
         """Note a whole call; the fields that give it out."""
         index, call_id = len(self._calls), call.fields.get("id")
@@ -2030,9 +2025,7 @@ class _ChoiceState:
         if reason in _NATURAL_ENDS:
             is_empty = not (self._calls or self._text.getvalue().strip())
             if is_empty and reason in ("tool_calls", "function_call"):
-                self.problem = (
-                    f"finish_reason is {reason!r}, with neither a call nor text"
-                )
+                self.problem = f"finish_reason {reason!r}, but neither a call nor text"
             self.problem = self.server.lost or self.problem
             reason = "tool_calls" if self._calls else reason and "stop"
         self.reason = None if self.problem else reason
@@ -2095,8 +2088,7 @@ class _AnswerBuilder:
             self._has_null_role |= fields.get("role", "") is None
             state = self._choices.get(index)
             if not state:
-                reads_calls = bool(self._schemas)
-                state = _ChoiceState(self._request, self._schemas, reads_calls)
+                state = _ChoiceState(self._request, self._schemas, bool(self._schemas))
                 self._choices[index] = state
             state.settle(choice, fields, self._key)
             if state.problem:
@@ -2167,7 +2159,7 @@ class _ServerCall:
         self.name = ""
         self.fields: _Json = {"function": {}}
         self.pieces: list[str] = []  # of its arguments
-        self._start = 0  # of the pieces behind the last head: servers begin calls anew
+        self._start = 0  # where those behind its last head begin, which may be anew
 
     def add(self, delta: _Json, function: _Json) -> None:
         name, arguments = function.get("name"), function.get("arguments")
@@ -2182,12 +2174,10 @@ class _ServerCall:
 
     def objects(self) -> list[tuple[_Json, str]]:
         """Its arguments if it is whole; those of each where a server ran calls together."""
-        text = "".join(self.pieces)
+        text, last = "".join(self.pieces), "".join(self.pieces[self._start :])
         if not self.name.strip() or text.rstrip()[-1:] != "}":
             return []
-        return _split_objects(text) or _split_objects(
-            "".join(self.pieces[self._start :])
-        )
+        return _split_objects(text) or _split_objects(last)
 
 
 class _ServerCalls:
@@ -2195,7 +2185,7 @@ class _ServerCalls:
 
     def __init__(self, schemas: _Json, text: io.StringIO, is_plain: bool) -> None:
         self.held: list[_ServerCall] = []
-        self.lost = ""  # what to say of those that did not come whole
+        self.lost = ""  # what to say of one that did not come whole
         self._schemas = schemas
         self._text = text  # of the answer, which may show damage
         self._is_plain = is_plain
@@ -2211,7 +2201,8 @@ class _ServerCalls:
         if ending not in _NATURAL_ENDS and not is_closed:
             del self.held[-1:]  # the server may have closed it itself
         given: _Calls = []
-        while self.held[not (calls or ending) :]:
+        kept = 0 if calls or ending else 1  # the last one may go on
+        while len(self.held) > kept:
             call = self.held[0]
             objects, damage = call.objects(), _find_damage(text, call.name)
             has_copy = len(self.held) > 1 and self.held[1].name == call.name
@@ -2219,7 +2210,7 @@ class _ServerCalls:
                 break  # glm47 sends a call twice, and perhaps cuts it
             del self.held[0]
             if has_copy and not objects and self.held[0].objects():
-                continue
+                continue  # the copy is the call
             schema = self._schemas.get(call.name, {"required": "unknown"})
             may_be_empty = ending in _NATURAL_ENDS and not schema.get("required")
             if may_be_empty and not (objects or call.pieces):
@@ -2227,8 +2218,7 @@ class _ServerCalls:
             is_one = len(call.pieces) == 1
             twin = [call.fields.get("id"), call.name, objects]
             if damage or not objects:
-                what = f"a call of {call.name!r} did not come whole{damage}"
-                self.lost = self.lost or what
+                self.lost = f"a call of {call.name!r} did not come whole{damage}"
             elif is_one or twin != self._last:
                 given += [_Call(call.name, *found, call.fields) for found in objects]
             self._last = twin if is_one and twin[0] else None
@@ -2325,9 +2315,8 @@ class _StreamSource:
                     self._is_over = text[:6] == _DONE
                     if not self._is_over:
                         data = self._parse(text)
-                        yield builder.build_chunk(
-                            native.chunk(data) if native else data
-                        )
+                        data = native.chunk(data) if native else data
+                        yield builder.build_chunk(data)
                         self._is_over = bool(native and native.finished)
                     if self._is_over:
                         self._reply.finish()
@@ -2358,7 +2347,7 @@ class _StreamSource:
 
     def raise_error(self) -> None:
         """Raise what ended the stream, if it failed: a copy, since what was raised holds
-        its frames, they the stream, and the stream the error; and so nothing is freed."""
+        its frames, they the stream, and the stream the error; nothing would be freed."""
         if self.error:
             import copy
 
