@@ -1898,147 +1898,116 @@ _HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
 
 
 class _LostCall(ValueError):
-    """Args: what the answer announced and did not hold, and the answer."""
+    """Args: what the answer announced and did not hold, and the answer if it is plain."""
 
 
 class _ChoiceState:
     """One choice of an answer: its text, its calls, and why it ended."""
 
-    def __init__(self, schemas: _Json, stop: Any, reader: Any, is_plain: bool) -> None:
+    def __init__(self, request: _Json, schemas: _Json, reads_calls: bool) -> None:
         self.reason: Any = None
         self.pending: Any = None  # a finish_reason beside a call, which more may follow
         self.problem = ""  # why the answer is not what it claims to be
         self._text, self._reasoning = io.StringIO(), io.StringIO()
         self._has_text = False
-        self._calls: list[_Json] = []
-        self._server = _ServerCalls(schemas)
-        self._stop: Any = stop
-        self._reader: Any = reader
-        self._is_plain = is_plain  # then its text keeps the tags of its calls
+        self._calls: _JsonList = []
+        self._is_plain = not request.get("stream")  # then calls stay in the text too
+        self.server = _ServerCalls(schemas, self._text, self._is_plain)
+        self._stop: Any = None
+        self._reader: Any = None
+        stops = _stop_strings(request.get("stop"))
+        if stops:
+            prompt: Any = request.get("prompt") if request.get("echo") else ""
+            skip = len(prompt) if isinstance(prompt, str) else sys.maxsize  # of a list
+            self._stop = _StopFilter(stops, skip)
+        if reads_calls and request.get("tool_choice") != "none":
+            self._reader = _CallReader(schemas, not self._is_plain)
 
-    def settle(
-        self, choice: _Json, fields: _Json, key: str, is_over: bool = False
-    ) -> None:
-        """Settle what came of the choice, in place. Its text is `fields[key]`, its calls
-        stand beside that. `is_over`: nothing more of it will come."""
+    def settle(self, choice: _Json, fields: _Json, key: str) -> None:
+        """Settle what came, in place: the text is `fields[key]`, calls stand beside it."""
         text, deltas = fields.get(key), _objects(fields.get("tool_calls"))
         reasoning = fields.get("reasoning") or fields.get("reasoning_content")
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
-        reason = choice.get("finish_reason")
-        if reason in ("", "null"):  # as gateways say "none"
-            reason = None
-        if reason and deltas and not is_over:
+        reason = choice.get("finish_reason")  # gateways say "" or "null" for none
+        reason = None if reason == "null" else reason or None
+        if reason and deltas and not self._is_plain:
             self.pending, reason = reason, None
-        is_over = is_over or reason is not None
-        is_cut = reason not in _NATURAL_ENDS
+        ending = reason or ("stop" if self._is_plain else None)
         ready = text if isinstance(text, str) else ""
         if self._stop:
             ready = self._stop.feed(ready)
-            ready += self._stop.finish(reason) if is_over else ""
+            ready += self._stop.finish(ending) if ending else ""
         shown = ready
         calls: _Calls = []
         if self._reader:
-            shown, calls = self._read(ready, bool(deltas), is_over, is_cut)
+            pieces = self._reader.feed(ready)
+            if deltas:
+                self._reader.drop_open_tag()
+            if ending:
+                pieces += self._reader.finish(ending in _NATURAL_ENDS)
+            calls = [piece for piece in pieces if isinstance(piece, _Call)]
+            shown = "".join([piece for piece in pieces if isinstance(piece, str)])
         self._text.write(shown)
-        if deltas or calls or is_over:
-            calls = self._take_server_calls(deltas, calls, is_over, is_cut)
+        if deltas or calls or ending:
+            calls = self.server.take(deltas, calls, ending)
         given = [self._record(call) for call in calls]
-        if is_over:
-            self._end(reason, is_cut)
+        if ending:
+            self._end(reason)
         if shown or isinstance(text, str):
             self._has_text = True
             fields[key] = ready if self._is_plain else shown
         if given or "tool_calls" in fields:
             fields["tool_calls"] = given or None
-        choice["finish_reason"] = self.reason if is_over else None
-
-    @property
-    def holds_calls(self) -> bool:
-        return bool(self._server.held)
+        choice["finish_reason"] = self.reason if ending else None
 
     def message(self) -> _Json:
         """The message as far as it is certain."""
         held = [part.held for part in (self._reader, self._stop) if part]
         text = "".join([self._text.getvalue(), *held])
-        message: _Json = {"role": "assistant", "content": text}
-        if not text and not self._has_text:
-            message["content"] = None
+        content = text if text or self._has_text else None
+        message: _Json = {"role": "assistant", "content": content}
         if self._reasoning.tell():
             message["reasoning"] = self._reasoning.getvalue()
         return {**message, "tool_calls": self._calls or None}
 
-    def _read(
-        self, text: str, has_deltas: bool, is_over: bool, is_cut: bool
-    ) -> tuple[str, _Calls]:
-        """What of the text is certain to be text, and the calls in it."""
-        pieces = self._reader.feed(text)
-        if has_deltas:
-            self._reader.drop_open_tag()
-        if is_over:
-            pieces += self._reader.finish(not is_cut)
-        calls = [piece for piece in pieces if isinstance(piece, _Call)]
-        return "".join([piece for piece in pieces if isinstance(piece, str)]), calls
-
-    def _take_server_calls(
-        self, deltas: list[_Json], calls: _Calls, is_over: bool, is_cut: bool
-    ) -> _Calls:
-        """Calls that were read from the text, with the server's that are certain now."""
-        server = self._server
-        if calls:  # what the server made before them is over
-            calls = server.take(self._text.getvalue(), True, False, False) + calls
-        has_begun = [server.add(delta) for delta in deltas]
-        if any(has_begun) or is_over:
-            text = self._text.getvalue().rstrip()
-            ends = text.count("</tool_call>") if text.endswith("</tool_call>") else 0
-            if is_over and is_cut and not (self._is_plain and ends >= len(server.held)):
-                del server.held[-1:]  # the server may have closed it itself
-            calls += server.take(text, False, is_over, is_cut)
-        return calls
-
     def _record(self, call: _Call) -> _Json:
         """Note a whole call; the fields that give it out."""
         index, call_id = len(self._calls), call.fields.get("id")
-        if not call_id or any(call_id == known["id"] for known in self._calls):
+        if not call_id or call_id in [known["id"] for known in self._calls]:
             call_id = f"call_{index + 1}_{next(_ids)}"
         function = {**call.fields.get("function", {}), "name": call.name}
         function["arguments"] = call.arguments
-        kind = {"type": "function", "function": function}
-        self._calls.append({**call.fields, "id": call_id, **kind})
-        return {**({} if self._is_plain else {"index": index}), **self._calls[-1]}
+        made = {**call.fields, "id": call_id, "type": "function", "function": function}
+        self._calls.append(made)
+        return made if self._is_plain else {"index": index, **made}
 
-    def _end(self, reason: Any, is_cut: bool) -> None:
+    def _end(self, reason: Any) -> None:
         """Say why it ended, and whether it is what it claims to be."""
         self._stop = self._reader = None
-        claims_calls = reason in ("tool_calls", "function_call") and not self._calls
-        if self._server.lost and not is_cut:
-            self.problem = self._server.lost[0]
-        elif claims_calls and not self._text.getvalue().strip():
-            self.problem = f"finish_reason is {reason!r}, with neither a call nor text"
-        if not is_cut and (reason or self._calls or not self._is_plain):
-            reason = "tool_calls" if self._calls else "stop"
-        if self.reason in (None, "stop"):  # a call may come behind it
-            self.reason = reason
+        if reason in _NATURAL_ENDS:
+            is_empty = not (self._calls or self._text.getvalue().strip())
+            if is_empty and reason in ("tool_calls", "function_call"):
+                self.problem = f"finish_reason {reason!r}, but neither a call nor text"
+            self.problem = self.server.lost or self.problem
+            reason = "tool_calls" if self._calls else reason and "stop"
+        self.reason = None if self.problem else reason
 
 
 class _AnswerBuilder:
     """Builds the answer to one request from what the server sends."""
 
-    def __init__(
-        self, is_chat: bool, request: _Json, tools: Iterable[Any] = ()
-    ) -> None:
+    def __init__(self, is_chat: bool, request: _Json, tools: Any = ()) -> None:
         self.is_stream = bool(request.get("stream"))
         self.native: _NativeReplies | None = None
         self.sends_tools = False  # to the server, which then reads the calls itself
         self.head: _Json = {}  # the fields that all chunks share
         self.usage: Any = None
-        self.problem = ""  # why the answer is not what it claims to be
         self._is_chat = is_chat
         self._key = "content" if is_chat else "text"
         self._reply: Any = ChatCompletion if is_chat else Completion
         self._chunk: Any = ChatCompletionChunk if is_chat else Completion
         self._request = request
-        self._stops = _stop_strings(request.get("stop"))
         self._schemas = _parameter_schemas(tools)
         self._choices: dict[int, _ChoiceState] = {}
         self._has_usage = self._has_null_role = False
@@ -2049,101 +2018,85 @@ class _AnswerBuilder:
         choices = _objects(data["choices"])
         if not choices:
             raise ValueError("no choices")
-        for index, choice in enumerate(choices):
-            fields = choice.get("message", choice)
+        problem = ""
+        for choice in choices:
+            fields = choice["message"] if self._is_chat else choice
             calls = fields.get("tool_calls")
-            for number, call in enumerate(_objects(calls)):
-                call["index"] = number  # builds of 2026 say -1 of each
-            has_tags = not calls and _TAG.search(str(fields.get(self._key)))
+            has_tags = not calls and bool(_TAG.search(str(fields.get(self._key))))
             is_usual = choice.get("finish_reason") in ("stop", "length")
-            if calls or has_tags or self._stops or not is_usual:
-                state = self._add_choice(index, bool(has_tags))
-                state.settle(choice, fields, self._key, True)
-                if calls and state.reason == "stop":
-                    state.problem = state.problem or "its tool_calls hold no call"
-                self.problem = self.problem or state.problem
+            if calls or has_tags or self._request.get("stop") or not is_usual:
+                state = _ChoiceState(self._request, self._schemas, has_tags)
+                state.settle(choice, fields, self._key)
+                problem = problem or state.problem
             elif "tool_calls" in fields:
                 fields["tool_calls"] = None
         answer = self._reply.model_validate(data)
-        if self.problem:
-            raise _LostCall(self.problem, answer)
+        if problem:
+            raise _LostCall(problem, answer)
         return answer
 
     def build_chunk(self, data: _Json) -> Any:
-        """The chunk that goes out for an event."""
-        data = self.native.chunk(data) if self.native else data
-        if len(self.head) < 4:
-            known = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
-            self.head = {**known, **self.head}
+        """The chunk that goes out for an event. Raises where an answer lost a call."""
+        if not self.head:
+            self.head = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
         self.usage = data.get("usage") or self.usage
-        self._has_usage = self._has_usage or "usage" in data
-        if not isinstance(data.get("choices"), list):
-            data["choices"] = []
-        for choice in _objects(data["choices"]):
+        self._has_usage |= "usage" in data
+        data["choices"] = _objects(data.get("choices"))
+        for choice in data["choices"]:
             index = choice.get("index")
+            index = index if isinstance(index, int) else 0
             fields = choice.get("delta") if self._is_chat else choice
             if not isinstance(fields, dict):
                 fields = choice["delta"] = {}
-            if fields.get("role", "") is None:
-                self._has_null_role = True
-            index = index if isinstance(index, int) else 0
+            self._has_null_role |= fields.get("role", "") is None
             state = self._choices.get(index)
-            state = state or self._add_choice(index, bool(self._schemas))
+            if not state:
+                state = _ChoiceState(self._request, self._schemas, bool(self._schemas))
+                self._choices[index] = state
             state.settle(choice, fields, self._key)
-            self.problem = self.problem or state.problem
+            if state.problem:
+                raise _LostCall(f"{state.problem}; {_WAY_OUT}")
         return self._chunk.model_validate(data)
 
     def build_end(self) -> Iterator[Any]:
         """The chunk that ends choices whose finish_reason did not come by itself."""
-        choices = []
-        for index, state in self._choices.items():
-            if not state.reason or state.holds_calls:
-                reason = state.reason or state.pending
-                choice: _Json = {"index": index, "finish_reason": reason}
-                fields = choice.setdefault("delta", {}) if self._is_chat else choice
-                state.settle(choice, fields, self._key, True)
-                choices.append(choice)
-                self.problem = self.problem or state.problem
+        choices = [
+            {"index": index, "finish_reason": state.reason or state.pending or "stop"}
+            for index, state in self._choices.items()
+            if not state.reason or state.server.held
+        ]
         if choices:
-            yield self._chunk.model_validate({**self.head, "choices": choices})
+            yield self.build_chunk({**self.head, "choices": choices})
 
-    def is_whole(self) -> bool:
-        """Whether every choice has said why it ended."""
+    def find_cut(self) -> str:
+        """What is wrong with a stream that ended without [DONE], if anything is."""
         states = self._choices.values()
         reasons = [state.reason or state.pending for state in states]
-        return bool(reasons) and None not in reasons
-
-    def is_damaged(self) -> bool:
-        """Whether a stream without [DONE] bears the marks of those builds that lose parts
-        of the text where tools were offered."""
-        return self.sends_tools and self._has_null_role and not self._has_usage
+        what = "the stream ended without [DONE] or a finish_reason: incomplete"
+        if self.sends_tools and self._has_null_role and not self._has_usage:
+            what = "the text of this stream is damaged"
+        elif reasons and None not in reasons:
+            return ""
+        elif not self.head:
+            what = "the stream ended without any event"
+        if self.sends_tools:
+            what += "; LightLLM builds of April 2025 to March 2026 damage or cut off streams"
+            what += f" of requests with tools: {_WAY_OUT}"
+        return what
 
     def build_completion(self) -> Any:
         """The answer so far."""
         choices = []
         for index, state in sorted(self._choices.items()):
-            message, reason = state.message(), None if state.problem else state.reason
-            place = {"message": message, "text": message["content"]}
-            del place["text" if self._is_chat else "message"]
-            choices.append({"index": index, **place, "finish_reason": reason})
+            said = state.message()
+            own = {"message": said} if self._is_chat else {"text": said["content"]}
+            choices.append({"index": index, **own, "finish_reason": state.reason})
         data = {**self.head, "choices": choices, "usage": self.usage}
         data["object"] = "chat.completion" if self._is_chat else "text_completion"
         return self._reply.model_validate(data)
 
-    def _add_choice(self, index: int, reads_calls: bool) -> _ChoiceState:
-        """A new choice. Its calls are read from its text, unless the caller wants none."""
-        reads_calls = reads_calls and self._request.get("tool_choice") != "none"
-        reader = _CallReader(self._schemas, self.is_stream) if reads_calls else None
-        prompt: Any = self._request.get("prompt") if self._request.get("echo") else ""
-        skip = len(prompt) if isinstance(prompt, str) else sys.maxsize  # of a list
-        stop = _StopFilter(self._stops, skip) if self._stops else None
-        self._choices[index] = _ChoiceState(
-            self._schemas, stop, reader, not self.is_stream
-        )
-        return self._choices[index]
 
-
-def _objects(items: Any) -> list[_Json]:
+def _objects(items: Any) -> _JsonList:
     if not items or not isinstance(items, list):
         return []
     return [item for item in items if isinstance(item, dict)]
@@ -2158,129 +2111,113 @@ def _drop_none(fields: _Json) -> _Json:
 # the answer ends. Servers run calls together, send them twice, cut them, or close them
 # themselves; what cannot be known is lost, and said to be.
 
-_VALUE_TAGS = {"</arg_value>": "<arg_value>", "</parameter>": "<parameter="}
-_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _CALL_TAG = re.compile(r"<\W?tool.call|<(?:\WDSML\W)?function[=_]")
 
 
 class _ServerCall:
     """A call that a server makes itself, as its deltas come."""
 
-    def __init__(self, name: str, index: Any) -> None:
-        self.name = name
+    def __init__(self, index: Any) -> None:
         self.index = index
+        self.name = ""
         self.fields: _Json = {"function": {}}
-        self.copies: list[list[str]] = []  # pieces of its arguments, anew for each head
+        self.pieces: list[str] = []  # of its arguments
+        self._start = 0  # where those behind its last head begin, which may be anew
 
     def add(self, delta: _Json, function: _Json) -> None:
-        self.fields["function"].update(_drop_none(function))
-        self.fields.update(_drop_none({**delta, "function": None, "index": None}))
-        if function.get("name") or not self.copies:
-            self.copies.append([])
-        arguments = function.get("arguments")
+        name, arguments = function.get("name"), function.get("arguments")
+        if name:
+            self.name = self.name or (name if isinstance(name, str) else "")
+            self._start = len(self.pieces)
         if arguments not in (None, ""):
             is_text = isinstance(arguments, str)
-            self.copies[-1].append(arguments if is_text else _dump_json(arguments))
-
-    def is_whole(self) -> bool:
-        """Whether all that came is the arguments of a call, or of several."""
-        has_end = self.copies[-1] and self.copies[-1][-1].rstrip().endswith("}")
-        return bool(has_end and _split_objects("".join(itertools.chain(*self.copies))))
+            self.pieces.append(arguments if is_text else _dump_json(arguments))
+        self.fields["function"].update(_drop_none(function))
+        self.fields.update(_drop_none({**delta, "function": None, "index": None}))
 
     def objects(self) -> list[tuple[_Json, str]]:
-        """The arguments of the calls that this is: of several where a server ran them
-        together, of none where it is not whole."""
-        copies = [_split_objects("".join(pieces)) for pieces in self.copies]
-        joined = _split_objects("".join(itertools.chain(*self.copies)))
-        found = joined or (list(itertools.chain(*copies)) if any(copies[-1:]) else [])
-        return found if self.name.strip() else []
-
-    def repeats(self, other: _ServerCall) -> bool:
-        """Whether it is the other call once more, in pieces where that came in one."""
-        mine, its = [(c.fields.get("id"), c.index, c.name) for c in (self, other)]
-        is_twin = bool(mine[0]) and mine == its and self.objects() == other.objects()
-        return is_twin and len(other.copies[-1]) == 1 < len(self.copies[-1])
+        """Its arguments if it is whole; those of each where a server ran calls together."""
+        text, last = "".join(self.pieces), "".join(self.pieces[self._start :])
+        if not self.name.strip() or text.rstrip()[-1:] != "}":
+            return []
+        return _split_objects(text) or _split_objects(last)
 
 
 class _ServerCalls:
     """The calls that a server makes itself, each held until it is whole."""
 
-    def __init__(self, schemas: _Json) -> None:
+    def __init__(self, schemas: _Json, text: io.StringIO, is_plain: bool) -> None:
         self.held: list[_ServerCall] = []
-        self.lost: list[str] = []  # what to say of those that did not come whole
+        self.lost = ""  # what to say of one that did not come whole
         self._schemas = schemas
-        self._last: _ServerCall | None = None  # the one given last
+        self._text = text  # of the answer, which may show damage
+        self._is_plain = is_plain
+        self._last: Any = None  # the one given last, if it came in one piece
 
-    def add(self, delta: _Json) -> bool:
-        """Take a delta; return whether it begins a call."""
-        function = delta.get("function")
-        function = function if isinstance(function, dict) else {}
-        index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
-        held = [call for call in self.held if index is None or call.index == index]
-        call = held[-1] if held else None
-        if (
-            call and name and call.name
-        ):  # a head: of this call again, or of the next one?
-            is_other = call_id and call_id != call.fields.get("id", call_id)
-            if is_other or name != call.name or call.is_whole():
-                call = None
-        begins = not call and bool(name or call_id or function.get("arguments"))
-        if begins:
-            call = _ServerCall("", index)
-            self.held.append(call)
-        if call:
-            call.name = call.name or (name if isinstance(name, str) else "")
-            call.add(delta, function)
-        return begins
-
-    def take(self, text: str, has_next: bool, is_over: bool, is_cut: bool) -> _Calls:
-        """The calls in front that are whole and behind which another has begun; in the
-        end all that are whole. `text`: that of the answer, which may show damage."""
-        calls: _Calls = []
-        while self.held[not (has_next or is_over) :]:
-            call, following = [*self.held, _ServerCall("", None)][:2]
+    def take(self, deltas: _JsonList, calls: _Calls, ending: Any) -> _Calls:
+        """The calls that are certain now: the server's, then `calls`, read from the text."""
+        has_begun = sum(map(self._add, deltas))
+        if not (has_begun or calls or ending):
+            return calls
+        text = self._text.getvalue()
+        is_closed = self._is_plain and text.rstrip().endswith("</tool_call>")
+        if ending not in _NATURAL_ENDS and not is_closed:
+            del self.held[-1:]  # the server may have closed it itself
+        given: _Calls = []
+        kept = 0 if calls or ending else 1  # the last one may go on
+        while len(self.held) > kept:
+            call = self.held[0]
             objects, damage = call.objects(), _find_damage(text, call.name)
-            is_copy = call.name == following.name and (
-                not is_over or bool(following.objects())
-            )
-            if not is_over and (is_copy or damage or not objects):
+            has_copy = len(self.held) > 1 and self.held[1].name == call.name
+            if not ending and (has_copy or damage or not objects):
                 break  # glm47 sends a call twice, and perhaps cuts it
             del self.held[0]
+            if has_copy and not objects and self.held[0].objects():
+                continue  # the copy is the call
             schema = self._schemas.get(call.name, {"required": "unknown"})
-            if not (
-                objects
-                or is_copy
-                or is_cut
-                or any(call.copies)
-                or schema.get("required")
-            ):
+            may_be_empty = ending in _NATURAL_ENDS and not schema.get("required")
+            if may_be_empty and not (objects or call.pieces):
                 objects = [({}, "{}")]  # LightLLM streams "" for no arguments
-            if damage or not (objects or is_copy or is_cut):
-                self.lost.append(f"a call of {call.name!r} did not come whole{damage}")
-            elif self._last and objects and call.repeats(self._last):
-                self._last = None
-                continue
-            else:
-                calls += [_Call(call.name, *found, call.fields) for found in objects]
-            self._last = call
-        return calls
+            is_one = len(call.pieces) == 1
+            twin = [call.fields.get("id"), call.name, objects]
+            if damage or not objects:
+                self.lost = f"a call of {call.name!r} did not come whole{damage}"
+            elif is_one or twin != self._last:
+                given += [_Call(call.name, *found, call.fields) for found in objects]
+            self._last = twin if is_one and twin[0] else None
+        return given + calls
+
+    def _add(self, delta: _Json) -> bool:
+        """Take a delta; return whether it begins a call."""
+        function = delta.get("function") or {}
+        if not isinstance(function, dict):
+            return False
+        index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
+        held = [call for call in self.held if index in (None, call.index)]
+        call = held[-1] if held and not self._is_plain else _ServerCall(index)
+        if name and call.name:  # a head: of this call again, or of the next one?
+            is_other = call_id and call_id != call.fields.get("id", call_id)
+            if is_other or name != call.name or call.objects():
+                call = _ServerCall(index)
+        call.add(delta, function)
+        begins = call not in self.held
+        if begins:
+            self.held.append(call)
+        return begins
 
 
 def _find_damage(text: str, name: str) -> str:
     """What the text of an answer says against a call that its server made."""
-    found = list(_THOUGHT.finditer(text))
-    if found and not found[-1][1]:
+    *ended, rest = text.split("</think>")
+    if "<think>" in rest:
         return ": it stands in a thought that does not end"
-    head, end, _ = text.partition("</think>")
-    orphaned = (
-        head if end and "<think>" not in head else ""
-    )  # its begin is in the prompt
-    thoughts = "".join([orphaned, *[thought[0] for thought in found]])
+    # without <think>, which the prompt may end in, all before </think> is thought
+    thoughts = "".join([part.split("<think>", 1)[-1] for part in ended])
     if name in thoughts and _CALL_TAG.search(thoughts):
         return ": it stands in a thought"
-    for end, begin in _VALUE_TAGS.items():
-        if text.count(end) > text.count(begin):
-            return f": the server cut an argument off, whose {end} is in the text"
+    for tag in ("arg_value", "parameter"):
+        if text.count(f"</{tag}>") > text.count(f"<{tag}"):
+            return f": the server cut an argument off, whose </{tag}> is in the text"
     return ""
 
 
@@ -2306,31 +2243,35 @@ class _StreamSource:
         response.is_closed = False
 
     def chunks(self) -> Iterator[Any]:
-        decoder, builder = _EventDecoder(), self.builder
+        decoder, builder, native = _EventDecoder(), self.builder, self.builder.native
         try:
             while not self.error:
                 raw = self._reply.read_next()
-                for text in decoder.feed(raw) if raw else self._finish_events(decoder):
-                    data = self._parse(text)
-                    if self.error:
-                        return
-                    if data is not None:
+                cut = "" if raw or decoder.finish() else builder.find_cut()
+                if cut:
+                    raise self._exchange.error(APIConnectionError, cut)
+                for text in decoder.feed(raw) if raw else [_DONE]:
+                    self._is_over = text[:6] == _DONE
+                    if not self._is_over:
+                        data = self._parse(text)
+                        data = native.chunk(data) if native else data
                         yield builder.build_chunk(data)
-                    if data is None or (builder.native and builder.native.finished):
-                        self._is_over = True
+                        self._is_over = bool(native and native.finished)
+                    if self._is_over:
                         self._reply.finish()
                         yield from builder.build_end()
-                    if builder.problem:
-                        self._fail(APIError, f"{builder.problem}; {_WAY_OUT}")
-                    if self.error or self._is_over:
+                    if self._is_over or self.error:
                         return
         except OSError as cause:
             if _is_foreign_timeout(cause):
                 raise
-            what = "the answer is incomplete"
-            self._note(self._exchange.connection_error(cause, what), cause)
+            broken = self._exchange.connection_error(cause, "the answer is incomplete")
+            broken.__cause__ = cause.with_traceback(None)  # frames lead to the stream
+            self._note(broken)
+        except APIError as error:
+            self._note(error)
         except ValueError as cause:
-            self._fail(APIError, str(cause))
+            self._note(self._exchange.error(APIError, str(cause)))
         finally:
             self.close()
 
@@ -2339,63 +2280,32 @@ class _StreamSource:
             self._exchange.log(self.response, self.builder.usage)
         self.response.is_closed = True
         if not self._is_over:
-            self._fail(APIConnectionError, "the stream was closed before its end")
+            what = "the stream was closed before its end"
+            self._note(self._exchange.error(APIConnectionError, what))
             self._reply.abort()
 
     def raise_error(self) -> None:
         """Raise what ended the stream, if it failed: a copy, since what was raised holds
-        its frames, they the stream, and the stream the error; and so nothing is freed.
-        """
+        its frames, they the stream, and the stream the error; nothing would be freed."""
         if self.error:
             import copy
 
-            error = copy.copy(self.error)
-            error.__cause__ = self.error.__cause__
-            try:
-                raise error
-            finally:
-                del error  # or this frame and the error would hold each other
+            raise copy.copy(self.error) from self.error.__cause__
 
-    def _finish_events(self, decoder: _EventDecoder) -> list[str]:
-        """The body ended cleanly: so did the answer if it said so, or it was cut."""
-        builder = self.builder
-        is_done = decoder.finish()
-        if is_done or (builder.is_whole() and not builder.is_damaged()):
-            return [_DONE]
-        what = "the stream ended without [DONE] or a finish_reason: incomplete"
-        if builder.is_damaged():
-            what = "the text of this stream is damaged"
-        elif not builder.head:
-            what = "the stream ended without any event"
-        if builder.sends_tools:
-            what += "; LightLLM builds of April 2025 to March 2026 damage or cut off streams"
-            what += f" of requests with tools: {_WAY_OUT}"
-        self._fail(APIConnectionError, what)
-        return []
-
-    def _parse(self, text: str) -> _Json | None:
-        """The JSON object of an event; None for [DONE], and where it is none or reports
-        an error, which is noted."""
-        if text[:6] == _DONE:
-            return None
+    def _parse(self, text: str) -> _Json:
+        """The JSON object of an event. Raises where it is none, or reports an error."""
         try:
             data = _parse_json(text)
         except ValueError:
             data = None
         if isinstance(data, dict) and not _is_error(text, data):
             return data
-        self._note(self._exchange.event_error(self.response, text, data))
-        return None
+        raise self._exchange.event_error(self.response, text, data)
 
-    def _fail(self, kind: type[APIError], what: str) -> None:
-        self._note(self._exchange.error(kind, what))
-
-    def _note(self, error: APIError, cause: BaseException | None = None) -> None:
+    def _note(self, error: APIError) -> None:
         if not self.error:
-            # without its frames, which lead back to the stream
-            error.__cause__ = cause and cause.with_traceback(None)
             error.partial = self.builder.build_completion()
-            self.error = error
+            self.error = error.with_traceback(None)
 
 
 def _is_error(text: str, data: _Json) -> bool:
