@@ -1985,6 +1985,8 @@ class _ChoiceState:
     def _end(self, reason: Any) -> None:
         """Say why it ended, and whether it is what it claims to be."""
         self._stop = self._reader = None
+        if self.reason not in _NATURAL_ENDS:
+            reason = self.reason  # what was cut stays cut
         if reason in _NATURAL_ENDS:
             is_empty = not (self._calls or self._text.getvalue().strip())
             if is_empty and reason in ("tool_calls", "function_call"):
