@@ -721,15 +721,13 @@ class LightLLMClient:
     `timeout`: seconds for one attempt (of a stream: for the wait for its next bytes),
     None for ever, or a Timeout; Python cannot interrupt the lookup of a host name.
     `max_retries`: after connection errors, timeouts, 408, 409, 429 and >= 500.
-
     `tool_mode`: "server" sends tools to the server; "prompt" writes them into a copy of
-    the system message and reads the calls here, the same on every build. `api`:
-    "generate" is the native API, also chosen by a base_url that ends in /generate; there
-    `render(messages, tools) -> str` makes another prompt than ChatML, and `image_tag`
-    stands for an image in it. `image_root`: None lets messages name any file, a folder
-    only files in it, False none. `max_image_side`, in pixels: larger images are scaled
-    down, with Pillow. `ssl_context`: instead of the verifying default. What cannot work
-    raises ValueError or TypeError, before anything is sent.
+    the system message and reads the calls here, on every build. `api`: "generate" is the
+    native API, also chosen by a base_url that ends in /generate; there `render(messages,
+    tools) -> str` makes another prompt than ChatML, and `image_tag` is an image in it.
+    `image_root`: None lets messages name any file, a folder only files in it, False none.
+    `max_image_side`, in pixels: larger images are scaled down, with Pillow. What cannot
+    work raises ValueError or TypeError, before anything is sent.
     """
 
     __slots__ = ("__dict__", "__weakref__", "chat", "completions", "models")
@@ -757,7 +755,7 @@ class LightLLMClient:
         api_key = _hide(_environment("API_KEY") if api_key is None else api_key)
         default_headers = _hide(default_headers or {})  # now no variable shows a key
         for name in unknown:
-            raise TypeError(_unknown_name("LightLLMClient", name, _OPTION_NAMES))
+            raise TypeError(_unknown_name(name, _OPTION_NAMES))
         self.api_key = _check_key(api_key)
         self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
         self.timeout = _check_timeout(timeout, DEFAULT_TIMEOUT)
@@ -779,7 +777,7 @@ class LightLLMClient:
         self.ssl_context = ssl_context
         _merge_headers({}, self.default_headers)  # refuses a bad one before a request
         self._transport = _Transport(ssl_context)
-        self._opener: Any = urllib.request.OpenerDirector()
+        self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
         self._add_namespaces(False)
 
@@ -882,7 +880,7 @@ class LightLLMClient:
             self.copy(max_retries=0, timeout=timeout).get("/health")
         except APIError as error:
             return Health(False, error.message)
-        return Health(True, f"{self._join_root('health')} answers")
+        return Health(True, f"{self.base_url} answers")
 
     def _join_root(self, path: str) -> str:
         return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path.lstrip("/")
@@ -1001,8 +999,8 @@ class _Resource:
         url: str,
         call: _Json,
         body: Any = None,
-        build: Any = None,
         builder: _AnswerBuilder | None = None,
+        build: Any = None,
     ) -> Any:
         """What `build` makes of the JSON reply; or the builder's answer, or its Stream."""
         _hide_secrets(call)
@@ -1070,10 +1068,8 @@ class Chat(_Resource):
         URL | {"url": URL}} with a file://, data: or http(s):// URL or a PIL image.
         `tools`: openai's schemas, or functions. `max_completion_tokens` alone sets
         max_tokens too. The answer ends before a `stop` string. See also ChatOptions.
-
         Raises TypeError or ValueError for what cannot be sent, before anything is; then
-        APIStatusError, APIConnectionError (or its APITimeoutError), or
-        APIResponseValidationError.
+        APIStatusError, APIConnectionError or APIResponseValidationError.
         """
         body, extra, call = _split_options(
             options, ChatOptions, _DEFAULTS, model=model, temperature=temperature,
@@ -1101,7 +1097,7 @@ class Chat(_Resource):
         elif tools:
             body["tools"] = tools
             builder.sends_tools = True
-        return self._request("POST", url, call, {**body, **extra}, builder=builder)
+        return self._request("POST", url, call, {**body, **extra}, builder)
 
 
 class Completions(_Resource):
@@ -1115,10 +1111,6 @@ class Completions(_Resource):
     def create(  # noqa: F811
         self, *, stream: _NoStream = ..., **options: Unpack[CompletionOptions]
     ) -> Completion: ...
-    @overload
-    def create(  # noqa: F811
-        self, *, stream: _BoolOption, **options: Unpack[CompletionOptions]
-    ) -> Completion | Stream[Completion]: ...
     def create(  # noqa: F811
         self, *, model: _StrOption, prompt: Any, **options: Any
     ) -> Any:
@@ -1133,8 +1125,7 @@ class Completions(_Resource):
         )
         body.update(extra)
         url = self._client.base_url + "/completions"
-        builder = _AnswerBuilder(False, body)
-        return self._request("POST", url, call, body, builder=builder)
+        return self._request("POST", url, call, body, _AnswerBuilder(False, body))
 
 
 class Models(_Resource):
@@ -1151,7 +1142,7 @@ class Models(_Resource):
         if not model:
             raise ValueError("models.retrieve() needs the id of a model")
         url = self._client.base_url + "/models"
-        response = self.with_raw_response._request("GET", url, options, None, ModelList)
+        response = self.with_raw_response._request("GET", url, options, build=ModelList)
         served = {found.id: found for found in response.parse()}
         if model not in served:
             message = f"no model {model!r} at {response.url}, only {[*served]}"
@@ -1178,9 +1169,8 @@ class Stream(Generic[_Answer]):
     def __init__(self, source: _StreamSource) -> None:
         self.response = source.response
         self._source = source
-        self._chunks: Iterator[_Answer] = (
-            source.chunks()
-        )  # holds the source and not us: dropped, we close
+        # a generator, which holds the source and not us: dropped, we close
+        self._chunks: Iterator[_Answer] = source.chunks()
 
     def __iter__(self) -> Iterator[_Answer]:
         return self
@@ -1296,7 +1286,7 @@ def _environment(name: str) -> str:
     return found.strip()
 
 
-def _unknown_name(callee: str, name: str, known: Iterable[str]) -> str:
+def _unknown_name(name: str, known: Iterable[str]) -> str:
     import difflib
 
     if name == "http_client":
@@ -1305,7 +1295,7 @@ def _unknown_name(callee: str, name: str, known: Iterable[str]) -> str:
         where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
         return f"{name} is an option of the client: use {where}"
     close = ", ".join(difflib.get_close_matches(name, known, 1) or sorted(known))
-    return f"{callee}() got an unexpected keyword argument {name!r}: use {close}"
+    return f"got an unexpected keyword argument {name!r}: did you mean {close}?"
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
@@ -1357,13 +1347,14 @@ def _split_options(
     for name in options:
         if name not in _COMMON_NAMES and name not in kind.__annotations__:
             known = _COMMON_NAMES.union(kind.__annotations__)
-            raise TypeError(_unknown_name("create", name, known))
+            raise TypeError(_unknown_name(name, known))
     extra = options.pop("extra_body", None) or {}
     calls = ("extra_headers", "extra_query", "timeout")
     call = {name: options.pop(name) for name in calls if name in options}
     body = {}
     for name, value in {**defaults, **named, **options}.items():
-        value = value if _is_given(value) else defaults.get(name)
+        if not value and not _is_given(value):
+            value = defaults.get(name)
         if value is not None:
             body[name] = value
     if "stream" in body:
