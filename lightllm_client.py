@@ -726,8 +726,8 @@ class LightLLMClient:
     native API, also chosen by a base_url that ends in /generate; there `render(messages,
     tools) -> str` makes another prompt than ChatML, and `image_tag` is an image in it.
     `image_root`: None lets messages name any file, a folder only files in it, False none.
-    `max_image_side`, in pixels: larger images are scaled down, with Pillow. What cannot
-    work raises ValueError or TypeError, before anything is sent.
+    `max_image_side`, in pixels: larger images are scaled down, with Pillow. `ssl_context`
+    replaces the verifying default. What cannot work raises ValueError or TypeError.
     """
 
     __slots__ = ("__dict__", "__weakref__", "chat", "completions", "models")
@@ -802,9 +802,8 @@ class LightLLMClient:
         if not found or int(found["port"] or 0) > 65535:
             shown = _shown_url(url.rpartition("@")[2])  # without credentials
             raise ValueError(
-                "base_url must start with http:// or https:// and a host, may have a port "
-                "and a path, but no credentials (api_key=), query (default_query=), "
-                f"fragment, spaces or non-ASCII letters, got {shown!r}"
+                "base_url must be http[s]://host[:port][/path] in ASCII, without spaces, "
+                f"credentials (api_key=), query (default_query=), fragment, got {shown!r}"
             )
         url = url.rstrip("/")
         self._base_url = url if url.count("/") > 2 else url + "/v1"
@@ -974,7 +973,7 @@ class ChatOptions(_CommonOptions, total=False):
 class CompletionOptions(_CommonOptions, total=False):
     """The options of `completions.create`."""
 
-    prompt: Required[str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]]
+    prompt: Required[str | Sequence[Any]]
     best_of: _IntOption
     echo: _BoolOption
     logprobs: _IntOption
@@ -1003,7 +1002,8 @@ class _Resource:
         build: Any = None,
     ) -> Any:
         """What `build` makes of the JSON reply; or the builder's answer, or its Stream."""
-        _hide_secrets(call)
+        if call:
+            _hide_secrets(call)
         exchange = _Exchange(self._client, method, url, body, **call)
         if builder and builder.is_stream:
             source = _StreamSource(*exchange.open_stream(), builder, exchange)
@@ -1072,10 +1072,9 @@ class Chat(_Resource):
         APIStatusError, APIConnectionError or APIResponseValidationError.
         """
         body, extra, call = _split_options(
-            options, ChatOptions, _DEFAULTS, model=model, temperature=temperature,
-            top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop, stream=stream,
+            options, ChatOptions, model=model, temperature=temperature, top_p=top_p,
+            top_k=top_k, max_tokens=max_tokens, stop=stop, logprobs=logprobs, stream=stream,
             presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
-            logprobs=logprobs,
         )  # fmt: skip
         client = self._client
         tools = _tool_list(tools)
@@ -1116,13 +1115,10 @@ class Completions(_Resource):
     ) -> Any:
         """A Completion, or with `stream=True` a Stream of Completions.
 
-        `prompt`: str, list of str, or token ids. Defaults as in chat; do_sample is True,
-        as builds of 2025 are greedy without it.
-        """
-        defaults = {**_DEFAULTS, "do_sample": True, "logprobs": None}
-        body, extra, call = _split_options(
-            options, CompletionOptions, defaults, model=model, prompt=prompt
-        )
+        `prompt`: str, list of str, or token ids. Defaults as in chat, and do_sample True:
+        builds of 2025 are greedy without it."""
+        named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
+        body, extra, call = _split_options(options, CompletionOptions, **named)
         body.update(extra)
         url = self._client.base_url + "/completions"
         return self._request("POST", url, call, body, _AnswerBuilder(False, body))
@@ -1238,7 +1234,6 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
 
 # ======================================================================================
 # the fold: below is the machinery, nothing that a user imports
-#
 # A request: `create` (endpoints) checks names (options), makes the messages sendable
 #   (messages and images), turns functions into tools (tool schemas), and for tool_mode
 #   "prompt" and the native API writes the prompt (prompts). Attempts, retries and errors
@@ -1277,7 +1272,7 @@ def _hide(value: Any) -> Any:
 
 def _hide_secrets(options: _Json) -> None:
     """In place: from here on no variable shows a key."""
-    for name in options.keys() & _SECRET_OPTIONS:
+    for name in _SECRET_OPTIONS.intersection(options):
         options[name] = _hide(options[name])
 
 
@@ -1309,12 +1304,10 @@ def _check_key(key: Any) -> Any:
     if callable(key):
         return key
     if not isinstance(key, str):
-        kind = type(key).__name__
-        raise TypeError(f"api_key must be a str or a callable, got {kind}")
+        raise TypeError(f"api_key must be str or callable, got {type(key).__name__}")
     key = _Secret(key.strip())
     if _UNSENDABLE.search(key) or re.match("https?://", key):
-        what = "a URL (pass that as base_url=), or what no header can hold"
-        raise ValueError(f"api_key must not be {what}")
+        raise ValueError("api_key must fit in a header, and be no URL (use base_url=)")
     return key
 
 
@@ -1328,9 +1321,8 @@ def _check_timeout(timeout: Any, default: Any) -> Any:
 
 
 _BASE_URL = re.compile(
-    r"https?://(\[[\w:.%]+]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:(?P<port>\d+))?"
-    r'(/[!"$->@-~]*)?',  # all but spaces, ? and #
-    re.ASCII,
+    r"(?a)https?://(\[[\w:.%]+]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:(?P<port>\d+))?"
+    r'(/[!"$->@-~]*)?'  # all but spaces, ? and #
 )
 _KEYWORDS = vars(LightLLMClient)["__init__"].__kwdefaults__
 _OPTION_NAMES = ("api_key", "base_url", "timeout", *_KEYWORDS)
@@ -1339,9 +1331,7 @@ _COMMON_NAMES = {"stream", *_CommonOptions.__annotations__}
 _DEFAULTS: _Json = vars(Chat)["create"].__kwdefaults__
 
 
-def _split_options(
-    options: _Json, kind: Any, defaults: _Json, **named: Any
-) -> tuple[_Json, _Json, _Json]:
+def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]:
     """The body of a request, what is merged into it, and the options of the call itself."""
     _hide_secrets(options)
     for name in options:
@@ -1351,12 +1341,11 @@ def _split_options(
     extra = options.pop("extra_body", None) or {}
     calls = ("extra_headers", "extra_query", "timeout")
     call = {name: options.pop(name) for name in calls if name in options}
-    body = {}
-    for name, value in {**defaults, **named, **options}.items():
-        if not value and not _is_given(value):
-            value = defaults.get(name)
-        if value is not None:
+    body = {**_DEFAULTS}
+    for name, value in itertools.chain(named.items(), options.items()):
+        if value or _is_given(value):
             body[name] = value
+    body = {name: value for name, value in body.items() if value is not None}
     if "stream" in body:
         body["stream"] = bool(body["stream"])
     return body, extra, call
