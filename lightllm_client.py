@@ -727,8 +727,7 @@ class LightLLMClient:
     tools) -> str` makes another prompt than ChatML, and `image_tag` is an image in it.
     `image_root`: None lets messages name any file, a folder only files in it, False none.
     `max_image_side`, in pixels: larger images are scaled down, with Pillow. `ssl_context`
-    replaces the verifying default. What cannot work raises ValueError or TypeError.
-    """
+    replaces the verifying default. What cannot work raises ValueError or TypeError."""
 
     __slots__ = ("__dict__", "__weakref__", "chat", "completions", "models")
 
@@ -753,7 +752,7 @@ class LightLLMClient:
         **unknown: Never,
     ) -> None:
         api_key = _hide(_environment("API_KEY") if api_key is None else api_key)
-        default_headers = _hide(default_headers or {})  # now no variable shows a key
+        self.default_headers = default_headers = _hide(default_headers or {})
         for name in unknown:
             raise TypeError(_unknown_name(name, _OPTION_NAMES))
         self.api_key = _check_key(api_key)
@@ -764,7 +763,6 @@ class LightLLMClient:
         if max_retries < 0:
             raise ValueError(f"max_retries must be 0 or more, got {max_retries}")
         self.max_retries = max_retries
-        self.default_headers = default_headers
         self.default_query = dict(default_query or {})
         self.organization = organization
         self.project = project
@@ -793,7 +791,7 @@ class LightLLMClient:
 
     @property
     def base_url(self) -> str:
-        """What routes are appended to; setting it checks it, and adds /v1 to no path."""
+        """What routes are appended to; setting it checks it and completes its /v1."""
         return self._base_url
 
     @base_url.setter
@@ -819,8 +817,8 @@ class LightLLMClient:
         return self.copy()._add_namespaces(True)
 
     def copy(self, **changes: Any) -> Self:
-        """A client with other options on the same connections. `default_headers` and
-        `default_query` are added; `set_default_headers` and `set_default_query` replace."""
+        """A client with other options on the same connections; `default_headers` and
+        `default_query` are added, `set_default_headers` and `set_default_query` replace."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         _hide_secrets(changes)
         options = {**self._options(), **changes}
@@ -873,8 +871,7 @@ class LightLLMClient:
         return self.models._request("POST", self._join_root(path), options, body)
 
     def health(self, *, timeout: float = 5.0) -> Health:
-        """Whether the server is ready, told within `timeout` seconds. LightLLM of 2025
-        may take 100 s for the first answer: it generates two tokens for it."""
+        """Whether the server is ready; that of 2025 generates for it, at first for 100 s."""
         try:
             self.copy(max_retries=0, timeout=timeout).get("/health")
         except APIError as error:
@@ -906,9 +903,8 @@ class AsyncAzureOpenAI(AsyncOpenAI):
 
 
 # --- endpoints ---
-# What can be asked. The TypedDicts serve checkers, completion and the check for misspelt
-# names. None is not sent: the server's own default applies. NOT_GIVEN uses the default
-# of the signature. `extra_body` wins.
+# What can be asked. TypedDicts serve checkers, completion and the check of names. None is
+# not sent: the server's default applies; NOT_GIVEN is the signature's. `extra_body` wins.
 
 
 class _CommonOptions(TypedDict, total=False):
@@ -936,7 +932,8 @@ class _CommonOptions(TypedDict, total=False):
 
 
 class ChatOptions(_CommonOptions, total=False):
-    """The options of `chat.completions.create`: openai's, and LightLLM's own."""
+    """The options of `chat.completions.create`: openai's, and LightLLM's own. LightLLM
+    ignores those from `audio` on."""
 
     messages: Required[Iterable[Any]]
     logprobs: _BoolOption
@@ -952,7 +949,6 @@ class ChatOptions(_CommonOptions, total=False):
     top_logprobs: _IntOption
     character_settings: Any
     role_settings: Any
-    # what LightLLM ignores
     audio: Any
     function_call: Any
     functions: Any
@@ -1069,8 +1065,7 @@ class Chat(_Resource):
         `tools`: openai's schemas, or functions. `max_completion_tokens` alone sets
         max_tokens too. The answer ends before a `stop` string. See also ChatOptions.
         Raises TypeError or ValueError for what cannot be sent, before anything is; then
-        APIStatusError, APIConnectionError or APIResponseValidationError.
-        """
+        APIStatusError, APIConnectionError or APIResponseValidationError."""
         body, extra, call = _split_options(
             options, ChatOptions, model=model, temperature=temperature, top_p=top_p,
             top_k=top_k, max_tokens=max_tokens, stop=stop, logprobs=logprobs, stream=stream,
@@ -1159,14 +1154,12 @@ class Stream(Generic[_Answer]):
 
     Raises APIConnectionError where the answer is cut off, APIError with the server's
     words where it reports an error; `error.partial` is what had come. `.response` has
-    status and headers. `with`, `close()` and dropping it end it at once.
-    """
+    status and headers. `with`, `close()` and dropping it end it at once."""
 
     def __init__(self, source: _StreamSource) -> None:
         self.response = source.response
         self._source = source
-        # a generator, which holds the source and not us: dropped, we close
-        self._chunks: Iterator[_Answer] = source.chunks()
+        self._chunks: Iterator[_Answer] = source.chunks()  # holds the source, not us
 
     def __iter__(self) -> Iterator[_Answer]:
         return self
@@ -1324,8 +1317,7 @@ _BASE_URL = re.compile(
     r"(?a)https?://(\[[\w:.%]+]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:(?P<port>\d+))?"
     r'(/[!"$->@-~]*)?'  # all but spaces, ? and #
 )
-_KEYWORDS = vars(LightLLMClient)["__init__"].__kwdefaults__
-_OPTION_NAMES = ("api_key", "base_url", "timeout", *_KEYWORDS)
+_OPTION_NAMES = {*LightLLMClient.__init__.__annotations__} - {"unknown", "return"}
 _SECRET_OPTIONS = {"api_key", "default_headers", "set_default_headers", "extra_headers"}
 _COMMON_NAMES = {"stream", *_CommonOptions.__annotations__}
 _DEFAULTS: _Json = vars(Chat)["create"].__kwdefaults__
