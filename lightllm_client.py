@@ -862,8 +862,7 @@ class LightLLMClient:
         return self._transport.closed
 
     def get(self, path: str, **options: Any) -> Any:
-        """The JSON of any route, from the server's root: `client.get("/token_load")`.
-        Options: extra_headers, extra_query, timeout."""
+        """The JSON of a route of the root. Options: extra_headers, extra_query, timeout."""
         return self.models._request("GET", self._join_root(path), options)
 
     def post(self, path: str, *, body: Any = None, **options: Any) -> Any:
