@@ -862,7 +862,7 @@ class LightLLMClient:
         return self._transport.closed
 
     def get(self, path: str, **options: Any) -> Any:
-        """The JSON of a route of the root. Options: extra_headers, extra_query, timeout."""
+        """The JSON of any server route. Options: extra_headers, extra_query, timeout."""
         return self.models._request("GET", self._join_root(path), options)
 
     def post(self, path: str, *, body: Any = None, **options: Any) -> Any:
@@ -870,7 +870,7 @@ class LightLLMClient:
         return self.models._request("POST", self._join_root(path), options, body)
 
     def health(self, *, timeout: float = 5.0) -> Health:
-        """Whether the server is ready; that of 2025 generates for it, at first for 100 s."""
+        """Whether the server is ready. One of 2025 generates for that: 100 s at first."""
         try:
             self.copy(max_retries=0, timeout=timeout).get("/health")
         except APIError as error:
@@ -1313,7 +1313,7 @@ def _check_timeout(timeout: Any, default: Any) -> Any:
 
 
 _BASE_URL = re.compile(
-    r"(?a)https?://(\[[\w:.%]+]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:(?P<port>\d+))?"
+    r"(?ai)https?://(\[[\w:.%]+]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:(?P<port>\d+))?"
     r'(/[!"$->@-~]*)?'  # all but spaces, ? and #
 )
 _OPTION_NAMES = {*LightLLMClient.__init__.__annotations__} - {"unknown", "return"}
