@@ -672,46 +672,39 @@ class Health(namedtuple("Health", "ready reason")):
 
 # --- client ---
 # Options and namespaces. Nothing is connected before the first request. Copies made by
-# `with_options` share their original's connections; a pickled client takes its options
-# along and opens connections of its own.
+# `with_options` share the connections; pickled clients open their own.
 
 
 class LightLLMClient:
     """A client for one LightLLM server, used as openai's.
 
-    `api_key`: str, a callable that returns one (called for each request), None (take
-    LIGHTLLM_API_KEY or OPENAI_API_KEY from the environment, if set), "" (none).
-    `base_url`: http(s)://host:port, with or without /v1; None takes LIGHTLLM_BASE_URL,
-    OPENAI_BASE_URL or http://localhost:8000. `timeout`: seconds for one whole attempt
-    (of a stream: for the wait for its next bytes), None for ever, or a Timeout; looking
-    up a host name, which Python cannot interrupt, is not covered. `max_retries`: further
-    attempts after connection errors, timeouts, 408, 409, 429 and >= 500.
-
+    `api_key`: str, a callable that returns one for each request, None (LIGHTLLM_API_KEY
+    or OPENAI_API_KEY, if set), "" (none). `base_url`: http(s)://host:port, with or
+    without /v1; None takes LIGHTLLM_BASE_URL, OPENAI_BASE_URL or http://localhost:8000.
+    `timeout`: seconds for one attempt (of a stream: for the wait for its next bytes),
+    None for ever, or a Timeout; Python cannot interrupt the lookup of a host name.
+    `max_retries`: after connection errors, timeouts, 408, 409, 429 and >= 500.
     `tool_mode`: "server" sends tools to the server; "prompt" writes them into a copy of
-    the system message and reads the calls here: the same on every build, streamed or
-    not. `api`: "generate" is the native API, also chosen by a base_url that ends in
-    /generate; there `render(messages, tools) -> str` makes another prompt than ChatML,
-    and `image_tag` stands for an image in it. `image_root`: None lets messages name any
-    file, a folder only files in it, False none. `max_image_side`, in pixels: larger
-    images are scaled down, with Pillow. `ssl_context`: instead of the verifying default.
-
-    Raises ValueError or TypeError for what cannot work, before anything is sent.
-    """
+    the system message and reads the calls here, on every build. `api`: "generate" is the
+    native API, also chosen by a base_url that ends in /generate; there `render(messages,
+    tools) -> str` makes another prompt than ChatML, and `image_tag` is an image in it.
+    `image_root`: None lets messages name any file, a folder only files in it, False none.
+    `max_image_side`, in pixels: larger images are scaled down, with Pillow. `ssl_context`
+    replaces the verifying default. What cannot work raises ValueError or TypeError."""
 
     __slots__ = ("__dict__", "__weakref__", "chat", "completions", "models")
-    _base_url = ""
 
     def __init__(
         self,
         api_key: str | Callable[[], str] | None = None,
-        base_url: str | None = None,
+        base_url: _StrOption = None,
         timeout: _TimeoutOption = DEFAULT_TIMEOUT,
         *,
         max_retries: int = DEFAULT_MAX_RETRIES,
         default_headers: _MappingOption = None,
         default_query: _MappingOption = None,
-        organization: str | None = None,
-        project: str | None = None,
+        organization: _StrOption = None,
+        project: _StrOption = None,
         tool_mode: Literal["server", "prompt"] = "server",
         api: Literal["chat", "generate"] | None = None,
         render: Callable[..., str] | None = None,
@@ -722,14 +715,17 @@ class LightLLMClient:
         **unknown: Never,
     ) -> None:
         api_key = _hide(_environment("API_KEY") if api_key is None else api_key)
-        default_headers = _hide(default_headers or {})  # now no variable shows a key
+        self.default_headers = default_headers = _hide(default_headers or {})
         for name in unknown:
-            raise TypeError(_unknown_name("LightLLMClient", name, _option_names()))
+            raise TypeError(_unknown_name(name, _OPTION_NAMES))
         self.api_key = _check_key(api_key)
         self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
         self.timeout = _check_timeout(timeout, DEFAULT_TIMEOUT)
-        self.max_retries = _check_retries(max_retries)
-        self.default_headers = default_headers
+        if not isinstance(max_retries, int):
+            raise TypeError(f"max_retries must be an int, got {max_retries!r}")
+        if max_retries < 0:
+            raise ValueError(f"max_retries must be 0 or more, got {max_retries}")
+        self.max_retries = max_retries
         self.default_query = dict(default_query or {})
         self.organization = organization
         self.project = project
@@ -742,26 +738,19 @@ class LightLLMClient:
         self.ssl_context = ssl_context
         _merge_headers({}, self.default_headers)  # refuses a bad one before a request
         self._transport = _Transport(ssl_context)
-        self._opener: Any = urllib.request.OpenerDirector()
+        self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self._transport)
         self._add_namespaces(False)
 
     def _add_namespaces(self, raw: bool) -> Self:
-        """They share what this client holds, but do not hold the client: in a cycle, the
-        sockets of a dropped one would wait for the garbage collector."""
-        shared = self._share()
-        self.chat = Chat(shared, raw)
-        self.completions = Completions(shared, raw)
-        self.models = Models(shared, raw)
-        return self
-
-    def _share(self) -> Self:
+        """They hold a twin and not the client: in a cycle, the sockets of a dropped one
+        would wait for the garbage collector."""
         twin = object.__new__(type(self))
         twin.__dict__ = self.__dict__
-        return twin
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self.base_url!r})"
+        self.chat = Chat(twin, raw)
+        self.completions = Completions(twin, raw)
+        self.models = Models(twin, raw)
+        return self
 
     @property
     def base_url(self) -> str:
@@ -770,7 +759,15 @@ class LightLLMClient:
 
     @base_url.setter
     def base_url(self, url: str) -> None:
-        self._base_url = _check_base_url(str(url))
+        found = _BASE_URL.fullmatch(url)
+        if not found or int(found["port"] or 0) > 65535:
+            shown = _shown_url(url.rpartition("@")[2])  # without credentials
+            raise ValueError(
+                "base_url must be http[s]://host[:port][/path] in ASCII, without spaces, "
+                f"credentials (api_key=), query (default_query=), fragment, got {shown!r}"
+            )
+        url = url.rstrip("/")
+        self._base_url = url if url.count("/") > 2 else url + "/v1"
 
     @property
     def beta(self) -> Self:
@@ -780,41 +777,38 @@ class LightLLMClient:
     @property
     def with_raw_response(self) -> Self:
         """This client, but its calls return the Response, with `.parse()`."""
-        return self._share()._add_namespaces(True)
+        return self.copy()._add_namespaces(True)
 
     def copy(self, **changes: Any) -> Self:
-        """A client with other options on the same connections. `default_headers` and
-        `default_query` are added to this client's; set_default_headers and
-        set_default_query replace them."""
+        """A client with other options on the same connections; `default_headers` and
+        `default_query` are added, `set_default_headers` and `set_default_query` replace."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         _hide_secrets(changes)
         options = {**self._options(), **changes}
         for name in ("default_headers", "default_query"):
-            base = options.pop("set_" + name, None)
-            base = getattr(self, name) if base is None else base
+            base = options.pop("set_" + name, getattr(self, name))
             options[name] = {**base, **(changes.get(name) or {})}
         twin = type(self)(**options)
-        if twin.ssl_context is self.ssl_context:
+        if "ssl_context" not in changes:
             twin._transport, twin._opener = self._transport, self._opener
         return twin
 
-    with_options = copy
+    with_options = __copy__ = copy
 
     def _options(self) -> _Json:
-        return {name: getattr(self, name) for name in _option_names()}
+        return {name: getattr(self, name) for name in _OPTION_NAMES}
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> _Json:
         if self.ssl_context:
             what = "a client with an ssl_context cannot be pickled"
             raise TypeError(f"{what}: make it where it is used, or set SSL_CERT_FILE")
-        # after importlib.reload() the module has another class of that name
-        is_own = type(self).__module__ == __name__
-        return _new_client, (LightLLMClient if is_own else type(self), self._options())
+        return self._options()
 
-    def __copy__(self, memo: Any = None) -> Any:
-        return _new_client(type(self), self._options())
+    def __setstate__(self, options: _Json) -> None:
+        LightLLMClient.__init__(self, **options)  # a subclass may have another one
 
-    __deepcopy__ = __copy__
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self.copy(ssl_context=self.ssl_context)  # on connections of its own
 
     def __enter__(self) -> Self:
         return self
@@ -831,8 +825,7 @@ class LightLLMClient:
         return self._transport.closed
 
     def get(self, path: str, **options: Any) -> Any:
-        """The decoded JSON of a GET of any route, from the server's root:
-        `client.get("/token_load")`. Options: extra_headers, extra_query, timeout."""
+        """The JSON of any server route. Options: extra_headers, extra_query, timeout."""
         return self.models._request("GET", self._join_root(path), options)
 
     def post(self, path: str, *, body: Any = None, **options: Any) -> Any:
@@ -840,13 +833,12 @@ class LightLLMClient:
         return self.models._request("POST", self._join_root(path), options, body)
 
     def health(self, *, timeout: float = 5.0) -> Health:
-        """Whether the server is ready, told within `timeout` seconds. A LightLLM of 2025
-        may take 100 s to answer for the first time: it generates two tokens for it."""
+        """Whether the server is ready. One of 2025 generates for that: 100 s at first."""
         try:
             self.copy(max_retries=0, timeout=timeout).get("/health")
         except APIError as error:
             return Health(False, error.message)
-        return Health(True, f"{self._join_root('health')} answers")
+        return Health(True, f"{self.base_url} answers")
 
     def _join_root(self, path: str) -> str:
         return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path.lstrip("/")
@@ -860,10 +852,8 @@ class AsyncOpenAI:
     """Only a name, for code that imports it: calling it raises TypeError."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        raise TypeError(
-            f"{type(self).__name__} is not supported: LightLLMClient is synchronous and "
-            "for LightLLM servers; use it in threads, or install openai"
-        )
+        what = f"{type(self).__name__} is not supported: LightLLMClient is synchronous"
+        raise TypeError(f"{what}, for LightLLM; use it in threads, or install openai")
 
 
 class AzureOpenAI(AsyncOpenAI):
@@ -875,20 +865,16 @@ class AsyncAzureOpenAI(AsyncOpenAI):
 
 
 # --- endpoints ---
-# What can be asked. The defaults stand in the signatures; the TypedDicts serve checkers,
-# completion and the check for misspelt names. An option that is None is not sent: the
-# server's own default applies. NOT_GIVEN uses the default shown. `extra_body` wins.
+# What can be asked. TypedDicts serve checkers, completion and the check of names. None is
+# not sent: the server's default applies; NOT_GIVEN is the signature's. `extra_body` wins.
 
 
-class _CallOptions(TypedDict, total=False):
+class _CommonOptions(TypedDict, total=False):
     extra_headers: _MappingOption
     extra_query: _MappingOption
     extra_body: _MappingOption
     timeout: _TimeoutOption
-
-
-class _CommonOptions(_CallOptions, total=False):
-    model: Required[str | None]
+    model: Required[_StrOption]
     temperature: _FloatOption
     top_p: _FloatOption
     top_k: _IntOption
@@ -908,7 +894,8 @@ class _CommonOptions(_CallOptions, total=False):
 
 
 class ChatOptions(_CommonOptions, total=False):
-    """The options of `chat.completions.create`: openai's, and LightLLM's own."""
+    """The options of `chat.completions.create`: openai's, and LightLLM's own. LightLLM
+    ignores those from `audio` on."""
 
     messages: Required[Iterable[Any]]
     logprobs: _BoolOption
@@ -924,7 +911,6 @@ class ChatOptions(_CommonOptions, total=False):
     top_logprobs: _IntOption
     character_settings: Any
     role_settings: Any
-    # what LightLLM ignores
     audio: Any
     function_call: Any
     functions: Any
@@ -945,7 +931,7 @@ class ChatOptions(_CommonOptions, total=False):
 class CompletionOptions(_CommonOptions, total=False):
     """The options of `completions.create`."""
 
-    prompt: Required[str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]]
+    prompt: Required[str | Sequence[Any]]
     best_of: _IntOption
     echo: _BoolOption
     logprobs: _IntOption
@@ -965,64 +951,57 @@ class _Resource:
         return type(self)(self._client, True)
 
     def _request(
-        self, method: str, url: str, call: _Json, body: Any = None, build: Any = None
+        self,
+        method: str,
+        url: str,
+        call: _Json,
+        body: Any = None,
+        builder: _AnswerBuilder | None = None,
+        build: Any = None,
     ) -> Any:
-        """What `build` makes of the JSON reply."""
+        """What `build` makes of the JSON reply; or the builder's answer, or its Stream."""
         if call:
             _hide_secrets(call)
-        response = _Exchange(self._client, method, url, body, **call).fetch(build)
-        if isinstance(response._parsed, BaseModel):
+        exchange = _Exchange(self._client, method, url, body, **call)
+        if builder and builder.is_stream:
+            source = _StreamSource(*exchange.open_stream(), builder, exchange)
+            if not self._raw:
+                return Stream(source)
+            import copy
+
+            response = copy.copy(source.response)  # the stream must not be in a cycle
+            response._parsed = Stream(source)
+            return response
+        response = exchange.fetch(builder.build_reply if builder else build)
+        if builder:
             response._parsed._request_id = response.request_id
         return response if self._raw else response._parsed
 
-    def _complete(
-        self, url: str, body: _Json, builder: _AnswerBuilder, call: _Json
-    ) -> Any:
-        """The answer that the builder makes of the reply, or the Stream it feeds."""
-        if not builder.is_stream:
-            return self._request("POST", url, call, body, builder.build_reply)
-        exchange = _Exchange(self._client, "POST", url, body, **call)
-        response, reply = exchange.open_stream()
-        stream: Any = Stream(_StreamSource(response, reply, builder, exchange))
-        if not self._raw:
-            return stream
-        import copy
-
-        raw = copy.copy(response)  # the stream's own would keep a dropped stream alive
-        raw._parsed = stream
-        return raw
-
 
 class Chat(_Resource):
-    """`client.chat`"""
+    """`client.chat`, which is its own `.completions`: LightLLM has no more there."""
 
-    def __init__(self, client: LightLLMClient, raw: bool = False) -> None:
-        super().__init__(client, raw)
-        self.completions = ChatCompletions(client, raw)
-
-
-class ChatCompletions(_Resource):
-    """`client.chat.completions`"""
+    @property
+    def completions(self) -> Self:
+        """`client.chat.completions`"""
+        return self
 
     @overload
     def create(
         self, *, stream: Literal[True], **options: Unpack[ChatOptions]
     ) -> Stream[ChatCompletionChunk]: ...
-
     @overload
     def create(  # noqa: F811
         self, *, stream: _NoStream = ..., **options: Unpack[ChatOptions]
     ) -> ChatCompletion: ...
-
     @overload
     def create(  # noqa: F811
-        self, *, stream: bool | NotGiven, **options: Unpack[ChatOptions]
+        self, *, stream: _BoolOption, **options: Unpack[ChatOptions]
     ) -> ChatCompletion | Stream[ChatCompletionChunk]: ...
-
     def create(  # noqa: F811
         self,
         *,
-        model: str | None,
+        model: _StrOption,
         messages: Iterable[Any],
         temperature: _FloatOption = 0.6,
         top_p: _FloatOption = 0.95,
@@ -1042,25 +1021,20 @@ class ChatCompletions(_Resource):
         presence_penalty 1.1, repetition_penalty 1.0, logprobs False, no stop, no tools.
         Without max_tokens (None) the server's limit applies: 16 on builds of 2025.
 
-        `messages`: {"role": str, "content": str | list of parts}, or the messages of
-        earlier answers. Parts: {"type": "text", "text": str}; {"type": "image_url",
-        "image_url": URL | {"url": URL}} with a file://, data: or http(s):// URL or a PIL
-        image. `tools`: openai's schemas, or Python functions. `max_completion_tokens`
-        without max_tokens sets both. The answer ends before a `stop` string.
-        ChatOptions has the rest.
-
-        Raises TypeError for an unknown option and ValueError for what cannot be sent,
-        before anything is; then APIStatusError, APIConnectionError, APITimeoutError or
-        APIResponseValidationError.
-        """
+        `messages`: {"role": str, "content": str | list of parts}, or messages of earlier
+        answers. Parts: {"type": "text", "text": str}; {"type": "image_url", "image_url":
+        URL | {"url": URL}} with a file://, data: or http(s):// URL or a PIL image.
+        `tools`: openai's schemas, or functions. `max_completion_tokens` alone sets
+        max_tokens too. The answer ends before a `stop` string. See also ChatOptions.
+        Raises TypeError or ValueError for what cannot be sent, before anything is; then
+        APIStatusError, APIConnectionError or APIResponseValidationError."""
         body, extra, call = _split_options(
-            options, ChatOptions, _DEFAULTS, model=model, temperature=temperature,
-            top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=stop, stream=stream,
+            options, ChatOptions, model=model, temperature=temperature, top_p=top_p,
+            top_k=top_k, max_tokens=max_tokens, stop=stop, logprobs=logprobs, stream=stream,
             presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
-            logprobs=logprobs, tools=tools,
         )  # fmt: skip
         client = self._client
-        tools = _tool_list(body.pop("tools", None))
+        tools = _tool_list(tools)
         mode = body.pop("tool_mode", client.tool_mode)
         body["messages"] = _sendable_messages(messages, client)
         is_default = hasattr(body.get("max_tokens", DEFAULT_MAX_TOKENS), "is_default")
@@ -1079,7 +1053,7 @@ class ChatCompletions(_Resource):
         elif tools:
             body["tools"] = tools
             builder.sends_tools = True
-        return self._complete(url, {**body, **extra}, builder, call)
+        return self._request("POST", url, call, {**body, **extra}, builder)
 
 
 class Completions(_Resource):
@@ -1089,32 +1063,22 @@ class Completions(_Resource):
     def create(
         self, *, stream: Literal[True], **options: Unpack[CompletionOptions]
     ) -> Stream[Completion]: ...
-
     @overload
     def create(  # noqa: F811
         self, *, stream: _NoStream = ..., **options: Unpack[CompletionOptions]
     ) -> Completion: ...
-
-    @overload
     def create(  # noqa: F811
-        self, *, stream: bool | NotGiven, **options: Unpack[CompletionOptions]
-    ) -> Completion | Stream[Completion]: ...
-
-    def create(  # noqa: F811
-        self, *, model: str | None, prompt: Any, **options: Any
+        self, *, model: _StrOption, prompt: Any, **options: Any
     ) -> Any:
         """A Completion, or with `stream=True` a Stream of Completions.
 
-        `prompt`: str, list of str, or token ids. LightLLM wants a `model` here. Defaults
-        as in chat; do_sample is True, as builds of 2025 are greedy without it.
-        """
-        defaults = {**_DEFAULTS, "do_sample": True, "logprobs": None}
-        body, extra, call = _split_options(
-            options, CompletionOptions, defaults, model=model, prompt=prompt
-        )
+        `prompt`: str, list of str, or token ids. Defaults as in chat, and do_sample True:
+        builds of 2025 are greedy without it."""
+        named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
+        body, extra, call = _split_options(options, CompletionOptions, **named)
         body.update(extra)
         url = self._client.base_url + "/completions"
-        return self._complete(url, body, _AnswerBuilder(False, body), call)
+        return self._request("POST", url, call, body, _AnswerBuilder(False, body))
 
 
 class Models(_Resource):
@@ -1130,8 +1094,8 @@ class Models(_Resource):
         """The served model of that id. Raises NotFoundError where there is none."""
         if not model:
             raise ValueError("models.retrieve() needs the id of a model")
-        _hide_secrets(options)
-        response: Any = Models(self._client, True).list(**options)
+        url = self._client.base_url + "/models"
+        response = self.with_raw_response._request("GET", url, options, build=ModelList)
         served = {found.id: found for found in response.parse()}
         if model not in served:
             message = f"no model {model!r} at {response.url}, only {[*served]}"
@@ -1142,32 +1106,29 @@ class Models(_Resource):
 
 
 # --- streams ---
-# A chunk comes out for each event that came in, its text, calls and finish_reason put
-# right; a plain reply is put right as a stream of one piece. A stream is whole after
-# [DONE], or after a finish_reason and a clean end of the body; anything else raises. A
-# stream that is left is closed, never drained: that makes LightLLM stop generating.
+# A chunk comes out for each event that came in. A stream is whole after [DONE], or after
+# a finish_reason and a clean end of the body; anything else raises. One that is left is
+# closed, never drained: that makes LightLLM stop generating.
 
 
 class Stream(Generic[_Answer]):
     """The chunks of one answer, each as soon as its bytes are there.
 
-    Raises APIConnectionError or APITimeoutError where the answer is cut off, APIError
-    with the server's words where it reports an error; `error.partial` is what had come.
-    `.response` has status and headers. `with`, `close()` and dropping it end it at once.
-    """
+    Raises APIConnectionError where the answer is cut off, APIError with the server's
+    words where it reports an error; `error.partial` is what had come. `.response` has
+    status and headers. `with`, `close()` and dropping it end it at once."""
 
     def __init__(self, source: _StreamSource) -> None:
         self.response = source.response
         self._source = source
-        self._chunks = source.chunks()  # holds the source and not us: dropped, we close
+        self._chunks: Iterator[_Answer] = source.chunks()  # holds the source, not us
 
     def __iter__(self) -> Iterator[_Answer]:
         return self
 
     def __next__(self) -> _Answer:
         for chunk in self._chunks:
-            answer: _Answer = chunk
-            return answer
+            return chunk
         self._source.raise_error()
         raise StopIteration
 
@@ -1186,39 +1147,32 @@ class Stream(Generic[_Answer]):
 
     @overload
     def get_final_completion(self: Stream[ChatCompletionChunk]) -> ChatCompletion: ...
-
     @overload
     def get_final_completion(self: Stream[Completion]) -> Completion: ...  # noqa: F811
-
     def get_final_completion(self) -> Any:  # noqa: F811
-        """The whole answer, after reading what is left of it: a ChatCompletion with
-        content, tool_calls, reasoning, usage, finish_reason (of `completions`: a
-        Completion). Raises as the loop does."""
+        """The whole answer, after reading what is left of it: a ChatCompletion, or of
+        `completions` a Completion. Raises as the loop does."""
         for _ in self:
             pass
         return self._source.builder.build_completion()
 
 
 # --- functions as tools ---
-# `tools=[search, visit]`: the schema of a Python function comes from its signature and
-# docstring (Google's, numpy's or Sphinx's form, or `name: text`); `run_tool` calls the
-# right one. Types: str, int, float, bool, list, dict, Optional, Union, Literal, Enum;
-# others are a TypeError, since a guess would be wrong, and so is `async`.
+# `tools=[search, visit]`: the schema of a function comes from its signature and docstring
+# (Google's, numpy's, Sphinx's, or `name: text`). Types: str, int, float, bool, list, dict,
+# Optional, Union, Literal, Enum; others, and `async`, are a TypeError: no guess.
 
 
 def run_tool(call: Any, tools: Iterable[Any]) -> str:
-    """The text for the `tool` message that answers a call of `message.tool_calls`: what
-    the function of that name returns, a str as it is, anything else as JSON.
-
-    An unknown name, arguments that do not fit and a TypeError or ValueError of the
-    function come back as text that the model can act on; its other exceptions are for
-    the caller, and are raised.
-    """
+    """The text for the `tool` message that answers a call: what the function of that name
+    returns, a str as it is, anything else as JSON. An unknown name, arguments that do not
+    fit and a TypeError or ValueError of the function come back as text that the model can
+    act on; its other exceptions are for the caller, and are raised."""
     asked = _prepare_call(call)["function"]
     name, text = asked["name"], asked["arguments"]
     functions = {_tool_name(tool): tool for tool in tools if callable(tool)}
     if name not in functions:
-        return f"Error: there is no tool {name!r}, only {', '.join(sorted(functions))}."
+        return f"Error: there is no tool {name!r}, only {', '.join(functions)}."
     function = functions[name]
     try:
         arguments = _parse_json(text)
@@ -1235,18 +1189,15 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
 
 # ======================================================================================
 # the fold: below is the machinery, nothing that a user imports
-#
 # A request: `create` (endpoints) checks names (options), makes the messages sendable
 #   (messages and images), turns functions into tools (tool schemas), and for tool_mode
 #   "prompt" and the native API writes the prompt (prompts). Attempts, retries and errors
-#   (requests, request parts) go over a kept or a new socket (routes and idle
-#   connections, connections).
+#   (requests, request parts) go over a socket (routes and idle connections, connections).
 # Its answer: framing (replies), then one JSON text (JSON) or events (server-sent events,
 #   stream source). Stop strings are cut off (stop strings), calls are found in the text
-#   (tool-call tags, arguments in tags, calls in JSON) with the types of the schemas (types
-#   of arguments) or made by the server (server-made calls), and ids and reasons are mended
-#   (putting answers right). Out come a ChatCompletion (answers) or a Stream of chunks
-#   (streams); dumps are plain (dumps).
+#   (tool-call tags, arguments in tags, calls in JSON, types of arguments) or made by the
+#   server (server-made calls), ids and reasons are mended (putting answers right). Out
+#   come a ChatCompletion (answers, dumps) or a Stream of chunks (streams).
 # ======================================================================================
 
 # --- options ---
@@ -1259,63 +1210,42 @@ class _Secret(str):
     def __repr__(self) -> str:
         return "'***'"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Secret, (str(self),)  # by name: importlib.reload() makes another class
-
-
-def _new_client(kind: Any, options: _Json) -> Any:
-    """For pickle and copy: a subclass may have another constructor."""
-    client = object.__new__(kind)
-    LightLLMClient.__init__(client, **options)
-    return client
-
-
-# by name: openai has such marks too, and importlib.reload() makes new ones
-_MARKS = ("NotGiven", "Omit")
-
 
 def _is_given(value: Any) -> bool:
-    return type(value).__name__ not in _MARKS
+    """By name: openai has such marks too, and importlib.reload() makes new ones."""
+    return type(value).__name__ not in ("NotGiven", "Omit")
 
 
 def _hide(value: Any) -> Any:
     """A key or headers whose repr shows nothing."""
+    if hasattr(value, "items"):
+        return {name: _hide(item) for name, item in value.items()}
     if isinstance(value, bytes):
         value = value.decode("latin-1")
-    if isinstance(value, str):
-        return _Secret(value)
-    is_mapping = hasattr(value, "items")
-    return {n: _hide(v) for n, v in value.items()} if is_mapping else value
+    return _Secret(value) if isinstance(value, str) else value
 
 
 def _hide_secrets(options: _Json) -> None:
     """In place: from here on no variable shows a key."""
-    for name in ("api_key", "default_headers", "set_default_headers", "extra_headers"):
-        if name in options:
-            options[name] = _hide(options[name])
+    for name in _SECRET_OPTIONS.intersection(options):
+        options[name] = _hide(options[name])
 
 
 def _environment(name: str) -> str:
-    found = os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name)
-    return (found or "").strip()
+    found = os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name, "")
+    return found.strip()
 
 
-def _option_names() -> list[str]:
-    keywords = LightLLMClient.__init__.__kwdefaults__ or {}
-    return ["api_key", "base_url", "timeout", *keywords]
-
-
-def _unknown_name(callee: str, name: str, known: Iterable[str]) -> str:
+def _unknown_name(name: str, known: Iterable[str]) -> str:
     import difflib
 
     if name == "http_client":
         return f"{name} is not supported: use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
-    if callee == "create" and name in _option_names():
+    if name in _OPTION_NAMES:
         where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
         return f"{name} is an option of the client: use {where}"
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
-    return f"{callee}() got an unexpected keyword argument {name!r}: {hint}"
+    close = ", ".join(difflib.get_close_matches(name, known, 1) or sorted(known))
+    return f"got an unexpected keyword argument {name!r}: did you mean {close}?"
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
@@ -1329,89 +1259,50 @@ def _check_key(key: Any) -> Any:
     if callable(key):
         return key
     if not isinstance(key, str):
-        raise TypeError(
-            f"api_key must be a str or a callable, got {type(key).__name__}"
-        )
+        raise TypeError(f"api_key must be str or callable, got {type(key).__name__}")
     key = _Secret(key.strip())
-    if re.match("https?://", key):
-        raise ValueError("api_key is a URL: pass it as base_url=")
-    if _UNSENDABLE.search(key):
-        raise ValueError("api_key must not contain characters that no header can hold")
+    if _UNSENDABLE.search(key) or re.match("https?://", key):
+        raise ValueError("api_key must fit in a header, and be no URL (use base_url=)")
     return key
 
 
 def _check_timeout(timeout: Any, default: Any) -> Any:
     if not _is_given(timeout):
         return default
-    if timeout is None or hasattr(timeout, "connect"):
+    is_number = isinstance(timeout, (int, float))
+    if timeout is None or hasattr(timeout, "connect") or (is_number and timeout > 0):
         return timeout
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be seconds, None or a Timeout, got {timeout!r}")
-    if not timeout > 0:
-        raise ValueError(f"timeout must be more than 0 seconds, got {timeout!r}")
-    return timeout
+    raise ValueError(f"timeout must be seconds, None or a Timeout, got {timeout!r}")
 
 
-def _check_retries(retries: Any) -> int:
-    if isinstance(retries, bool) or not isinstance(retries, int):
-        raise TypeError(f"max_retries must be an int, got {retries!r}")
-    if retries < 0:
-        raise ValueError(f"max_retries must be 0 or more, got {retries}")
-    return retries
+_BASE_URL = re.compile(
+    r"(?ai)https?://(\[[\w:.%]+]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:(?P<port>\d+))?"
+    r'(/[!"$->@-~]*)?'  # all but spaces, ? and #
+)
+_OPTION_NAMES = {*LightLLMClient.__init__.__annotations__} - {"unknown", "return"}
+_SECRET_OPTIONS = {"api_key", "default_headers", "set_default_headers", "extra_headers"}
+_COMMON_NAMES = {"stream", *_CommonOptions.__annotations__}
+_DEFAULTS: _Json = vars(Chat)["create"].__kwdefaults__
 
 
-def _check_base_url(url: str) -> str:
-    """The URL without a slash at its end, with /v1 if it has no path."""
-    if not re.fullmatch(r"[!-\[\]-~]+", url):
-        raise ValueError("base_url must not contain spaces, \\ or non-ASCII characters")
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port, host = parts.port, (parts.hostname or "").encode("idna")
-    except ValueError:  # UnicodeError is one
-        raise ValueError("base_url must have a valid host and port") from None
-    if parts.username is not None:
-        raise ValueError("base_url must not contain credentials: use api_key=")
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"base_url must start with http:// or https://, got {url!r}")
-    if "?" in url or "#" in url:
-        raise ValueError(
-            "base_url must not have a query (default_query=) or a fragment"
-        )
-    if not host or port == 0:
-        raise ValueError(f"base_url must have a host and a port, got {url!r}")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
-
-
-_COMMON_NAMES = {
-    *_CallOptions.__annotations__,
-    *_CommonOptions.__annotations__,
-    "stream",
-}
-_DEFAULTS: _Json = vars(ChatCompletions)["create"].__kwdefaults__
-
-
-def _split_options(
-    options: _Json, kind: Any, defaults: _Json, **named: Any
-) -> tuple[_Json, _Json, _Json]:
+def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]:
     """The body of a request, what is merged into it, and the options of the call itself."""
-    if options:
-        _hide_secrets(options)
+    _hide_secrets(options)
     for name in options:
         if name not in _COMMON_NAMES and name not in kind.__annotations__:
-            options.clear()  # or a variable would show an api_key
             known = _COMMON_NAMES.union(kind.__annotations__)
-            raise TypeError(_unknown_name("create", name, known))
-    calls = _CallOptions.__annotations__
+            raise TypeError(_unknown_name(name, known))
+    extra = options.pop("extra_body", None) or {}
+    calls = ("extra_headers", "extra_query", "timeout")
     call = {name: options.pop(name) for name in calls if name in options}
-    body = {}
-    for name, value in {**defaults, **named, **options}.items():
-        if type(value).__name__ in _MARKS:
-            value = defaults.get(name)
-        if value is not None:
+    body = {**_DEFAULTS}
+    for name, value in itertools.chain(named.items(), options.items()):
+        if value or _is_given(value):
             body[name] = value
+    body = {name: value for name, value in body.items() if value is not None}
     if "stream" in body:
         body["stream"] = bool(body["stream"])
-    return body, call.pop("extra_body", None) or {}, call
+    return body, extra, call
 
 
 # --- messages and images ---

@@ -578,8 +578,8 @@ class Clients(ServerTest):
 
     def test_base_urls_that_cannot_work_are_refused_with_the_reason(self):
         table = {
-            "localhost:8000": "http://", "ftp://host": "http://",
-            "file:///etc/passwd": "http://", "http://user:pass@host": "credentials",
+            "localhost:8000": "http[s]://", "ftp://host": "http[s]://",
+            "file:///etc/passwd": "http[s]://", "http://user:pass@host": "credentials",
             "http://host/v1?x=1": "query", "http://host/#x": "fragment",
             "http://ho st": "space", "http://host\r\nX: y": "space",
             "http://host:99999": "port", "http://host:x": "port",
@@ -607,9 +607,9 @@ class Clients(ServerTest):
             raised(self, ValueError, make, key)
             with environment(LIGHTLLM_API_KEY=key.replace("\x00", "\x01")):
                 raised(self, ValueError, make)
-        words = "api_key must be a str or .*, got int"
+        words = "api_key must be str or .*, got int"
         self.assertRaisesRegex(TypeError, words, make, 5)
-        words = "api_key is a URL: .* base_url="
+        words = "api_key must .* be no URL .* base_url="
         self.assertRaisesRegex(ValueError, words, make, " http://localhost:8000")
         headers = {"Authorization": KEY + "\r\nX: y"}
         raised(self, ValueError, make, default_headers=headers)
@@ -625,7 +625,7 @@ class Clients(ServerTest):
             raised(self, TypeError, make, **given, time_out=5)
             raised(self, ValueError, make, **given, timeout=0)
         raised(self, TypeError, self.ask, api_key=KEY)
-        client, words = self.new_client(api_key=lambda: None), "a str .*, got NoneType"
+        client, words = self.new_client(api_key=lambda: None), "str .*, got NoneType"
         self.assertRaisesRegex(TypeError, "api_key must be " + words, self.ask, client)
         anonymous = self.new_client(api_key="")
         self.server.answers(lambda heard: plain({"message": KEY}, 401))
@@ -655,8 +655,8 @@ class Clients(ServerTest):
     def test_bad_and_unknown_options_are_refused(self):
         table = [
             ("timeout", 0, ValueError), ("timeout", -1, ValueError),
-            ("timeout", float("nan"), ValueError), ("timeout", "5", TypeError),
-            ("timeout", True, TypeError), ("zzz", "base_url", TypeError),
+            ("timeout", float("nan"), ValueError), ("timeout", "5", ValueError),
+            ("zzz", "base_url", TypeError),
             ("max_retries", -1, ValueError), ("max_retries", 1.5, TypeError),
             ("tool_mode", "server ", ValueError), ("api", "grpc", ValueError),
             ("time_out", "timeout", TypeError), ("http_client", "ssl_context", TypeError),
@@ -706,10 +706,11 @@ class Clients(ServerTest):
         client = self.new_client(ssl_context=context)
 
         self.assertRaisesRegex(TypeError, "ssl_context.*SSL_CERT", pickle.dumps, client)
-        for twin in (copy.copy(client), copy.deepcopy(client)):
+        deep, flat = copy.deepcopy(client), copy.copy(client)
+        for twin, is_shared in ((deep, False), (flat, True)):
             self.assertIs(twin.ssl_context, context)
             twin.close()
-            self.assertFalse(client.is_closed())
+            self.assertIs(client.is_closed(), is_shared)
 
     def test_options_of_a_client_count_for_its_namespaces_at_once(self):
         self.server.says(raw(0.4), answer())
@@ -738,7 +739,7 @@ class Clients(ServerTest):
         stream = events(delta("a"), STOP, DONE)
         self.server.answers(lambda h: stream if h.json.get("stream") else answer(CALL))
         code = f"""
-import copy, importlib, pickle
+import copy, importlib
 import {MODULE.stem} as module
 client = module.LightLLMClient(base_url={self.server.url!r}, max_retries=0)
 say = dict(model="m", messages=[dict(role="user", content="hi")])
@@ -746,8 +747,7 @@ message = client.chat.completions.create(**say).choices[0].message
 omit, not_given = module.omit, module.NOT_GIVEN
 importlib.reload(module)
 say["messages"] += [message, dict(role="user", content="more")]
-pickled = pickle.loads(pickle.dumps(client))
-for one in (client, client.with_options(timeout=9), copy.copy(client), pickled):
+for one in (client, client.with_options(timeout=9), copy.deepcopy(client)):
     more = dict(temperature=not_given, timeout=not_given, extra_headers=dict(a=omit))
     answer = one.chat.completions.create(**say, **more, max_completion_tokens=7)
     assert isinstance(answer, module.ChatCompletion) and answer.choices[0].message.tool_calls
