@@ -2995,54 +2995,49 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _parameter_schemas(tools: Iterable[Any]) -> _Json:
+def _parameter_schemas(tools: Iterable[_Json]) -> _Json:
     """The schema of the parameters of each offered tool, by its name."""
-    functions = _objects([tool.get("function") for tool in _objects(list(tools))])
-    found = {
-        str(function.get("name")): function.get("parameters") for function in functions
-    }
-    # another form than a schema's, as qwen-agent has it, may require what it likes
-    return {
-        name: schema if isinstance(schema, dict) else {"required": bool(schema)}
-        for name, schema in found.items()
-    }
+    schemas: _Json = {}
+    for tool in tools:
+        schema = tool["function"].get("parameters")
+        if not isinstance(schema, dict):  # qwen-agent's form may require what it likes
+            schema = {"required": bool(schema)}
+        schemas[tool["function"]["name"]] = schema
+    return schemas
 
 
 def _convert_value(text: str, schema: Any, root: _Json) -> Any:
     """A value by its schema: text, unless another type is wanted and fits."""
     kinds = _find_kinds(schema, root)
-    if kinds <= {"string"}:
-        return text
-    if "number" in kinds:
-        kinds.add("integer")
     is_text = "string" in kinds
+    if is_text:
+        kinds &= {"object", "array", "null"}
+    elif "number" in kinds:
+        kinds.add("integer")
+    if not kinds:
+        return text
     try:
         value = _parse_strict(text if is_text else _rewrite(text))
     except ValueError:
         return text
     kind = _KINDS[type(value)]
-    if kind == "number" and value.is_integer() and "integer" in kinds:
-        return value
-    keeps_text = is_text and kind not in ("object", "array", "null")
-    return text if keeps_text or kind not in kinds else value
+    if kind == "number" and value.is_integer():
+        kind = "integer"
+    return value if kind in kinds else text
 
 
 def _find_kinds(schema: Any, root: _Json) -> set[str]:
     """The JSON types that a schema allows, as far as it says."""
-    kinds: set[str] = set()
-    options, seen = [schema], set()
-    while options:
-        option = options.pop()
-        if isinstance(option, dict) and id(option) not in seen:
-            seen.add(id(option))
-            declared = option.get("type")
-            listed = declared if isinstance(declared, list) else [declared]
-            kinds.update(kind for kind in listed if isinstance(kind, str))
-            options.append(_resolve(option.get("$ref"), root))
-            for name in ("anyOf", "oneOf", "allOf"):
-                if isinstance(option.get(name), list):
-                    options += option[name]
-    return kinds
+    options = [schema]
+    for option in options:  # grows by what each of them allows
+        if isinstance(option, dict):
+            for name in ("type", "anyOf", "oneOf", "allOf"):
+                inner = option.get(name)
+                options += inner if isinstance(inner, list) else [inner]
+            target = _resolve(option.get("$ref"), root)
+            if target not in options:  # a schema may refer to itself
+                options.append(target)
+    return {option for option in options if isinstance(option, str)}
 
 
 def _resolve(reference: Any, root: Any) -> Any:
