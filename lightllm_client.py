@@ -1458,15 +1458,14 @@ def _split_options(
 
 # --- messages and images ---
 # What a caller wrote -> what every LightLLM build accepts, in new dicts: the caller's own
-# are never changed, and text is sent as it is. Image files are read here, since the
-# server sees other disks; http(s) URLs are passed on, since fetching what a message names
-# would let a message reach into this network.
+# are never changed, and text is sent as it is. Image files are read here, as the server
+# sees other disks; http(s) URLs are passed on, or a message could reach into this network.
 
 _IMAGE_TYPE = re.compile(  # told by the first bytes, whatever the name says
     rb"(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)"
     rb"|(?P<webp>RIFF.{4}WEBP)"
 )
-_IMAGE_URL = re.compile("(?i)(?P<sent>https?:|data:)|file:(/|///+|//localhost/+)(?!/)")
+_IMAGE_URL = re.compile("(?i)(https?:|data:)|file:(/|///+|//localhost/+)(?!/)")
 
 
 def _prepare_messages(messages: Any, client: LightLLMClient) -> _JsonList:
@@ -1500,7 +1499,7 @@ def _as_function(item: Any, what: str) -> _Json:
     """A tool or a tool call, as a dict with a dict as its function."""
     sent = _as_dict(item, what)
     sent["function"] = _as_dict(sent.get("function") or {}, what)
-    if not isinstance(sent["function"].get("name"), str):
+    if not sent["function"].get("name"):
         form = '{"type": "function", "function": {"name": ...}}'
         raise ValueError(f"{what} must be like {form}, got {item!r:.80}")
     return sent
@@ -1552,9 +1551,8 @@ def _prepare_part(part: Any, client: LightLLMClient) -> Any:
 
 
 def _join_parts(messages: _JsonList) -> None:
-    """Make contents what servers take: a str if all parts are, since templates of text
-    models fail on lists, or drop them, and never null, which builds before October 2025
-    refuse; else a list of dicts."""
+    """Make contents one str where all parts are: templates of text models fail on lists,
+    or drop them. Else lists of dicts. None is null, which builds of 2025 refuse."""
     for message in messages:
         parts = message["content"]
         if all(isinstance(part, str) for part in parts):
@@ -1584,7 +1582,7 @@ def _read_url(url: str, root: Any) -> str:
     if not found:
         form = "http(s)://, data:, or file:///path of this host"
         raise ValueError(f"not a PIL image or a URL: {form}")
-    if found["sent"]:
+    if found[1]:
         return "".join(url.splitlines())  # base64 may come in lines of 76 characters
     path = os.path.realpath(urllib.request.url2pathname("/" + url[found.end() :]))
     is_inside = root and path.startswith(os.path.join(os.path.realpath(root), ""))
@@ -1592,7 +1590,7 @@ def _read_url(url: str, root: Any) -> str:
         raise ValueError("not allowed by image_root")
     nonblock = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO would wait for its writer
     with open(
-        path, "rb", opener=lambda name, flags: os.open(name, flags | nonblock)
+        path, "rb", opener=lambda to, flags: os.open(to, flags | nonblock)
     ) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")  # a device may never end
@@ -1633,9 +1631,8 @@ def _shrink(url: str, side: int) -> str:
 
 
 # --- prompts ---
-# What a server's template would do, done here: the tool block of Hermes and Qwen, calls
-# and results as text, ChatML for the native API, and its replies as chat replies. Source:
-# the chat templates of Qwen2.5 and Qwen3.
+# What a server's template would do, done here as those of Qwen2.5 and Qwen3 do it: the
+# tool block, calls and results as text, ChatML for the native API. Its replies as chat's.
 
 _TOOLS = """# Tools
 
@@ -1657,11 +1654,11 @@ _SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
 # Options that the native API takes by the same name; and those that have another way
 # there, that the prompt says, or that do not change the answer.
 _PASSED = """do_sample frequency_penalty ignore_eos n presence_penalty
-    repetition_penalty seed temperature top_k top_p""".split()
+    repetition_penalty seed temperature top_k top_p"""
 _LEFT_OUT = """max_completion_tokens max_tokens messages metadata model
     parallel_tool_calls prediction prompt_cache_key prompt_cache_options
     prompt_cache_retention response_format safety_identifier service_tier stop store
-    stream stream_options stream_reasoning tool_choice user""".split()
+    stream stream_options stream_reasoning tool_choice user"""
 
 
 def _select_tools(tools: _JsonList, choice: Any) -> tuple[_JsonList, str]:
@@ -1735,14 +1732,14 @@ def _native_body(
 
 
 def _native_parameters(body: _Json) -> _Json:
-    known = _PASSED + _LEFT_OUT
+    known = f"{_PASSED} {_LEFT_OUT}".split()
     refused = [name for name in body if body[name] and name not in known]
     parameters = {
         "do_sample": True,  # builds of 2025 are greedy without it
         "best_of": body.get("n"),
         "max_new_tokens": body.get("max_completion_tokens", body.get("max_tokens")),
         "stop_sequences": _stop_strings(body.get("stop")),
-        **{name: body[name] for name in _PASSED if name in body},
+        **{name: body[name] for name in _PASSED.split() if name in body},
     }
     wanted = _as_dict(body.get("response_format", {}), "response_format")
     schema = (wanted.get("json_schema") or wanted).get("schema")  # as in builds of 2025
