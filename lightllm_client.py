@@ -1508,11 +1508,16 @@ def _as_function(item: Any, what: str) -> _Json:
 def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
     sent = _as_dict(message, "a message")
     role = sent.get("role")
-    if not isinstance(role, str) or not re.fullmatch(r"[\w-]+", role):
+    if not isinstance(role, str) or not role.isidentifier():
         raise ValueError(f"a message must have a role, got {sent!r:.80}")
     if role == "developer":
         sent["role"] = "system"  # templates ignore roles that they do not know
-    parts = sent["content"] = _prepare_content(sent.get("content"), client)
+    content = sent.get("content")
+    parts = [content or ""]
+    if content is not None and not isinstance(content, str):
+        content = _make_list(content, "content must be a str or a list of parts")
+        parts = [_prepare_part(part, client) for part in content] or [""]
+    sent["content"] = parts
     if sent.get("tool_calls"):
         calls = sent["tool_calls"] = [_prepare_call(one) for one in sent["tool_calls"]]
         if any(_read_calls(part, calls) for part in parts if isinstance(part, str)):
@@ -1527,13 +1532,6 @@ def _prepare_call(call: Any) -> _Json:
     is_text = isinstance(arguments, str)
     sent["function"]["arguments"] = arguments if is_text else _dump_json(arguments)
     return sent
-
-
-def _prepare_content(content: Any, client: LightLLMClient) -> _List:
-    if content is None or isinstance(content, str):
-        return [content or ""]
-    parts = _make_list(content, "content must be a str or a list of parts")
-    return [_prepare_part(part, client) for part in parts] or [""]
 
 
 def _prepare_part(part: Any, client: LightLLMClient) -> Any:
@@ -1555,9 +1553,9 @@ def _join_parts(messages: _JsonList) -> None:
     or drop them. Else lists of dicts. None is null, which builds of 2025 refuse."""
     for message in messages:
         parts = message["content"]
-        if all(isinstance(part, str) for part in parts):
+        try:
             message["content"] = "\n".join(parts)
-        else:
+        except TypeError:
             message["content"] = [
                 {"type": "text", "text": part} if isinstance(part, str) else part
                 for part in parts
@@ -1580,8 +1578,7 @@ def _read_url(url: str, root: Any) -> str:
     """What is sent for an image's URL. `root` is the client's image_root."""
     found = _IMAGE_URL.match(url)
     if not found:
-        form = "http(s)://, data:, or file:///path of this host"
-        raise ValueError(f"not a PIL image or a URL: {form}")
+        raise ValueError("not a PIL image or URL: http(s), data: or local file:///path")
     if found[1]:
         return "".join(url.splitlines())  # base64 may come in lines of 76 characters
     path = os.path.realpath(urllib.request.url2pathname("/" + url[found.end() :]))
@@ -1766,7 +1763,7 @@ def _prompt_text(parts: _List, images: _JsonList, tag: str) -> str:
             images.append({"type": "base64" if mark else "url", "data": data})
             texts.append(tag)
         else:
-            raise ValueError(f"the native API takes no {part!r:.80}: use extra_body")
+            raise ValueError(f"not text or an image: {part!r:.80}; use extra_body")
     return "\n".join(texts)
 
 

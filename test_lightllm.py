@@ -1009,14 +1009,14 @@ class Messages(ServerTest):
             base + "/big.png": "larger than", base + "/sound.wav": "not a JPEG",
             base + "/fifo": "not a regular file", base: "Is a directory",
             "file:///dev/zero": "not a regular file", "file:///x%00.png": "null",
-            "file://server/share/x.png": "of this host", "ftp://h/x.png": "not a PIL image",
+            "file://server/share/x.png": "local file:///path", "ftp://h/x.png": "not a PIL image",
             "/just/a/path.png": "file:///path", "file:just/a/path.png": "file:///path",
         }  # fmt: skip
         for url, reason in self.cases(table):
             message = self.image_error(url)
             self.assertIn(reason, message)
             self.assertIn(url[-12:], message)
-        self.assertIn("image 5: not a PIL image or a URL", self.image_error(5))
+        self.assertIn("image 5: not a PIL image or URL", self.image_error(5))
         for image in (None, {"detail": "low"}):
             self.assertIn("image None: ", self.image_error(image))
 
@@ -3439,7 +3439,7 @@ class NativeApi(TransportTest):
         client = self.new_client(api="generate", image_tag="<img></img>")
         self.assertIn("<img></img>", self.prompt(user(parts), client=client))
         error = self.error(ValueError, messages=[user([{"type": "audio_url"}])])
-        self.assertIn("no {'type': 'audio_url'}: use extra_body", str(error))
+        self.assertIn("not text or an image: {'type': 'audio_url'}; use", str(error))
 
     def test_another_template(self):
         render = mock.Mock(return_value="PROMPT")
