@@ -1112,8 +1112,7 @@ class ChatCompletions(_Resource):
             body = _native_body(body, tools, extra, client)
             return self._complete(url, body, builder, call)
         if _check_choice("tool_mode", mode, ("server", "prompt")) == "prompt":
-            shown = _select_tools(tools, body.get("tool_choice"))
-            body["messages"] = _flatten_messages(body["messages"], *shown)
+            body["messages"] = _flatten_messages(body, tools)
             body["tool_choice"] = "none"  # or builds of 2025 answer 400 to calls
         elif tools:
             body["tools"] = tools
@@ -1549,8 +1548,8 @@ def _prepare_part(part: Any, client: LightLLMClient) -> Any:
 
 
 def _join_parts(messages: _JsonList) -> None:
-    """Make contents one str where all parts are: templates of text models fail on lists,
-    or drop them. Else lists of dicts. None is null, which builds of 2025 refuse."""
+    """Make each content a str where all parts are, as templates of text models fail on
+    lists, or drop them; else a list of dicts. Never null: old builds refuse it."""
     for message in messages:
         parts = message["content"]
         try:
@@ -1621,7 +1620,7 @@ def _shrink(url: str, side: int) -> str:
         raise ValueError("max_image_side needs Pillow: pip install pillow") from None
     raw = io.BytesIO(base64.b64decode(url.partition(",")[2]))
     try:
-        image = Image.open(raw, formats=list(_IMAGE_TYPE.groupindex))
+        image = Image.open(raw, formats=[*_IMAGE_TYPE.groupindex])
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     return _png_url(image, side) if max(image.size) > side else url
@@ -1629,7 +1628,7 @@ def _shrink(url: str, side: int) -> str:
 
 # --- prompts ---
 # What a server's template would do, done here as those of Qwen2.5 and Qwen3 do it: the
-# tool block, calls and results as text, ChatML for the native API. Its replies as chat's.
+# tool block, calls and results as text, ChatML for the native API; and that API's replies.
 
 _TOOLS = """# Tools
 
@@ -1658,8 +1657,9 @@ _LEFT_OUT = """max_completion_tokens max_tokens messages metadata model
     stream stream_options stream_reasoning tool_choice user"""
 
 
-def _select_tools(tools: _JsonList, choice: Any) -> tuple[_JsonList, str]:
+def _select_tools(tools: _JsonList, body: _Json) -> tuple[_JsonList, str]:
     """The tools that tool_choice leaves, and the sentence for what it asks."""
+    choice = body.get("tool_choice")
     if isinstance(choice, dict):
         choice = _as_function(choice, "tool_choice")["function"]["name"]
         offered = {tool["function"]["name"]: tool for tool in tools}
@@ -1671,11 +1671,11 @@ def _select_tools(tools: _JsonList, choice: Any) -> tuple[_JsonList, str]:
     return ([] if choice == "none" else tools), ""
 
 
-def _flatten_messages(messages: _JsonList, tools: _JsonList, wish: str) -> _JsonList:
+def _flatten_messages(body: _Json, tools: _JsonList) -> _JsonList:
     """Messages whose contents say it all: the tools, the calls and their results."""
     flat: _JsonList = []
     results: _List = []  # the turn of neighbouring results, as in Qwen's templates
-    for message in messages:
+    for message in body["messages"]:
         parts = message["content"]
         if message["role"] in ("tool", "function"):
             if not re.match(r"\s*<tool_response>", str(parts[0])):
@@ -1687,8 +1687,9 @@ def _flatten_messages(messages: _JsonList, tools: _JsonList, wish: str) -> _Json
             results = []
             calls = map(_call_text, message.pop("tool_calls", None) or ())
             flat.append({**message, "content": [*filter(None, parts), *calls]})
-    if tools:
-        block = _TOOLS % ("\n".join(map(_dump_json, tools)), wish)
+    shown, wish = _select_tools(tools, body)
+    if shown:
+        block = _TOOLS % ("\n".join(map(_dump_json, shown)), wish)
         if flat[0]["role"] == "system":
             flat[0]["content"] += ["\n" + block]
         else:
@@ -1708,11 +1709,10 @@ def _native_body(
     body: _Json, tools: _JsonList, extra: _Json, client: LightLLMClient
 ) -> _Json:
     """The native API's request for a chat request, with `extra` merged into it."""
-    tools, wish = _select_tools(tools, body.get("tool_choice"))
     images: _JsonList = []
     messages = body["messages"]
     if not client.render:
-        messages = _flatten_messages(messages, tools, wish)
+        messages = _flatten_messages(body, tools)
     for message in messages:
         message["content"] = _prompt_text(message["content"], images, client.image_tag)
         for call in message.get("tool_calls") or ():
@@ -1720,7 +1720,7 @@ def _native_body(
             if _is_object(function["arguments"]):
                 function["arguments"] = _parse_json(function["arguments"])
     if client.render:
-        prompt = client.render(messages, tools)
+        prompt = client.render(messages, _select_tools(tools, body)[0])
     else:
         prompt = "".join(map(_TURN.format_map, messages)) + "<|im_start|>assistant\n"
     media = {"multimodal_params": {"images": images}} if images else {}
@@ -1779,16 +1779,17 @@ def _native_reply(data: _Json, head: _Json) -> _Json:
         place, kind = "delta", "chat.completion.chunk"
         data = {**data, **token, "generated_text": [token.get("text")]}
     texts, reasons = data.get("generated_text") or [], data.get("finish_reason")
-    reply: _Json = {**head, "object": kind, "choices": []}
+    chat: _Json = {**head, "object": kind, "choices": []}
     for index, (text, reason) in enumerate(zip(_as_list(texts), _as_list(reasons))):
         message = {"role": "assistant", "content": text}
-        choice = {"index": index, place: message, "finish_reason": reason}
-        reply["choices"].append(choice)
+        chat["choices"].append(
+            {"index": index, place: message, "finish_reason": reason}
+        )
     counts = [data.get("prompt_tokens"), *_as_list(data.get("count_output_tokens"))]
     if reasons and set(map(type, counts)) == {int}:
         usage = {"prompt_tokens": counts[0], "completion_tokens": sum(counts[1:])}
-        reply["usage"] = {**usage, "total_tokens": sum(counts)}
-    return reply
+        chat["usage"] = {**usage, "total_tokens": sum(counts)}
+    return chat
 
 
 # --- tool schemas ---
