@@ -1781,10 +1781,8 @@ def _native_reply(data: _Json, head: _Json) -> _Json:
     texts, reasons = data.get("generated_text") or [], data.get("finish_reason")
     chat: _Json = {**head, "object": kind, "choices": []}
     for index, (text, reason) in enumerate(zip(_as_list(texts), _as_list(reasons))):
-        message = {"role": "assistant", "content": text}
-        chat["choices"].append(
-            {"index": index, place: message, "finish_reason": reason}
-        )
+        turn = {"role": "assistant", "content": text}
+        chat["choices"].append({"index": index, place: turn, "finish_reason": reason})
     counts = [data.get("prompt_tokens"), *_as_list(data.get("count_output_tokens"))]
     if reasons and set(map(type, counts)) == {int}:
         usage = {"prompt_tokens": counts[0], "completion_tokens": sum(counts[1:])}
