@@ -1778,13 +1778,14 @@ def _native_reply(data: _Json, head: _Json) -> _Json:
     if isinstance(token, dict):
         place, kind = "delta", "chat.completion.chunk"
         data = {**data, **token, "generated_text": [token.get("text")]}
-    texts, reasons = data.get("generated_text") or [], data.get("finish_reason")
+    texts = _as_list(data.get("generated_text") or [])
+    reasons = _as_list(data.get("finish_reason")) * len(texts)  # one for all
     chat: _Json = {**head, "object": kind, "choices": []}
-    for index, (text, reason) in enumerate(zip(_as_list(texts), _as_list(reasons))):
+    for index, (text, reason) in enumerate(zip(texts, reasons)):
         turn = {"role": "assistant", "content": text}
         chat["choices"].append({"index": index, place: turn, "finish_reason": reason})
     counts = [data.get("prompt_tokens"), *_as_list(data.get("count_output_tokens"))]
-    if reasons and set(map(type, counts)) == {int}:
+    if any(reasons) and set(map(type, counts)) == {int}:
         usage = {"prompt_tokens": counts[0], "completion_tokens": sum(counts[1:])}
         chat["usage"] = {**usage, "total_tokens": sum(counts)}
     return chat
