@@ -1584,8 +1584,8 @@ def _read_url(url: str, root: Any) -> str:
     is_inside = root and path.startswith(os.path.join(os.path.realpath(root), ""))
     if not is_inside and root is not None:
         raise ValueError("not allowed by image_root")
-    no_wait = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO would wait for its writer
-    with open(path, "rb", opener=lambda to, flags: os.open(to, flags | no_wait)) as file:
+    nowait = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO would wait for its writer
+    with open(path, "rb", opener=lambda to, flags: os.open(to, flags | nowait)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")  # a device may never end
         raw = file.read(MAX_IMAGE_BYTES + 1)
