@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     _Token = tuple[str, int]
     _Json = dict[str, Any]
     _JsonList = list[_Json]
+    _List = list[Any]
     _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
 else:
@@ -967,8 +968,6 @@ class _Resource:
             source = _StreamSource(*exchange.open_stream(), builder, exchange)
             if not self._raw:
                 return Stream(source)
-            import copy
-
             response = copy.copy(source.response)  # the stream must not be in a cycle
             response._parsed = Stream(source)
             return response
@@ -1036,7 +1035,7 @@ class Chat(_Resource):
         client = self._client
         tools = _tool_list(tools)
         mode = body.pop("tool_mode", client.tool_mode)
-        body["messages"] = _sendable_messages(messages, client)
+        body["messages"] = _prepare_messages(messages, client)
         is_default = hasattr(body.get("max_tokens", DEFAULT_MAX_TOKENS), "is_default")
         if is_default and "max_completion_tokens" in body:
             body["max_tokens"] = body["max_completion_tokens"]
@@ -1044,15 +1043,16 @@ class Chat(_Resource):
         url = client.base_url + "/chat/completions"
         if client.api == "generate" or client.base_url.endswith("/generate"):
             url = client._join_root("generate" + "_stream" * builder.is_stream)
-            builder.native = _NativeReplies(body.get("model"))
-            body, extra = _generate_body(body, tools, extra, client), {}
-        elif _check_choice("tool_mode", mode, ("server", "prompt")) == "prompt":
-            choice = body.get("tool_choice")
-            body["messages"] = _flatten_messages(body["messages"], tools, choice)
+            builder.native = _native_head(body.get("model"))
+            body = _native_body(body, tools, extra, client)
+            return self._request("POST", url, call, body, builder)
+        if _check_choice("tool_mode", mode, ("server", "prompt")) == "prompt":
+            body["messages"] = _flatten_messages(body, tools)
             body["tool_choice"] = "none"  # or builds of 2025 answer 400 to calls
         elif tools:
             body["tools"] = tools
             builder.sends_tools = True
+        _join_parts(body["messages"])
         return self._request("POST", url, call, {**body, **extra}, builder)
 
 
@@ -1168,6 +1168,8 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
     returns, a str as it is, anything else as JSON. An unknown name, arguments that do not
     fit and a TypeError or ValueError of the function come back as text that the model can
     act on; its other exceptions are for the caller, and are raised."""
+    import typing
+
     asked = _prepare_call(call)["function"]
     name, text = asked["name"], asked["arguments"]
     functions = {_tool_name(tool): tool for tool in tools if callable(tool)}
@@ -1176,7 +1178,7 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
     function = functions[name]
     try:
         arguments = _parse_json(text)
-        for key, kind in _hints(function).items():
+        for key, kind in typing.get_type_hints(function).items():
             if key in arguments and hasattr(kind, "__members__"):  # an Enum
                 arguments[key] = kind(arguments[key])
         result = function(**arguments)
@@ -1244,8 +1246,9 @@ def _unknown_name(name: str, known: Iterable[str]) -> str:
     if name in _OPTION_NAMES:
         where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
         return f"{name} is an option of the client: use {where}"
-    close = ", ".join(difflib.get_close_matches(name, known, 1) or sorted(known))
-    return f"got an unexpected keyword argument {name!r}: did you mean {close}?"
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
+    return f"got an unexpected keyword argument {name!r}: {hint}"
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
@@ -1307,33 +1310,38 @@ def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]
 
 # --- messages and images ---
 # What a caller wrote -> what every LightLLM build accepts, in new dicts: the caller's own
-# are never changed, and text is sent as it is. Image files are read here, since the
-# server sees other disks; http(s) URLs are passed on, since fetching what a message names
-# would let a message reach into this network.
+# are never changed, and text is sent as it is. Image files are read here, as the server
+# sees other disks; http(s) URLs are passed on, or a message could reach into this network.
 
 _IMAGE_TYPE = re.compile(  # told by the first bytes, whatever the name says
     rb"(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)"
     rb"|(?P<webp>RIFF.{4}WEBP)"
 )
+_IMAGE_URL = re.compile("(?i)(https?:|data:)|file:(/|///+|//localhost/+)(?!/)")
 
 
-def _sendable_messages(messages: Any, client: LightLLMClient) -> _JsonList:
+def _prepare_messages(messages: Any, client: LightLLMClient) -> _JsonList:
+    """New dicts whose contents are lists of parts, each text in them a str."""
     messages = _make_list(messages, "messages must be a list")
     if not messages:
         raise ValueError("messages must not be empty")
     return [_prepare_message(message, client) for message in messages]
 
 
-def _make_list(value: Any, rule: str) -> list[Any]:
+def _make_list(value: Any, rule: str) -> _List:
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
         raise TypeError(f"{rule}, got {type(value).__name__}")
     return list(value)
 
 
+def _as_list(value: Any) -> _List:
+    return value if isinstance(value, list) else [value]
+
+
 def _as_dict(item: Any, what: str) -> _Json:
     """A copy of a dict, or of what was set of an object of ours or openai's."""
     if hasattr(item, "model_dump"):
-        item = item.model_dump(exclude_unset=True)
+        item = _drop_none(item.model_dump(exclude_unset=True))
     if not isinstance(item, dict):
         raise TypeError(f"{what} must be a dict or an answer's part, got {item!r:.80}")
     return dict(item)
@@ -1341,65 +1349,41 @@ def _as_dict(item: Any, what: str) -> _Json:
 
 def _as_function(item: Any, what: str) -> _Json:
     """A tool or a tool call, as a dict with a dict as its function."""
-    item = _as_dict(item, what)
-    function = _as_dict(item.get("function") or {}, what)
-    name = function.get("name")
-    if not name or not isinstance(name, str):
+    sent = _as_dict(item, what)
+    sent["function"] = _as_dict(sent.get("function") or {}, what)
+    if not sent["function"].get("name"):
         form = '{"type": "function", "function": {"name": ...}}'
         raise ValueError(f"{what} must be like {form}, got {item!r:.80}")
-    return {**item, "function": function}
+    return sent
 
 
 def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
     sent = _as_dict(message, "a message")
     role = sent.get("role")
-    if not role or not isinstance(role, str):
+    if not isinstance(role, str) or not role.isidentifier():
         raise ValueError(f"a message must have a role, got {sent!r:.80}")
     if role == "developer":
         sent["role"] = "system"  # templates ignore roles that they do not know
-    content = sent["content"] = _prepare_content(sent.get("content"), client)
+    content = sent.get("content")
+    parts = [content or ""]
+    if content is not None and not isinstance(content, str):
+        content = _make_list(content, "content must be a str or a list of parts")
+        parts = [_prepare_part(part, client) for part in content] or [""]
+    sent["content"] = parts
     if sent.get("tool_calls"):
-        calls = [_prepare_call(call) for call in sent["tool_calls"]]
-        sent["tool_calls"] = calls
-        if isinstance(content, str) and _read_calls(content, calls):
+        calls = sent["tool_calls"] = [_prepare_call(one) for one in sent["tool_calls"]]
+        if any(_read_calls(part, calls) for part in parts if isinstance(part, str)):
             del sent["tool_calls"]  # the content still holds them: once is enough
-    elif hasattr(message, "model_dump"):
-        sent.pop("tool_calls", None)
     return sent
 
 
 def _prepare_call(call: Any) -> _Json:
     """LightLLM silently drops a call whose arguments are not JSON text."""
     sent = _as_function(call, "a tool call")
-    arguments = sent["function"].get("arguments") or {}
+    arguments = sent["function"].get("arguments") or "{}"
     is_text = isinstance(arguments, str)
     sent["function"]["arguments"] = arguments if is_text else _dump_json(arguments)
     return sent
-
-
-def _prepare_content(content: Any, client: LightLLMClient) -> Any:
-    if content is None or isinstance(content, str):
-        return content or ""  # builds before October 2025 refuse null
-    parts = _make_list(content, "content must be a str or a list of parts")
-    return _join_parts([_prepare_part(part, client) for part in parts])
-
-
-def _join_parts(parts: list[Any]) -> Any:
-    """One string if all parts are, since templates of text models fail on lists, or drop
-    them; else a list of dicts."""
-    if all(isinstance(part, str) for part in parts):
-        return "\n".join(parts)
-    return [
-        {"type": "text", "text": part} if isinstance(part, str) else part
-        for part in parts
-    ]
-
-
-def _split_parts(content: Any) -> list[Any]:
-    """The parts of what _join_parts made, each text as a str."""
-    if isinstance(content, str):
-        return [content]
-    return [part["text"] if part.get("type") == "text" else part for part in content]
 
 
 def _prepare_part(part: Any, client: LightLLMClient) -> Any:
@@ -1407,62 +1391,63 @@ def _prepare_part(part: Any, client: LightLLMClient) -> Any:
     if isinstance(part, str):
         return part
     part = _as_dict(part, "a part of content")
-    kind = part.get("type")
-    if kind == "text":
-        return _prepare_content(part.get("text"), client)
-    if kind == "image_url":
+    if part.get("type") == "text":
+        return _prepare_part(part.get("text") or "", client)
+    if part.get("type") == "image_url":
         image = part.get("image_url")
         image = image if isinstance(image, dict) else {"url": image}
         part["image_url"] = {**image, "url": _image_url(image.get("url"), client)}
     return part
 
 
+def _join_parts(messages: _JsonList) -> None:
+    """Make each content a str where all parts are, as templates of text models fail on
+    lists, or drop them; else a list of dicts. Never null: old builds refuse it."""
+    for message in messages:
+        parts = message["content"]
+        try:
+            message["content"] = "\n".join(parts)
+        except TypeError:
+            message["content"] = [
+                {"type": "text", "text": part} if isinstance(part, str) else part
+                for part in parts
+            ]
+
+
 def _image_url(image: Any, client: LightLLMClient) -> str:
     """A data: URL, or the http(s) URL as it is. ValueError names the image and why."""
+    side = client.max_image_side
     try:
         if hasattr(image, "save"):
-            return _png_url(image, client.max_image_side)
-        url = str(image)
-        scheme = url.partition(":")[0].lower()
-        if scheme == "file":
-            url = _read_image(url, client.image_root)
-        elif scheme == "data":
-            url = "".join(url.split())  # base64 may come in lines of 76 characters
-        elif scheme not in ("http", "https"):
-            raise ValueError("not a URL or a PIL image; write a path as file:///path")
-        if client.max_image_side and url[:5] == "data:":
-            url = _shrink(url, client.max_image_side)
-        return url
+            return _png_url(image, side)
+        url = _read_url(str(image), client.image_root)
+        return _shrink(url, side) if side and url[:5] == "data:" else url
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image {image!r:.200}: {error}") from error
 
 
-def _read_image(url: str, root: Any) -> str:
-    """The data: URL of a file:// URL. `root` is the client's image_root."""
-    start = re.match("file:(/|///+|//localhost/+)(?!/)", url, re.IGNORECASE)
-    if not start:
-        raise ValueError("on another host, or not a whole path; write file:///path")
-    path = os.path.realpath(urllib.request.url2pathname("/" + url[start.end() :]))
-    inside = root and path.startswith(os.path.join(os.path.realpath(root), ""))
-    if not inside and root is not None:
+def _read_url(url: str, root: Any) -> str:
+    """What is sent for an image's URL. `root` is the client's image_root."""
+    found = _IMAGE_URL.match(url)
+    if not found:
+        raise ValueError("not a PIL image or URL: http(s), data: or local file:///path")
+    if found[1]:
+        return "".join(url.splitlines())  # base64 may come in lines of 76 characters
+    path = os.path.realpath(urllib.request.url2pathname("/" + url[found.end() :]))
+    is_inside = root and path.startswith(os.path.join(os.path.realpath(root), ""))
+    if not is_inside and root is not None:
         raise ValueError("not allowed by image_root")
-    with open(path, "rb", opener=_open_regular) as file:
+    nowait = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO would wait for its writer
+    with open(path, "rb", opener=lambda to, flags: os.open(to, flags | nowait)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")  # a device may never end
         raw = file.read(MAX_IMAGE_BYTES + 1)
     if len(raw) > MAX_IMAGE_BYTES:
         raise ValueError(f"larger than {MAX_IMAGE_BYTES} bytes")
-    found = _IMAGE_TYPE.match(raw)
-    if not found:
+    kind = _IMAGE_TYPE.match(raw)
+    if not kind:
         raise ValueError("not a JPEG, PNG, WebP, GIF or BMP image")
-    return f"data:image/{found.lastgroup};base64,{base64.b64encode(raw).decode()}"
-
-
-def _open_regular(path: str, flags: int) -> int:
-    """Opening a FIFO would wait for its writer, and a device may never end."""
-    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError("not a regular file")
-    return handle
+    return f"data:image/{kind.lastgroup};base64,{base64.b64encode(raw).decode()}"
 
 
 def _png_url(image: Any, side: int | None) -> str:
@@ -1474,10 +1459,7 @@ def _png_url(image: Any, side: int | None) -> str:
         if side:
             image.thumbnail((side, side))
     buffer = io.BytesIO()
-    try:
-        image.save(buffer, format="PNG")
-    except OSError:  # a mode that PNG lacks, such as CMYK
-        image.convert("RGB").save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -1489,16 +1471,15 @@ def _shrink(url: str, side: int) -> str:
         raise ValueError("max_image_side needs Pillow: pip install pillow") from None
     raw = io.BytesIO(base64.b64decode(url.partition(",")[2]))
     try:
-        with Image.open(raw, formats=list(_IMAGE_TYPE.groupindex)) as image:
-            return _png_url(image, side) if max(image.size) > side else url
+        image = Image.open(raw, formats=[*_IMAGE_TYPE.groupindex])
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
+    return _png_url(image, side) if max(image.size) > side else url
 
 
 # --- prompts ---
-# What a server's template would do, done here: the tool block of Hermes and Qwen, calls
-# and results as text, ChatML for the native API, and its replies as chat replies. Source:
-# the chat templates of Qwen2.5 and Qwen3.
+# What a server's template would do, done here as those of Qwen2.5 and Qwen3 do it: the
+# tool block, calls and results as text, ChatML for the native API; and that API's replies.
 
 _TOOLS = """# Tools
 
@@ -1514,79 +1495,75 @@ For each function call, return a json object with function name and arguments wi
 <tool_call>
 {"name": <function-name>, "arguments": <args-json-object>}
 </tool_call>%s"""
+_TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
 _SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
 
 # Options that the native API takes by the same name; and those that have another way
 # there, that the prompt says, or that do not change the answer.
-_PASSED = """
-    do_sample frequency_penalty ignore_eos n presence_penalty repetition_penalty seed
-    temperature top_k top_p
-"""
-_LEFT_OUT = """
-    max_completion_tokens max_tokens messages metadata model parallel_tool_calls
-    prediction prompt_cache_key prompt_cache_options prompt_cache_retention
-    response_format safety_identifier service_tier stop store stream stream_options
-    stream_reasoning tool_choice user
-"""
+_PASSED = """do_sample frequency_penalty ignore_eos n presence_penalty
+    repetition_penalty seed temperature top_k top_p"""
+_LEFT_OUT = """max_completion_tokens max_tokens messages metadata model
+    parallel_tool_calls prediction prompt_cache_key prompt_cache_options
+    prompt_cache_retention response_format safety_identifier service_tier stop store
+    stream stream_options stream_reasoning tool_choice user"""
 
 
-def _select_tools(tools: _JsonList, choice: Any) -> tuple[_JsonList, str]:
+def _select_tools(tools: _JsonList, body: _Json) -> tuple[_JsonList, str]:
     """The tools that tool_choice leaves, and the sentence for what it asks."""
+    choice = body.get("tool_choice")
     if isinstance(choice, dict):
-        name = _as_dict(choice.get("function") or choice, "tool_choice").get("name")
-        tools = [tool for tool in tools if tool["function"]["name"] == name]
-        if not tools:
-            raise ValueError(f"tool_choice names {name!r}, which is not a tool")
-        return tools, f"\n\nYou must call the function {name} now."
+        choice = _as_function(choice, "tool_choice")["function"]["name"]
+        offered = {tool["function"]["name"]: tool for tool in tools}
+        _check_choice("tool_choice", choice, tuple(offered))
+        return [offered[choice]], f"\n\nYou must call the function {choice} now."
     _check_choice("tool_choice", choice, (None, "auto", "none", "required"))
     if choice == "required":
         return tools, "\n\nYou must call at least one of these functions now."
     return ([] if choice == "none" else tools), ""
 
 
-def _flatten_messages(messages: _JsonList, tools: _JsonList, choice: Any) -> _JsonList:
+def _flatten_messages(body: _Json, tools: _JsonList) -> _JsonList:
     """Messages whose contents say it all: the tools, the calls and their results."""
     flat: _JsonList = []
-    results: _Json = {}  # the turn of neighbouring results, as in Qwen's templates
-    for message in messages:
-        parts = _split_parts(message["content"])
+    results: _List = []  # the turn of neighbouring results, as in Qwen's templates
+    for message in body["messages"]:
+        parts = message["content"]
         if message["role"] in ("tool", "function"):
-            if not str(parts[0]).lstrip().startswith("<tool_response>"):
+            if not re.match(r"\s*<tool_response>", str(parts[0])):
                 parts = ["<tool_response>", *parts, "</tool_response>"]
             if not results:
-                results = {"role": "user", "content": []}
-                flat.append(results)
-            results["content"] += parts
+                flat.append({"role": "user", "content": results})
+            results += parts
         else:
-            results = {}
+            results = []
             calls = map(_call_text, message.pop("tool_calls", None) or ())
             flat.append({**message, "content": [*filter(None, parts), *calls]})
-    shown, wish = _select_tools(tools, choice)
+    shown, wish = _select_tools(tools, body)
     if shown:
         block = _TOOLS % ("\n".join(map(_dump_json, shown)), wish)
         if flat[0]["role"] == "system":
             flat[0]["content"] += ["\n" + block]
         else:
             flat.insert(0, {"role": "system", "content": [block]})
-    return [{**message, "content": _join_parts(message["content"])} for message in flat]
+    return flat
 
 
 def _call_text(call: _Json) -> str:
-    name, arguments = map(call["function"].get, ("name", "arguments"))
+    function = call["function"]
+    name, arguments = _dump_json(function["name"]), function["arguments"]
     if not _is_object(arguments):
         arguments = _dump_json(arguments)
-    name = _dump_json(name)
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 
 
-def _generate_body(
+def _native_body(
     body: _Json, tools: _JsonList, extra: _Json, client: LightLLMClient
 ) -> _Json:
     """The native API's request for a chat request, with `extra` merged into it."""
     images: _JsonList = []
-    choice, messages = body.get("tool_choice"), body["messages"]
+    messages = body["messages"]
     if not client.render:
-        messages = _flatten_messages(messages, tools, choice)
+        messages = _flatten_messages(body, tools)
     for message in messages:
         message["content"] = _prompt_text(message["content"], images, client.image_tag)
         for call in message.get("tool_calls") or ():
@@ -1594,50 +1571,42 @@ def _generate_body(
             if _is_object(function["arguments"]):
                 function["arguments"] = _parse_json(function["arguments"])
     if client.render:
-        prompt = client.render(messages, _select_tools(tools, choice)[0] or None)
+        prompt = client.render(messages, _select_tools(tools, body)[0])
     else:
-        prompt = "".join(map(_chatml_turn, messages)) + "<|im_start|>assistant\n"
+        prompt = "".join(map(_TURN.format_map, messages)) + "<|im_start|>assistant\n"
     media = {"multimodal_params": {"images": images}} if images else {}
-    parameters = {**_native_parameters(body), **(extra.get("parameters") or {})}
+    parameters = {**_native_parameters(body), **extra.get("parameters", {})}
     return {"inputs": prompt, **media, **extra, "parameters": parameters}
 
 
 def _native_parameters(body: _Json) -> _Json:
-    if body.get("stream") and body.get("n", 1) != 1:
-        raise ValueError("the native API streams only one choice: leave out n")
-    known = (_PASSED + _LEFT_OUT).split()
+    known = f"{_PASSED} {_LEFT_OUT}".split()
     refused = [name for name in body if body[name] and name not in known]
-    if refused:
-        raise ValueError(f"the native API has no {', '.join(refused)}: leave it out")
     parameters = {
         "do_sample": True,  # builds of 2025 are greedy without it
-        "best_of": body.get("n", 1),
+        "best_of": body.get("n"),
         "max_new_tokens": body.get("max_completion_tokens", body.get("max_tokens")),
         "stop_sequences": _stop_strings(body.get("stop")),
         **{name: body[name] for name in _PASSED.split() if name in body},
     }
-    wanted = _as_dict(body.get("response_format", {"type": "text"}), "response_format")
+    wanted = _as_dict(body.get("response_format", {}), "response_format")
     schema = (wanted.get("json_schema") or wanted).get("schema")  # as in builds of 2025
     if schema:
         parameters["guided_json"] = _dump_request(schema)
     elif wanted.get("type") == "json_object":
         parameters["guided_grammar"] = "json"
-    elif wanted.get("type") != "text":
-        raise ValueError(f"the native API has no response_format {wanted!r:.80}")
+    elif wanted.get("type", "text") != "text":
+        refused.append(f"response_format {wanted!r:.80}")
+    if refused:
+        raise ValueError(f"the native API has no {', '.join(refused)}: leave it out")
     return _drop_none(parameters)
 
 
-def _chatml_turn(message: _Json) -> str:
-    if not re.fullmatch(r"[\w-]+", message["role"]):
-        raise ValueError(f"role must be a word, got {message['role']!r}")
-    return f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
-
-
-def _prompt_text(content: Any, images: _JsonList, tag: str) -> str:
+def _prompt_text(parts: _List, images: _JsonList, tag: str) -> str:
     """The text of a content, with a tag for each image. A special token in it, such as
     <|im_end|>, gets a space behind its first bar, so that no text forges a turn."""
     texts = []
-    for part in _split_parts(content):
+    for part in parts:
         if isinstance(part, str):
             texts.append(_SPECIAL_TOKEN.sub("<| ", part))
         elif part.get("type") == "image_url":
@@ -1645,49 +1614,32 @@ def _prompt_text(content: Any, images: _JsonList, tag: str) -> str:
             images.append({"type": "base64" if mark else "url", "data": data})
             texts.append(tag)
         else:
-            form = "extra_body={'multimodal_params': ...}"
-            raise ValueError(f"{part!r:.80} is not text or an image; use {form}")
+            raise ValueError(f"not text or an image: {part!r:.80}; use extra_body")
     return "\n".join(texts)
 
 
-class _NativeReplies:
-    """Replies of /generate and events of /generate_stream -> those of the chat API."""
-
-    finished = False
-
-    def __init__(self, model: Any) -> None:
-        now = int(time.time())
-        self._head = {"id": f"gen-{next(_ids)}", "created": now, "model": model}
-
-    def completion(self, data: _Json) -> _Json:
-        texts, reasons = data["generated_text"], data.get("finish_reason")
-        choices = []
-        for index, text in enumerate([texts] if isinstance(texts, str) else texts):
-            message = {"role": "assistant", "content": text}
-            reason = reasons[index] if isinstance(reasons, list) else reasons
-            choice = {"index": index, "message": message, "finish_reason": reason}
-            choices.append(choice)
-        reply = {**self._head, "object": "chat.completion", "choices": choices}
-        return {**reply, "usage": _native_usage(data)}
-
-    def chunk(self, event: _Json) -> _Json:
-        token = event.get("token")
-        token = token if isinstance(token, dict) else {}
-        self.finished = event.get("finished") is True
-        reason = (event.get("finish_reason") or "stop") if self.finished else None
-        delta = {"role": "assistant", "content": token.get("text")}
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
-        return {**chunk, "usage": _native_usage(token)} if self.finished else chunk
+def _native_head(model: Any) -> _Json:
+    """What /generate leaves out of its replies."""
+    return {"id": f"gen-{next(_ids)}", "created": int(time.time()), "model": model}
 
 
-def _native_usage(data: _Json) -> _Json:
-    prompt, counts = data.get("prompt_tokens"), data.get("count_output_tokens")
-    completion = sum(counts) if isinstance(counts, list) else counts  # of all choices
-    usage: _Json = {"prompt_tokens": prompt, "completion_tokens": completion}
-    if isinstance(prompt, int) and isinstance(completion, int):
-        usage["total_tokens"] = prompt + completion
-    return usage
+def _native_reply(data: _Json, head: _Json) -> _Json:
+    """A reply of /generate, or an event of /generate_stream, as the chat API has it."""
+    place, kind, token = "message", "chat.completion", data.get("token")
+    if isinstance(token, dict):
+        place, kind = "delta", "chat.completion.chunk"
+        data = {**data, **token, "generated_text": [token.get("text")]}
+    texts = _as_list(data.get("generated_text") or [])
+    reasons = _as_list(data.get("finish_reason")) * len(texts)  # one for all
+    chat: _Json = {**head, "object": kind, "choices": []}
+    for index, (text, reason) in enumerate(zip(texts, reasons)):
+        turn = {"role": "assistant", "content": text}
+        chat["choices"].append({"index": index, place: turn, "finish_reason": reason})
+    counts = [data.get("prompt_tokens"), *_as_list(data.get("count_output_tokens"))]
+    if any(reasons) and set(map(type, counts)) == {int}:
+        usage = {"prompt_tokens": counts[0], "completion_tokens": sum(counts[1:])}
+        chat["usage"] = {**usage, "total_tokens": sum(counts)}
+    return chat
 
 
 # --- tool schemas ---
@@ -1711,24 +1663,25 @@ def _tool_name(function: Any) -> str:
     import inspect
 
     name: str = getattr(function, "__name__", "")
-    if not name.isidentifier():
-        raise TypeError(f"a tool must have a name: write a def for {function!r}")
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"a tool must be a plain function, {name} is asynchronous")
+    is_async = inspect.iscoroutinefunction(function)
+    if is_async or inspect.isasyncgenfunction(function) or not name.isidentifier():
+        raise TypeError(
+            f"a tool must be a def with a name, not async, got {function!r}"
+        )
     return name
 
 
 def _function_schema(function: Any) -> _Json:
     import inspect
+    import typing
 
-    name, hints = _tool_name(function), _hints(function)
+    name, hints = _tool_name(function), typing.get_type_hints(function)
     parameters, properties = inspect.signature(function).parameters, {}
     described = _parse_docstring(inspect.getdoc(function) or "", "|".join(parameters))
-    for key, parameter in parameters.items():
-        named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if parameter.kind not in named:
-            raise TypeError(f"{name}: {parameter} cannot be passed by name")
-        properties[key] = _type_schema(hints.get(key), f"{name}: {parameter}")
+    for key, one in parameters.items():
+        if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+            raise TypeError(f"{name}: {one} cannot be passed by name")
+        properties[key] = _type_schema(hints.get(key), f"{name}: {one}")
         if key in described:
             properties[key]["description"] = described[key]
     required = [key for key, one in parameters.items() if one.default is one.empty]
@@ -1740,21 +1693,11 @@ def _function_schema(function: Any) -> _Json:
 def _parse_docstring(text: str, names: str) -> _StrDict:
     """What it says of each parameter and, as "", before them. `names`: a|b|c."""
     head, *fields = re.split(_PARAMETER % names, "\n" + text)
-    described: _StrDict = {}
+    described = {"": head.strip()}
     for name, told in zip(fields[::2], fields[1::2]):
         told = re.split(r"\n\s*(?:\n|:|@|(?:Returns|Raises|Yields):)", told)[0]
         described.setdefault(name, " ".join(told.split()))
-    described[""] = re.sub(r"(?<=\S) *\n *(?=\S)", " ", head).strip()
     return described
-
-
-def _hints(function: Any) -> _Json:
-    import typing
-
-    try:
-        return typing.get_type_hints(function)
-    except NameError as error:
-        raise TypeError(f"cannot read the types of {function!r}: {error}") from None
 
 
 def _type_schema(kind: Any, where: str) -> _Json:
@@ -1892,7 +1835,7 @@ class _AnswerBuilder:
 
     def __init__(self, is_chat: bool, request: _Json, tools: Any = ()) -> None:
         self.is_stream = bool(request.get("stream"))
-        self.native: _NativeReplies | None = None
+        self.native: _Json = {}  # the head of an answer of the native API
         self.sends_tools = False  # to the server, which then reads the calls itself
         self.head: _Json = {}  # the fields that all chunks share
         self.usage: Any = None
@@ -1907,7 +1850,7 @@ class _AnswerBuilder:
 
     def build_reply(self, data: Any) -> Any:
         """The answer of a plain reply. Raises where it is none, or lost a call."""
-        data = self.native.completion(data) if self.native else data
+        data = _native_reply(data, self.native) if self.native else data
         choices = _objects(data["choices"])
         if not choices:
             raise ValueError("no choices")
@@ -2147,9 +2090,10 @@ class _StreamSource:
                     self._is_over = text[:6] == _DONE
                     if not self._is_over:
                         data = self._parse(text)
-                        data = native.chunk(data) if native else data
+                        is_finished = bool(native and data.get("finished"))
+                        data = _native_reply(data, native) if native else data
                         yield builder.build_chunk(data)
-                        self._is_over = bool(native and native.finished)
+                        self._is_over = is_finished
                     if self._is_over:
                         self._reply.finish()
                         yield from builder.build_end()
@@ -2181,8 +2125,6 @@ class _StreamSource:
         """Raise what ended the stream, if it failed: a copy, since what was raised holds
         its frames, they the stream, and the stream the error; nothing would be freed."""
         if self.error:
-            import copy
-
             raise copy.copy(self.error) from self.error.__cause__
 
     def _parse(self, text: str) -> _Json:
@@ -2689,61 +2631,47 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _parameter_schemas(tools: Iterable[Any]) -> _Json:
+def _parameter_schemas(tools: Iterable[_Json]) -> _Json:
     """The schema of the parameters of each offered tool, by its name."""
-    functions = _objects([tool.get("function") for tool in _objects(list(tools))])
-    found = {
-        str(function.get("name")): function.get("parameters") for function in functions
-    }
-    # another form than a schema's, as qwen-agent has it, may require what it likes
-    return {
-        name: schema if isinstance(schema, dict) else {"required": bool(schema)}
-        for name, schema in found.items()
-    }
+    schemas: _Json = {}
+    for tool in tools:
+        schema = tool["function"].get("parameters")
+        if not isinstance(schema, dict):  # qwen-agent's form may require what it likes
+            schema = {"required": bool(schema)}
+        schemas[tool["function"]["name"]] = schema
+    return schemas
 
 
 def _convert_value(text: str, schema: Any, root: _Json) -> Any:
     """A value by its schema: text, unless another type is wanted and fits."""
     kinds = _find_kinds(schema, root)
-    if kinds <= {"string"}:
-        return text
-    if "number" in kinds:
-        kinds.add("integer")
     is_text = "string" in kinds
+    if is_text:
+        kinds &= {"object", "array", "null"}
+    elif "number" in kinds:
+        kinds.add("integer")
+    if not kinds:
+        return text
     try:
         value = _parse_strict(text if is_text else _rewrite(text))
     except ValueError:
         return text
-    kind = _KINDS[type(value)]
-    if kind == "number" and value.is_integer() and "integer" in kinds:
-        return value
-    keeps_text = is_text and kind not in ("object", "array", "null")
-    return text if keeps_text or kind not in kinds else value
+    return value if _KINDS[type(value)] in kinds else text
 
 
 def _find_kinds(schema: Any, root: _Json) -> set[str]:
     """The JSON types that a schema allows, as far as it says."""
-    kinds: set[str] = set()
-    options, seen = [schema], set()
-    while options:
-        option = options.pop()
-        if isinstance(option, dict) and id(option) not in seen:
-            seen.add(id(option))
-            declared = option.get("type")
-            listed = declared if isinstance(declared, list) else [declared]
-            kinds.update(kind for kind in listed if isinstance(kind, str))
-            options.append(_resolve(option.get("$ref"), root))
-            for name in ("anyOf", "oneOf", "allOf"):
-                if isinstance(option.get(name), list):
-                    options += option[name]
-    return kinds
-
-
-def _resolve(reference: Any, root: Any) -> Any:
-    """What a "#/$defs/Name" in a schema stands for."""
-    for part in str(reference).split("/")[1:]:
-        root = root.get(part) if isinstance(root, dict) else None
-    return root if reference else None
+    options = [schema]
+    for option in options:  # grows by what each of them allows
+        if isinstance(option, dict):
+            for name in ("type", "anyOf", "oneOf", "allOf"):
+                options += _as_list(option.get(name))
+            target: Any = root if "$ref" in option else None
+            for name in str(option.get("$ref")).split("/")[1:]:  # of "#/$defs/Name"
+                target = target.get(name) if isinstance(target, dict) else None
+            if target not in options:  # a schema may refer to itself
+                options.append(target)
+    return {option for option in options if isinstance(option, str)}
 
 
 # --- JSON ---
