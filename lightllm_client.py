@@ -965,7 +965,7 @@ class _Resource:
             _hide_secrets(call)
         exchange = _Exchange(self._client, method, url, body, **call)
         if builder and builder.is_stream:
-            source = _StreamSource(*exchange.open_stream(), builder, exchange)
+            source = _StreamSource(exchange, builder)
             if not self._raw:
                 return Stream(source)
             response = copy.copy(source.response)  # the stream must not be in a cycle
@@ -2063,20 +2063,13 @@ def _find_damage(text: str, name: str) -> str:
 
 
 class _StreamSource:
-    def __init__(
-        self,
-        response: Response,
-        reply: _Reply,
-        builder: _AnswerBuilder,
-        exchange: _Exchange,
-    ) -> None:
-        self.response = response
+    def __init__(self, exchange: _Exchange, builder: _AnswerBuilder) -> None:
         self.builder = builder
         self.error: APIError | None = None
-        self._reply = reply
         self._exchange = exchange
         self._is_over = False
-        response.is_closed = False
+        self.response, self._reply = exchange.open_stream()
+        self.response.is_closed = False
 
     def chunks(self) -> Iterator[Any]:
         decoder, builder, native = _EventDecoder(), self.builder, self.builder.native
