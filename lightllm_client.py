@@ -763,10 +763,10 @@ class LightLLMClient:
         found = _BASE_URL.fullmatch(url)
         if not found or int(found["port"] or 0) > 65535:
             shown = _shown_url(url.rpartition("@")[2])  # without credentials
-            raise ValueError(
-                "base_url must be http[s]://host[:port][/path] in ASCII, without spaces, "
-                f"credentials (api_key=), query (default_query=), fragment, got {shown!r}"
-            )
+            what = "be ASCII with a host and a port; no credentials, query, fragment, space"
+            if not url.startswith(("http://", "https://")):
+                what = "start with http:// or https://"
+            raise ValueError(f"base_url must {what}, got {shown!r}")
         url = url.rstrip("/")
         self._base_url = url if url.count("/") > 2 else url + "/v1"
 
@@ -1264,8 +1264,10 @@ def _check_key(key: Any) -> Any:
     if not isinstance(key, str):
         raise TypeError(f"api_key must be str or callable, got {type(key).__name__}")
     key = _Secret(key.strip())
-    if _UNSENDABLE.search(key) or re.match("https?://", key):
-        raise ValueError("api_key must fit in a header, and be no URL (use base_url=)")
+    if re.match("https?://", key):
+        raise ValueError("api_key is a URL: pass it as base_url=")
+    if _UNSENDABLE.search(key):
+        raise ValueError("api_key must not contain characters that no header can hold")
     return key
 
 
@@ -1459,7 +1461,10 @@ def _png_url(image: Any, side: int | None) -> str:
         if side:
             image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    try:
+        image.save(buffer, format="PNG")
+    except OSError:  # a mode that PNG lacks, such as CMYK
+        image.convert("RGB").save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -578,8 +578,8 @@ class Clients(ServerTest):
 
     def test_base_urls_that_cannot_work_are_refused_with_the_reason(self):
         table = {
-            "localhost:8000": "http[s]://", "ftp://host": "http[s]://",
-            "file:///etc/passwd": "http[s]://", "http://user:pass@host": "credentials",
+            "localhost:8000": "start with", "ftp://host": "start with",
+            "file:///etc/passwd": "start with", "http://user:pass@host": "credentials",
             "http://host/v1?x=1": "query", "http://host/#x": "fragment",
             "http://ho st": "space", "http://host\r\nX: y": "space",
             "http://host:99999": "port", "http://host:x": "port",
@@ -609,7 +609,7 @@ class Clients(ServerTest):
                 raised(self, ValueError, make)
         words = "api_key must be str or .*, got int"
         self.assertRaisesRegex(TypeError, words, make, 5)
-        words = "api_key must .* be no URL .* base_url="
+        words = "api_key is a URL: .* base_url="
         self.assertRaisesRegex(ValueError, words, make, " http://localhost:8000")
         headers = {"Authorization": KEY + "\r\nX: y"}
         raised(self, ValueError, make, default_headers=headers)
@@ -1059,7 +1059,7 @@ class Messages(ServerTest):
         table = [
             (file.as_uri(), 10, (10, 5)), (data, 10, (10, 5)), (data, 40, (40, 20)),
             ("data:image/jpeg;base64," + in_lines, 10, (5, 10)),
-            (Image.new("L", (40, 20)), 10, (10, 5)), (Image.open(turned), 10, (5, 10)),
+            (Image.new("CMYK", (40, 20)), 10, (10, 5)), (Image.open(turned), 10, (5, 10)),
             (Image.open(turned), None, (20, 40)),
         ]  # fmt: skip
         for image, side, size in self.cases(table):
