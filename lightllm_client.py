@@ -763,7 +763,7 @@ class LightLLMClient:
         found = _BASE_URL.fullmatch(url)
         if not found or int(found["port"] or 0) > 65535:
             shown = _shown_url(url.rpartition("@")[2])  # without credentials
-            what = "be ASCII with a host and a port; no credentials, query, fragment, space"
+            what = "be ASCII http://host[:port], without credentials, query, fragment, space"
             if not url.startswith(("http://", "https://")):
                 what = "start with http:// or https://"
             raise ValueError(f"base_url must {what}, got {shown!r}")
