@@ -203,7 +203,8 @@ class Response:
 
     @property
     def text(self) -> str:
-        return _text(self.content)
+        text = self.content.decode("utf-8", "replace")  # whatever a charset says
+        return text.lstrip("\ufeff")
 
     @property
     def elapsed(self) -> Any:
@@ -3068,11 +3069,6 @@ _HALF_PAIR = re.compile(  # not behind a backslash, and not the first half of a 
 )
 
 
-def _text(raw: bytes) -> str:
-    """UTF-8 whatever a charset says; U+FFFD for what is not, no byte order mark."""
-    return raw.decode("utf-8-sig", "replace")
-
-
 def _parse_json(text: str) -> Any:
     """Decoded JSON, with U+FFFD for halves of surrogate pairs, which nobody can print.
     Raises ValueError."""
@@ -3127,10 +3123,7 @@ def _split_objects(text: str) -> list[tuple[_Json, str]]:
 
 
 def _is_object(text: str) -> bool:
-    try:
-        return isinstance(_parse_json(text), dict)
-    except ValueError:
-        return False
+    return len(_split_objects(text)) == 1
 
 
 # --- server-sent events ---
@@ -3281,8 +3274,10 @@ class _Exchange:
         self._timeout = _check_timeout(timeout, client.timeout)
         query = _query_string({**client.default_query, **(extra_query or {})})
         self._request = Request(method, url + query)
-        self._data = None if body is None else _dump_request(body).encode()
-        self._headers = _request_headers(client, extra_headers or {})
+        data = None if body is None else _dump_request(body).encode()
+        headers = _request_headers(client, extra_headers or {})
+        # no origin, which is for cookies: finding it out would parse the URL again
+        self._wire = _TimedRequest(self._request.url, data, headers, "", method=method)
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
 
@@ -3331,7 +3326,8 @@ class _Exchange:
     def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
         started, reply = time.monotonic(), None
         try:
-            reply = self._open(self._request.url, _Clock(self._timeout))
+            self._wire.clock = _Clock(self._timeout)
+            reply = self._open()
             response = Response(self._request, reply.status, reply.headers)
             response.retries_taken = self._attempts - 1
             response._seconds = time.monotonic() - started
@@ -3355,20 +3351,18 @@ class _Exchange:
         # without its frames, which hold what was read (PyPy restores them until here)
         raise self.connection_error(broken) from broken.with_traceback(None)
 
-    def _open(self, url: str, clock: _Clock, hops: int = _MAX_REDIRECTS) -> _Reply:
+    def _open(self, hops: int = _MAX_REDIRECTS) -> _Reply:
         """The first reply that is not a redirect within the origin: there, the same
         request is sent again."""
-        # no origin, which is for cookies: finding it out would parse the URL again
-        wire = _TimedRequest(url, self._data, self._headers, "")
-        wire.method, wire.clock = self._request.method, clock
-        reply: _Reply = self._client._opener.open(wire)
+        reply: _Reply = self._client._opener.open(self._wire)
         if hops and reply.status in (307, 308):
-            target = reply.headers.get("location", "")
+            url, target = self._wire.full_url, reply.headers.get("location", "")
             if re.match("/(?!/)", target):
                 target = urllib.parse.urljoin(url, target)
             if _origin(target) == _origin(url):
                 reply.read_error()
-                return self._open(target, clock, hops - 1)
+                self._wire.full_url = target
+                return self._open(hops - 1)
         return reply
 
     def _check_stream(self, response: Response, reply: _Reply) -> None:
@@ -3420,15 +3414,15 @@ class _Exchange:
     def connection_error(self, cause: OSError, what: str = "") -> Any:
         """The error for a connection that could not be made, or that broke; then `what`
         says what is lost."""
-        kind, proxy = APIConnectionError, self._route().proxy
-        text = cause.strerror or str(cause) or repr(cause)
+        kind, text = APIConnectionError, cause.strerror or str(cause) or repr(cause)
         if isinstance(cause, _ClockTimeout):
             kind, text = APITimeoutError, f"timed out after {self._timeout} s"
-        text += f" (attempt {self._attempts})"
+        proxy = self._client._transport.route(self._wire).proxy
         if proxy:
             text = f"through the proxy {proxy} (check HTTP_PROXY and NO_PROXY): {text}"
-        hint = _HINTS.get(type(cause).__name__, "")
-        return self.error(kind, "; ".join(filter(None, [what, text, hint])))
+        text = f"{what}; {text}" if what else text
+        hint = _advice(text, _HINTS.get(type(cause).__name__, ""))
+        return self.error(kind, f"{text} (attempt {self._attempts}){hint}")
 
     def event_error(self, response: Response, text: str, data: Any) -> Any:
         """The error for an event that reports one, the server's words first, or for one
@@ -3463,9 +3457,6 @@ class _Exchange:
         """What errors and log lines name."""
         return f"{self._request.method} {_shown_url(self._request.url)}"
 
-    def _route(self) -> _Route:
-        return self._client._transport.route(urllib.request.Request(self._request.url))
-
     def _clean(self, response: Response) -> tuple[Any, str]:
         """Take secrets out of a response that goes into an error. The error's `.body`, and
         the server's words in it."""
@@ -3483,7 +3474,8 @@ class _Exchange:
 
     def _redact(self, text: str) -> str:
         """`text` without the secrets of this request's headers."""
-        headers = {**self._headers, **self._route().login}
+        login = self._client._transport.route(self._wire).login
+        headers = {**self._wire.headers, **login}
         for name in _SECRET_HEADERS:
             secret = headers.get(name, "").rpartition(" ")[2]
             for form in {secret, _dump_json(secret)[1:-1]} - {""}:
@@ -3509,17 +3501,16 @@ def _error_words(data: Any, text: str) -> str:
     rest = [data]
     while rest:
         value = rest.pop()
-        if isinstance(value, str):
-            words.append(value)
-        elif isinstance(value, list):
-            rest += reversed(value)
-        elif isinstance(value, dict):
-            said = [value[name] for name in value if _WORDS.fullmatch(name)]
+        if isinstance(value, dict):
             steps = value.get("loc")  # FastAPI: the way to the field that is wrong
+            value = [value[name] for name in value if _WORDS.fullmatch(name)]
             if isinstance(steps, list):
                 place = ".".join(map(str, steps))
-                said = [f"{place}: {word}" for word in said]
-            rest += reversed(said)
+                value = [f"{place}: {word}" for word in value]
+        if isinstance(value, list):
+            rest += reversed(value)
+        elif isinstance(value, str):
+            words.append(value)
     text = "; ".join(dict.fromkeys(filter(str.strip, words))) or text
     text = re.sub(r"[\s\0-\x1f\x7f-\x9f]+", " ", text).strip()
     return text[:300] + "..." * (len(text) > 300)
@@ -3574,20 +3565,21 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 
 def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
-    key: Any = client.api_key
-    key = _check_key(_hide(key() if callable(key) else key))  # no variable shows it
+    key: Any = _hide(client.api_key)
+    key = _check_key(_hide(key()) if callable(key) else key)
     headers = {
         "Accept": "application/json",
         "Accept-encoding": "identity",
         "Content-type": "application/json",
         "User-agent": f"lightllm_client/{__version__}",
     }
-    own = {
-        "Authorization": _Secret(f"Bearer {key}") if key else None,
+    if key:
+        headers["Authorization"] = _Secret(f"Bearer {key}")
+    account = {
         "OpenAI-Organization": client.organization,
         "OpenAI-Project": client.project,
     }
-    return _merge_headers(headers, own, client.default_headers, extra)
+    return _merge_headers(headers, account, client.default_headers, extra)
 
 
 def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
@@ -3599,8 +3591,8 @@ def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
             merged.pop(name, None)
             if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
-                line = r"[!-9;-~]+:[\x20-\x7e\x80-\xff]*"
-                if not re.fullmatch(line, f"{name}:{merged[name]}"):
+                line = r"[!-9;-~]+\n[\x20-\x7e\x80-\xff]*"
+                if not re.fullmatch(line, f"{name}\n{merged[name]}"):
                     what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
