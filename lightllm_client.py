@@ -3070,8 +3070,7 @@ _HALF_PAIR = re.compile(  # not behind a backslash, and not the first half of a 
 
 
 def _parse_json(text: str) -> Any:
-    """Decoded JSON, with U+FFFD for halves of surrogate pairs, which nobody can print.
-    Raises ValueError."""
+    """JSON, with U+FFFD for half surrogate pairs, which cannot be printed. ValueError."""
     if "\\ud" in text or "\\uD" in text:
         text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
     text = text.strip()
@@ -3104,8 +3103,7 @@ def _parse_strict(text: str) -> Any:
 
 
 def _split_objects(text: str) -> list[tuple[_Json, str]]:
-    """The JSON objects that follow one another, each with its text; none where there is
-    anything else."""
+    """JSON objects in a row, each with its text; none where there is anything else."""
     found: list[tuple[_Json, str]] = []
     text, pos = text.strip(), 0
     try:
@@ -3171,18 +3169,16 @@ class _EventDecoder:
 
     def _end_lines(self, lines: list[bytes]) -> list[str]:
         if self._is_first and lines:
+            lines[0] = re.sub(rb"\A\xef\xbb\xbf", b"", lines[0])
             self._is_first = False
-            if lines[0][:3] == b"\xef\xbb\xbf":
-                lines[0] = lines[0][3:]
         events, data = [], self._data
         for line in lines:
             if line[:5] in (b"data:", b"data"):
                 data.append(line[6:] if line[5:6] == b" " else line[5:])
             elif line[:6] == b"event:":
                 self._is_error = line[6:].strip() == b"error"
-            if not line or data == [
-                b"[DONE]"
-            ]:  # which need not wait for the empty line
+            # which need not wait for the empty line
+            if not line or data == [b"[DONE]"]:
                 text = b"\n".join(data).decode("utf-8", "replace")
                 if text:
                     events.append(_ErrorText(text) if self._is_error else text)
@@ -3205,35 +3201,28 @@ class _StopFilter:
     characters, an echoed prompt, are not looked at."""
 
     def __init__(self, stops: list[str], skip: int = 0) -> None:
+        self.held = ""
         self._stops = stops
+        self._longest = max(map(len, stops))
         self._pattern = re.compile("|".join(map(re.escape, stops)))
         self._skip = skip
-        self._held: list[str] = []
-        self._is_cut = False  # then what is held begins with a stop string
-
-    @property
-    def held(self) -> str:
-        return "".join(self._held)
 
     def feed(self, text: str) -> str:
-        if self._is_cut:
-            self._held.append(text)
-            return ""
         echo, text = text[: self._skip], self.held + text[self._skip :]
         self._skip -= len(echo)
         found = self._pattern.search(text)
         end = found.start() if found else len(text)
-        for at in range(max(0, len(text) - max(map(len, self._stops)) + 1), end):
+        for at in range(max(0, len(text) - self._longest + 1), end):
             if any(stop.startswith(text[at:]) for stop in self._stops):
-                found, end = None, at  # a longer one may begin before the one found
+                end = at  # a longer one may begin before the one found
                 break
-        self._held, self._is_cut = [text[end:]], bool(found)
+        self.held = text[end:]
         return echo + text[:end]
 
     def finish(self, reason: Any) -> str:
         """The rest: what follows a stop string is none if that is why the text ended."""
-        ended = reason in _NATURAL_ENDS
-        return self._pattern.split(self.held, 1)[0] if ended else self.held
+        is_cut = reason in _NATURAL_ENDS
+        return self._pattern.split(self.held, 1)[0] if is_cut else self.held
 
 
 # --- requests ---
@@ -3250,9 +3239,7 @@ _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
 _NO_SERVER = "is base_url that of a LightLLM server?"
 _REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
 _WORDS = re.compile("(error_|)(errors?|message|msg|details?|title|reason|description)")
-_TOO_LONG = re.compile(
-    "(?i)token len|total.len|context.(len|win)|(prompt|input).* long"
-)
+_TOO_LONG = re.compile("(?i)(token|total).len|context.(len|win)|(prompt|input).* long")
 
 
 class _Exchange:
@@ -3286,8 +3273,7 @@ class _Exchange:
         response, _ = self._send(True)
         problem, hint = "", _NO_SERVER
         try:
-            parse = response.json
-            response._parsed = build(parse()) if build else parse()
+            response._parsed = build(response.json()) if build else response.json()
         except _LostCall as lost:
             response._parsed, hint = lost.args[1], _WAY_OUT
             problem = f"an incomplete answer: {lost.args[0]}"
@@ -3333,7 +3319,7 @@ class _Exchange:
             response._seconds = time.monotonic() - started
             if not 200 <= reply.status < 300:
                 response.content = reply.read_error()
-                raise self._reply_error(response)
+                raise self._reply_error(response, "")
             if _CODINGS.search(reply.headers.get("content-encoding", "")):
                 raise self._reply_error(response, "a coded body, not asked for")
             if whole:
@@ -3352,8 +3338,7 @@ class _Exchange:
         raise self.connection_error(broken) from broken.with_traceback(None)
 
     def _open(self, hops: int = _MAX_REDIRECTS) -> _Reply:
-        """The first reply that is not a redirect within the origin: there, the same
-        request is sent again."""
+        """The reply behind redirects within the origin, which get the same request."""
         reply: _Reply = self._client._opener.open(self._wire)
         if hops and reply.status in (307, 308):
             url, target = self._wire.full_url, reply.headers.get("location", "")
@@ -3366,8 +3351,7 @@ class _Exchange:
         return reply
 
     def _check_stream(self, response: Response, reply: _Reply) -> None:
-        """Where the head does not promise events, the first bytes must be of one: some
-        gateways label them application/json."""
+        """Some gateways label events application/json: then the first bytes must tell."""
         if "event-stream" in response.headers.get("content-type", "").lower():
             return
         response.content = reply.read_next()
@@ -3394,17 +3378,14 @@ class _Exchange:
         return seconds or backoff * (1 - 0.25 * random.random())
 
     def log(self, response: Response, usage: Any = None) -> None:
-        """A line at DEBUG, unless nobody imported logging, which takes longer than a
-        request. It has no text of the request or of the answer."""
+        """A line without texts at DEBUG, if logging is there: importing it takes long."""
         logging: Any = sys.modules.get("logging")
         log = logging and logging.getLogger(__name__)
         if log and log.isEnabledFor(logging.DEBUG):
             tokens = usage.get("total_tokens") if isinstance(usage, dict) else "unknown"
-            text = (
-                f"{response._seconds:.3f} s, {tokens} tokens, attempt {self._attempts}"
-            )
-            text = f"{self._label()}: status {response.status_code}, {text}"
-            log.debug(self._redact(text))
+            text = f"{self._label()}: status {response.status_code}"
+            text += f", {response._seconds:.3f} s, {tokens} tokens"
+            log.debug(self._redact(f"{text}, attempt {self._attempts}"))
 
     def error(self, kind: Any, what: str) -> Any:
         """An error without a response."""
@@ -3412,8 +3393,7 @@ class _Exchange:
         return kind(message=message, request=self._request)
 
     def connection_error(self, cause: OSError, what: str = "") -> Any:
-        """The error for a connection that could not be made, or that broke; then `what`
-        says what is lost."""
+        """The error for a connection that failed; `what` says what a broken one lost."""
         kind, text = APIConnectionError, cause.strerror or str(cause) or repr(cause)
         if isinstance(cause, _ClockTimeout):
             kind, text = APITimeoutError, f"timed out after {self._timeout} s"
@@ -3425,8 +3405,7 @@ class _Exchange:
         return self.error(kind, f"{text} (attempt {self._attempts}){hint}")
 
     def event_error(self, response: Response, text: str, data: Any) -> Any:
-        """The error for an event that reports one, the server's words first, or for one
-        that is not a JSON object."""
+        """The error that an event reports, or that it is not a JSON object."""
         response.content = text.encode()
         if not isinstance(data, dict) and not isinstance(text, _ErrorText):
             what = "an event that is not a JSON object"
@@ -3436,9 +3415,9 @@ class _Exchange:
         return APIError(message, self._request, body=body)
 
     def _reply_error(
-        self, response: Response, what: str = "", hint: str = _NO_SERVER
+        self, response: Response, what: str, hint: str = _NO_SERVER
     ) -> Any:
-        """The error for a reply: for its status, or for `what` a good one came with."""
+        """The error for what a good status came with, or for the status."""
         body, words = self._clean(response)
         status, location = response.status_code, response.headers.get("location")
         kind: Any = APIResponseValidationError
@@ -3458,19 +3437,19 @@ class _Exchange:
         return f"{self._request.method} {_shown_url(self._request.url)}"
 
     def _clean(self, response: Response) -> tuple[Any, str]:
-        """Take secrets out of a response that goes into an error. The error's `.body`, and
-        the server's words in it."""
+        """Redact a response for an error. The error's body, and the server's words."""
         hide, headers = self._redact, response.headers
         text = hide(response.text)
         response.content = text.encode()
         response.headers = Headers({hide(n): hide(headers[n]) for n in headers})
+        body, words = text, ""
         try:  # in JSON they may still stand in an escaped form
             body = _parse_json(hide(_dump_json(_parse_json(text))))
+            words = _error_words(body)
         except (RecursionError, ValueError):
-            body = text
-        words = _error_words(body, text)
+            pass
         body = body.get("error") or body if isinstance(body, dict) else body
-        return body, words
+        return body, words or _error_words(text)
 
     def _redact(self, text: str) -> str:
         """`text` without the secrets of this request's headers."""
@@ -3494,9 +3473,9 @@ def _advice(words: str, hint: str = "") -> str:
     return f"; {hint}" if hint else ""
 
 
-def _error_words(data: Any, text: str) -> str:
-    """What a server says in the JSON of an error of any shape, in its order, or else the
-    text: one line of at most 300 characters, without control characters."""
+def _error_words(data: Any) -> str:
+    """What a server says in the JSON of an error of any shape, in its order: one line of
+    at most 300 characters, without control characters."""
     words: list[str] = []
     rest = [data]
     while rest:
@@ -3511,7 +3490,7 @@ def _error_words(data: Any, text: str) -> str:
             rest += reversed(value)
         elif isinstance(value, str):
             words.append(value)
-    text = "; ".join(dict.fromkeys(filter(str.strip, words))) or text
+    text = "; ".join(dict.fromkeys(filter(str.strip, words)))
     text = re.sub(r"[\s\0-\x1f\x7f-\x9f]+", " ", text).strip()
     return text[:300] + "..." * (len(text) > 300)
 
@@ -3575,11 +3554,8 @@ def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
     }
     if key:
         headers["Authorization"] = _Secret(f"Bearer {key}")
-    account = {
-        "OpenAI-Organization": client.organization,
-        "OpenAI-Project": client.project,
-    }
-    return _merge_headers(headers, account, client.default_headers, extra)
+    own = {"OpenAI-Organization": client.organization, "OpenAI-Project": client.project}
+    return _merge_headers(headers, own, client.default_headers, extra)
 
 
 def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
