@@ -3125,9 +3125,8 @@ def _is_object(text: str) -> bool:
 
 
 # --- server-sent events ---
-# Bytes -> the data of events, by the WHATWG rules; pure. CR, LF and CRLF end a line and
-# nothing else does (str.splitlines would split model text at U+2028). The bytes may be
-# cut anywhere; each is looked at once.
+# Bytes, cut anywhere and looked at once -> the data of events, by the WHATWG rules; pure.
+# Only CR, LF and CRLF end a line: str.splitlines would split model text at U+2028.
 
 _DONE = "[DONE]"
 
@@ -3138,10 +3137,10 @@ class _ErrorText(str):
 
 class _EventDecoder:
     def __init__(self) -> None:
-        self._line: list[bytes] = []  # the pieces of the line that has not ended
+        self._line = bytearray()  # that has not ended
         self._data: list[bytes] = []  # the data lines of the event that has not ended
-        self._size = 0  # bytes since the last event
         self._is_error = False  # whether that event is named "error"
+        self._size = 0  # bytes since the last event
         self._after_cr = False
         self._is_first = True
 
@@ -3154,9 +3153,9 @@ class _EventDecoder:
             raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = raw.split(b"\n")
         if lines:
-            lines[0] = b"".join([*self._line, lines[0]])
+            lines[0] = bytes(self._line) + lines[0]
             self._line.clear()
-        self._line.append(rest)
+        self._line += rest
         events = self._end_lines(lines)
         self._size = len(rest) if events else self._size + len(raw)
         if self._size > MAX_EVENT_BYTES and not events:  # those go out first
@@ -3177,8 +3176,7 @@ class _EventDecoder:
                 data.append(line[6:] if line[5:6] == b" " else line[5:])
             elif line[:6] == b"event:":
                 self._is_error = line[6:].strip() == b"error"
-            # which need not wait for the empty line
-            if not line or data == [b"[DONE]"]:
+            if not line or data == [b"[DONE]"]:  # need not wait for the empty line
                 text = b"\n".join(data).decode("utf-8", "replace")
                 if text:
                     events.append(_ErrorText(text) if self._is_error else text)
@@ -3188,7 +3186,7 @@ class _EventDecoder:
 
 
 # --- stop strings ---
-# What may come after a stop string is held back; pure.
+# What may begin a stop string is held back; pure.
 
 
 def _stop_strings(stop: Any) -> list[str]:
@@ -3197,8 +3195,7 @@ def _stop_strings(stop: Any) -> list[str]:
 
 
 class _StopFilter:
-    """Text up to the first stop string; what may begin one is held back. The first `skip`
-    characters, an echoed prompt, are not looked at."""
+    """Text up to the first stop string behind an echoed prompt of `skip` characters."""
 
     def __init__(self, stops: list[str], skip: int = 0) -> None:
         self.held = ""
@@ -3226,9 +3223,9 @@ class _StopFilter:
 
 
 # --- requests ---
-# One attempt under its clock, and the retries around it. Whatever a server does ends here
-# as a whole reply or as an error of openai's tree. Keys are taken out of texts, bodies and
-# headers before an error is made, and no variable of a frame that raises shows one.
+# One attempt under its clock, and the retries around it. Whatever a server does ends as a
+# whole reply or an error of openai's tree. Keys are taken out of all that an error holds,
+# and no variable of a frame that raises shows one.
 
 _MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
@@ -3236,7 +3233,6 @@ _SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key
 _WORD_EDGES = r"((?<!\w)|(?<=\\[bfnrt])){}(?!\w)"  # also behind an escape of JSON
 _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNORECASE)
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
-_NO_SERVER = "is base_url that of a LightLLM server?"
 _REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
 _WORDS = re.compile("(error_|)(errors?|message|msg|details?|title|reason|description)")
 _TOO_LONG = re.compile("(?i)(token|total).len|context.(len|win)|(prompt|input).* long")
@@ -3244,8 +3240,6 @@ _TOO_LONG = re.compile("(?i)(token|total).len|context.(len|win)|(prompt|input).*
 
 class _Exchange:
     """One request: the attempts at it, and the errors that come of them."""
-
-    _attempts = 0
 
     def __init__(
         self,
@@ -3257,7 +3251,7 @@ class _Exchange:
         extra_query: Any = None,
         timeout: Any = NOT_GIVEN,
     ) -> None:
-        self._client = client
+        self._client, self._attempts = client, 0
         self._timeout = _check_timeout(timeout, client.timeout)
         query = _query_string({**client.default_query, **(extra_query or {})})
         self._request = Request(method, url + query)
@@ -3271,7 +3265,7 @@ class _Exchange:
     def fetch(self, build: Callable[[Any], Any] | None) -> Response:
         """The reply with its body, and what `build` makes of its JSON."""
         response, _ = self._send(True)
-        problem, hint = "", _NO_SERVER
+        problem = hint = ""
         try:
             response._parsed = build(response.json()) if build else response.json()
         except _LostCall as lost:
@@ -3414,14 +3408,13 @@ class _Exchange:
         message = f"{words} (in the stream of {self._label()}){_advice(words)}"
         return APIError(message, self._request, body=body)
 
-    def _reply_error(
-        self, response: Response, what: str, hint: str = _NO_SERVER
-    ) -> Any:
-        """The error for what a good status came with, or for the status."""
+    def _reply_error(self, response: Response, what: str, hint: str = "") -> Any:
+        """The error for `what` a good status came with, or for another status."""
         body, words = self._clean(response)
         status, location = response.status_code, response.headers.get("location")
         kind: Any = APIResponseValidationError
         start = f"{self._label()}: status {status} with {what}"
+        hint = hint or "is base_url that of a LightLLM server?"
         if not what:
             start = f"Error code: {status} from {self._label()}"
             kind = _STATUS_ERRORS.get(min(status, 500), APIStatusError)
@@ -3470,12 +3463,11 @@ def _advice(words: str, hint: str = "") -> str:
         hint = "lower max_tokens (10000 unless given), which counts too, or send less"
     elif "pd mode" in words:
         hint = "this node only serves others: base_url must name the pd_master"
-    return f"; {hint}" if hint else ""
+    return hint and f"; {hint}"
 
 
 def _error_words(data: Any) -> str:
-    """What a server says in the JSON of an error of any shape, in its order: one line of
-    at most 300 characters, without control characters."""
+    """The words in an error's JSON of any shape, in order: a line of 300 characters."""
     words: list[str] = []
     rest = [data]
     while rest:
@@ -3559,8 +3551,7 @@ def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
 
 
 def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
-    """`merged`, with the headers of all layers; the later ones win, in any case of their
-    names, which is urllib's here: `Content-type`."""
+    """Headers named as urllib does, `Content-type`; a later layer's replace earlier ones."""
     for layer in layers:
         for name, value in layer.items():
             name = name.capitalize()
