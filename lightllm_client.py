@@ -3172,8 +3172,8 @@ class _EventDecoder:
             self._is_first = False
         events, data = [], self._data
         for line in lines:
-            if line[:5] in (b"data:", b"data"):
-                data.append(line[6:] if line[5:6] == b" " else line[5:])
+            if line[:5] == b"data:" or line == b"data":
+                data.append(line[6 if line[5:6] == b" " else 5 :])
             elif line[:6] == b"event:":
                 self._is_error = line[6:].strip() == b"error"
             if not line or data == [b"[DONE]"]:  # need not wait for the empty line
@@ -3513,10 +3513,8 @@ def _retry_after(headers: Headers) -> float:
 def _origin(url: str) -> Any:
     """Scheme, host and port; None if it is not a plain HTTP URL."""
     found = _ORIGIN.match(url.lower())
-    if not found:
-        return None
-    scheme, host, port = found.groups()
-    return scheme, host, port or {"http": "80", "https": "443"}[scheme]
+    ports = {"http": "80", "https": "443"}
+    return found and (found[1], found[2], found[3] or ports[found[1]])
 
 
 def _shown_url(url: str) -> str:
