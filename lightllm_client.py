@@ -202,9 +202,8 @@ class Response:
         return self.headers.get("x-request-id")
 
     @property
-    def text(self) -> str:
-        text = self.content.decode("utf-8", "replace")  # whatever a charset says
-        return text.lstrip("\ufeff")
+    def text(self) -> str:  # UTF-8 whatever a charset says, no byte order mark
+        return self.content.decode("utf-8", "replace").lstrip("\ufeff")
 
     @property
     def elapsed(self) -> Any:
@@ -3108,16 +3107,13 @@ def _split_objects(text: str) -> list[tuple[_Json, str]]:
     text, pos = text.strip(), 0
     try:
         _check_depth(text)
-        while pos < len(text):
+        while text[pos : pos + 1] == "{":
             end = _DECODER.raw_decode(text, pos)[1]
-            data = _parse_strict(text[pos:end])
-            if not isinstance(data, dict):
-                return []
-            found.append((data, text[pos:end]))
+            found.append((_parse_strict(text[pos:end]), text[pos:end]))
             pos = _take(text, end)[1]
     except (ValueError, RecursionError):
         return []
-    return found
+    return found if pos == len(text) else []
 
 
 def _is_object(text: str) -> bool:
@@ -3207,8 +3203,7 @@ class _StopFilter:
     def feed(self, text: str) -> str:
         echo, text = text[: self._skip], self.held + text[self._skip :]
         self._skip -= len(echo)
-        found = self._pattern.search(text)
-        end = found.start() if found else len(text)
+        end = len(self._pattern.split(text, 1)[0])
         for at in range(max(0, len(text) - self._longest + 1), end):
             if any(stop.startswith(text[at:]) for stop in self._stops):
                 end = at  # a longer one may begin before the one found
@@ -3362,9 +3357,9 @@ class _Exchange:
         if response:
             status, headers = response.status_code, response.headers
             is_retried = status in (408, 409, 429) or status >= 500
-            wish = headers.get("x-should-retry", str(is_retried))
-            is_final = wish.lower() != "true"
-            seconds = _retry_after(headers)
+            is_final = headers.get("x-should-retry", str(is_retried)).lower() != "true"
+            seconds = _parse_delay(headers.get("retry-after-ms", "")) / 1000
+            seconds = seconds or _parse_delay(headers.get("retry-after", ""))
         is_last = self._attempts > self._client.max_retries
         if is_last or is_final or seconds > _LONGEST_RETRY_AFTER:
             return None
@@ -3426,7 +3421,6 @@ class _Exchange:
         return kind(message=message, response=response, body=body)
 
     def _label(self) -> str:
-        """What errors and log lines name."""
         return f"{self._request.method} {_shown_url(self._request.url)}"
 
     def _clean(self, response: Response) -> tuple[Any, str]:
@@ -3435,14 +3429,13 @@ class _Exchange:
         text = hide(response.text)
         response.content = text.encode()
         response.headers = Headers({hide(n): hide(headers[n]) for n in headers})
-        body, words = text, ""
         try:  # in JSON they may still stand in an escaped form
             body = _parse_json(hide(_dump_json(_parse_json(text))))
-            words = _error_words(body)
+            words = _error_words(body) or _error_words(text)
         except (RecursionError, ValueError):
-            pass
+            body, words = text, _error_words(text)
         body = body.get("error") or body if isinstance(body, dict) else body
-        return body, words or _error_words(text)
+        return body, words
 
     def _redact(self, text: str) -> str:
         """`text` without the secrets of this request's headers."""
@@ -3494,20 +3487,16 @@ _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
 _ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
 
 
-def _retry_after(headers: Headers) -> float:
-    """The seconds that a server asks for before the next attempt; 0 if none."""
+def _parse_delay(text: str) -> float:
+    """The seconds that a Retry-After asks for; 0 for none."""
     from email.utils import mktime_tz, parsedate_tz
 
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        text = headers.get(name, "")
-        date = parsedate_tz(text)
-        try:
-            seconds = mktime_tz(date) - time.time() if date else float(text) / unit
-        except (OverflowError, ValueError):
-            continue
-        if 0 < seconds < float("inf"):
-            return seconds
-    return 0.0
+    date = parsedate_tz(text)
+    try:
+        seconds = mktime_tz(date) - time.time() if date else float(text)
+    except (OverflowError, ValueError):
+        return 0.0
+    return seconds if 0 < seconds < float("inf") else 0.0
 
 
 def _origin(url: str) -> Any:
