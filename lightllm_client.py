@@ -3475,7 +3475,7 @@ def _error_words(data: Any) -> str:
             rest += reversed(value)
         elif isinstance(value, str):
             words.append(value)
-    text = "; ".join(dict.fromkeys(filter(str.strip, words)))
+    text = "; ".join(filter(str.strip, words))
     text = re.sub(r"[\s\0-\x1f\x7f-\x9f]+", " ", text).strip()
     return text[:300] + "..." * (len(text) > 300)
 
