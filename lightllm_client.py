@@ -3259,7 +3259,7 @@ class _Exchange:
 
     def fetch(self, build: Callable[[Any], Any] | None) -> Response:
         """The reply with its body, and what `build` makes of its JSON."""
-        response, _ = self._send(True)
+        response, _ = self._send(is_stream=False)
         problem = hint = ""
         try:
             response._parsed = build(response.json()) if build else response.json()
@@ -3277,14 +3277,14 @@ class _Exchange:
 
     def open_stream(self) -> tuple[Response, _Reply]:
         """The reply of a stream, its head read."""
-        return self._send(False)
+        return self._send(is_stream=True)
 
-    def _send(self, whole: bool) -> tuple[Response, _Reply]:
+    def _send(self, is_stream: bool) -> tuple[Response, _Reply]:
         """The first good reply, after the retries that are due."""
         while True:
             self._attempts += 1
             try:
-                return self._attempt(whole)
+                return self._attempt(is_stream)
             except APIError as error:
                 response = getattr(error, "response", None)
                 if response:
@@ -3298,7 +3298,7 @@ class _Exchange:
                 logging.getLogger(__name__).info(f"{text}: {error.message}")
             time.sleep(delay)
 
-    def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
+    def _attempt(self, is_stream: bool) -> tuple[Response, _Reply]:
         started, reply = time.monotonic(), None
         try:
             self._wire.clock = _Clock(self._timeout)
@@ -3311,10 +3311,10 @@ class _Exchange:
                 raise self._reply_error(response, "")
             if _CODINGS.search(reply.headers.get("content-encoding", "")):
                 raise self._reply_error(response, "a coded body, not asked for")
-            if whole:
-                response.content = reply.read()
-            else:
+            if is_stream:
                 self._check_stream(response, reply)
+            else:
+                response.content = reply.read()
             response._seconds = time.monotonic() - started
             return response, reply
         except BaseException as cause:
@@ -3415,7 +3415,7 @@ class _Exchange:
             kind = _STATUS_ERRORS.get(min(status, 500), APIStatusError)
             hint = _HINTS.get(status, "")
         if location and 300 <= status < 400:
-            words = f"a redirect to {_shown_url(location)}, which is not followed"
+            words = _error_words(f"a redirect, not followed, to {_shown_url(location)}")
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
         message = f"{start}: {words or 'no text'}{_advice(words, hint)}"
         return kind(message=message, response=response, body=body)
@@ -3523,7 +3523,7 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 
 def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
-    key: Any = _hide(client.api_key)
+    key: Any = _hide(client.api_key)  # so that no variable shows it
     key = _check_key(_hide(key()) if callable(key) else key)
     headers = {
         "Accept": "application/json",

@@ -2708,7 +2708,7 @@ class Redirects(TransportTest):
         table = [
             ("/login?token=1", 302, "/login"), ("/x", 301, "/x"), ("/x", 303, "/x"),
             ("/x", 300, "/x"), (f"http://127.0.0.1:{other.port}/v1", 307, str(other.port)),
-            (url.replace("http", "https"), 307, "https://"), ("x", 308, " x,"),
+            (url.replace("http", "https"), 307, "https://"), ("x", 308, " x;"),
             ("http://evil.example/" + KEY, 308, "evil.example"),
             ("ftp://127.0.0.1/", 307, "ftp://"), ("http://[bad", 307, "[bad"),
             (url + ":80/x", 307, ":80/x"), ("//evil.example/x", 307, "evil.example"),
