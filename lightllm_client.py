@@ -199,8 +199,8 @@ class Response:
         return self.headers.get("x-request-id")
 
     @property
-    def text(self) -> str:
-        return _text(self.content)
+    def text(self) -> str:  # UTF-8 whatever a charset says, no byte order mark
+        return self.content.decode("utf-8", "replace").lstrip("\ufeff")
 
     @property
     def elapsed(self) -> Any:
@@ -310,7 +310,7 @@ ContentFilterFinishReasonError = LengthFinishReasonError
 _STATUS_ERRORS = {
     400: BadRequestError, 401: AuthenticationError, 403: PermissionDeniedError,
     404: NotFoundError, 409: ConflictError, 422: UnprocessableEntityError,
-    429: RateLimitError,
+    429: RateLimitError, 500: InternalServerError,
 }  # fmt: skip
 _HINTS = {  # what to try, by the status or by the type of what broke a connection
     400: "change what it names",
@@ -2688,29 +2688,30 @@ _HALF_PAIR = re.compile(  # not behind a backslash, and not the first half of a 
 )
 
 
-def _text(raw: bytes) -> str:
-    """UTF-8 whatever a charset says; U+FFFD for what is not, no byte order mark."""
-    text = raw.decode("utf-8", "replace")
-    return text[1:] if text[:1] == "\ufeff" else text
-
-
 def _parse_json(text: str) -> Any:
-    """Decoded JSON, with U+FFFD for halves of surrogate pairs, which nobody can print.
-    Raises ValueError."""
+    """JSON, with U+FFFD for half surrogate pairs, which cannot be printed. ValueError."""
     if "\\ud" in text or "\\uD" in text:
         text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
-    if len(text) > _MAX_DEPTH and _is_deep(text):
-        raise ValueError("JSON of too many levels")
+    text = text.strip()
     try:
+        if len(text) > _MAX_DEPTH:
+            _check_depth(text)
         data, end = _DECODER.raw_decode(text)
-        if end == len(text):
-            return data
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return _DECODER.decode(text)  # takes spaces around it too
     except RecursionError:
         raise ValueError("JSON of too many levels") from None
+    if end < len(text):
+        raise ValueError("more than one JSON value")
+    return data
+
+
+def _check_depth(text: str) -> None:
+    """Raises RecursionError for levels that a thread's small stack may not hold."""
+    depth = 0
+    if text.count("[") + text.count("{") > _MAX_DEPTH:
+        for found in _BRACKET.finditer(text):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+            if depth > _MAX_DEPTH:
+                raise RecursionError
 
 
 def _parse_strict(text: str) -> Any:
@@ -2721,57 +2722,27 @@ def _parse_strict(text: str) -> Any:
 
 
 def _split_objects(text: str) -> list[tuple[_Json, str]]:
-    """The JSON objects that follow one another, each with its text; none where there is
-    anything else."""
+    """JSON objects in a row, each with its text; none where there is anything else."""
     found: list[tuple[_Json, str]] = []
     text, pos = text.strip(), 0
     try:
-        while pos < len(text):
+        _check_depth(text)
+        while text[pos : pos + 1] == "{":
             end = _DECODER.raw_decode(text, pos)[1]
-            data = _parse_strict(text[pos:end])
-            if not isinstance(data, dict):
-                return []
-            found.append((data, text[pos:end]))
+            found.append((_parse_strict(text[pos:end]), text[pos:end]))
             pos = _match(text, end, _SPACE).end()
     except (ValueError, RecursionError):
         return []
-    return found
-
-
-def _is_deep(text: str) -> bool:
-    depth = 0
-    if text.count("[") + text.count("{") <= _MAX_DEPTH:
-        return False
-    for found in _BRACKET.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-        if depth > _MAX_DEPTH:
-            return True
-    return False
+    return found if pos == len(text) else []
 
 
 def _is_object(text: str) -> bool:
-    try:
-        return isinstance(_parse_json(text), dict)
-    except ValueError:
-        return False
-
-
-def _dump_body(body: Any) -> bytes:
-    """A request's body. ValueError: NaN, infinity, half a surrogate pair, too deep."""
-    try:
-        return _dump_request(body).encode("utf-8")
-    except UnicodeEncodeError as error:
-        before = error.object[max(0, error.start - 20) : error.start]
-        message = f"half a surrogate pair, which is no text, after {before!r}"
-        raise ValueError(message) from None
-    except RecursionError:
-        raise ValueError("the request is nested too deeply") from None
+    return len(_split_objects(text)) == 1
 
 
 # --- server-sent events ---
-# Bytes -> the data of events, by the WHATWG rules; pure. CR, LF and CRLF end a line and
-# nothing else does (str.splitlines would split model text at U+2028). The bytes may be
-# cut anywhere; each is looked at once.
+# Bytes, cut anywhere and looked at once -> the data of events, by the WHATWG rules; pure.
+# Only CR, LF and CRLF end a line: str.splitlines would split model text at U+2028.
 
 _DONE = "[DONE]"
 
@@ -2782,10 +2753,10 @@ class _ErrorText(str):
 
 class _EventDecoder:
     def __init__(self) -> None:
-        self._line: list[bytes] = []  # the pieces of the line that has not ended
+        self._line = bytearray()  # that has not ended
         self._data: list[bytes] = []  # the data lines of the event that has not ended
-        self._size = 0  # of both
         self._is_error = False  # whether that event is named "error"
+        self._size = 0  # bytes since the last event
         self._after_cr = False
         self._is_first = True
 
@@ -2796,48 +2767,42 @@ class _EventDecoder:
         self._after_cr = raw[-1:] == b"\r"
         if b"\r" in raw:
             raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        lines = raw.split(b"\n")
-        self._line.append(lines[0])
-        self._size += len(lines[0])
-        events = []
-        if len(lines) > 1:
-            lines[0] = b"".join(self._line)
-            self._line = [lines.pop()]
-            events = self._end_lines(lines)
+        *lines, rest = raw.split(b"\n")
+        if lines:
+            lines[0] = bytes(self._line) + lines[0]
+            self._line.clear()
+        self._line += rest
+        events = self._end_lines(lines)
+        self._size = len(rest) if events else self._size + len(raw)
         if self._size > MAX_EVENT_BYTES and not events:  # those go out first
             raise ValueError("an event larger than MAX_EVENT_BYTES")
         return events
 
     def finish(self) -> bool:
         """Whether [DONE] stands at the end of the body without a line's end."""
-        return b"".join(self._line).replace(b" ", b"") == b"data:[DONE]"
+        return self.feed(b"\n") == [_DONE]
 
     def _end_lines(self, lines: list[bytes]) -> list[str]:
-        if self._is_first and lines[0][:3] == b"\xef\xbb\xbf":
-            lines[0] = lines[0][3:]
-        self._is_first = False
+        if self._is_first and lines:
+            lines[0] = re.sub(rb"\A\xef\xbb\xbf", b"", lines[0])
+            self._is_first = False
         events, data = [], self._data
         for line in lines:
-            if line[:5] == b"data:":
-                data.append(line[6:] if line[5:6] == b" " else line[5:])
-                if data == [b"[DONE]"]:  # need not wait for the empty line
-                    events.append(_DONE)
-                    data.clear()
-            elif line == b"data":
-                data.append(b"")
-            elif not line:
-                text = b"\n".join(data).decode("utf-8", "replace")
-                events.append(_ErrorText(text) if self._is_error else text)
-                data.clear()
-                self._is_error = False
+            if line[:5] == b"data:" or line == b"data":
+                data.append(line[6 if line[5:6] == b" " else 5 :])
             elif line[:6] == b"event:":
                 self._is_error = line[6:].strip() == b"error"
-        self._size = len(self._line[0]) + sum(map(len, data))
-        return [event for event in events if event]
+            if not line or data == [b"[DONE]"]:  # need not wait for the empty line
+                text = b"\n".join(data).decode("utf-8", "replace")
+                if text:
+                    events.append(_ErrorText(text) if self._is_error else text)
+                data.clear()
+                self._is_error = False
+        return events
 
 
 # --- stop strings ---
-# What may come after a stop string is held back; pure.
+# What may begin a stop string is held back; pure.
 
 
 def _stop_strings(stop: Any) -> list[str]:
@@ -2846,48 +2811,36 @@ def _stop_strings(stop: Any) -> list[str]:
 
 
 class _StopFilter:
-    """Text up to the first stop string; what may begin one is held back. The first `skip`
-    characters, an echoed prompt, are not looked at."""
+    """Text up to the first stop string behind an echoed prompt of `skip` characters."""
 
     def __init__(self, stops: list[str], skip: int = 0) -> None:
+        self.held = ""
         self._stops = stops
-        self._pattern = re.compile("|".join(map(re.escape, stops)))
         self._longest = max(map(len, stops))
+        self._pattern = re.compile("|".join(map(re.escape, stops)))
         self._skip = skip
-        self._tail = ""
-        self._cut: list[str] = []  # what came from the stop string on
-
-    @property
-    def held(self) -> str:
-        return self._tail + "".join(self._cut)
 
     def feed(self, text: str) -> str:
-        if self._cut:
-            self._cut.append(text)
-            return ""
-        echo, text = text[: self._skip], self._tail + text[self._skip :]
+        echo, text = text[: self._skip], self.held + text[self._skip :]
         self._skip -= len(echo)
-        found = self._pattern.search(text)
-        end = found.start() if found else len(text)
+        end = len(self._pattern.split(text, 1)[0])
         for at in range(max(0, len(text) - self._longest + 1), end):
             if any(stop.startswith(text[at:]) for stop in self._stops):
-                self._tail = text[at:]  # a longer one may begin before the one found
-                return echo + text[:at]
-        self._tail, self._cut = "", [text[end:]] if found else []
+                end = at  # a longer one may begin before the one found
+                break
+        self.held = text[end:]
         return echo + text[:end]
 
     def finish(self, reason: Any) -> str:
         """The rest: what follows a stop string is none if that is why the text ended."""
-        if reason not in ("stop", "tool_calls", "function_call"):
-            return self.held
-        found = self._pattern.search(self._tail)
-        return "" if self._cut else self._tail[: found.start() if found else None]
+        is_cut = reason in _NATURAL_ENDS
+        return self._pattern.split(self.held, 1)[0] if is_cut else self.held
 
 
 # --- requests ---
-# One attempt under its clock, and the retries around it. Whatever a server does ends here
-# as a whole reply or as an error of openai's tree. Keys are taken out of texts, bodies and
-# headers before an error is made, and no variable of a frame that raises shows one.
+# One attempt under its clock, and the retries around it. Whatever a server does ends as a
+# whole reply or an error of openai's tree. Keys are taken out of all that an error holds,
+# and no variable of a frame that raises shows one.
 
 _MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
@@ -2895,12 +2848,9 @@ _SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key
 _WORD_EDGES = r"((?<!\w)|(?<=\\[bfnrt])){}(?!\w)"  # also behind an escape of JSON
 _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNORECASE)
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
-_NO_SERVER = "is base_url that of a LightLLM server?"
 _REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
 _WORDS = re.compile("(error_|)(errors?|message|msg|details?|title|reason|description)")
-_TOO_LONG = re.compile(
-    "(?i)token len|total.len|context.(len|win)|(prompt|input).* long"
-)
+_TOO_LONG = re.compile("(?i)(token|total).len|context.(len|win)|(prompt|input).* long")
 
 
 class _Exchange:
@@ -2916,76 +2866,75 @@ class _Exchange:
         extra_query: Any = None,
         timeout: Any = NOT_GIVEN,
     ) -> None:
-        self._client = client
+        self._client, self._attempts = client, 0
         self._timeout = _check_timeout(timeout, client.timeout)
         query = _query_string({**client.default_query, **(extra_query or {})})
         self._request = Request(method, url + query)
-        self._data = None if body is None else _dump_body(body)
-        has_body = self._data is not None
-        self._headers = _request_headers(client, has_body, extra_headers or {})
-        self._attempts = 0
+        data = None if body is None else _dump_request(body).encode()
+        headers = _request_headers(client, extra_headers or {})
+        # no origin, which is for cookies: finding it out would parse the URL again
+        self._wire = _TimedRequest(self._request.url, data, headers, "", method=method)
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
 
     def fetch(self, build: Callable[[Any], Any] | None) -> Response:
         """The reply with its body, and what `build` makes of its JSON."""
-        response, _ = self._send(True)
-        problem, hint = "", _NO_SERVER
+        response, _ = self._send(is_stream=False)
+        problem = hint = ""
         try:
-            parse = response.json
-            response._parsed = build(parse()) if build else parse()
+            response._parsed = build(response.json()) if build else response.json()
         except _LostCall as lost:
             response._parsed, hint = lost.args[1], _WAY_OUT
             problem = f"an incomplete answer: {lost.args[0]}"
         except (AttributeError, LookupError, TypeError, ValueError):
             problem = "a body that is not the JSON asked for"
-            if not response.content.strip():
-                problem = "nothing in it"
         self.log(response, getattr(response._parsed, "usage", None))
         if problem:  # no frame of this error holds the body, which may echo the key
-            error = self._body_error(response, problem, hint)
+            error = self._reply_error(response, problem, hint)
             error.partial = response._parsed
             raise error
         return response
 
     def open_stream(self) -> tuple[Response, _Reply]:
         """The reply of a stream, its head read."""
-        return self._send(False)
+        return self._send(is_stream=True)
 
-    def _send(self, whole: bool) -> tuple[Response, _Reply]:
+    def _send(self, is_stream: bool) -> tuple[Response, _Reply]:
         """The first good reply, after the retries that are due."""
         while True:
             self._attempts += 1
             try:
-                return self._attempt(whole)
+                return self._attempt(is_stream)
             except APIError as error:
-                if isinstance(error, (APIStatusError, APIResponseValidationError)):
-                    self.log(error.response)
-                delay = self._retry_delay(error)
+                response = getattr(error, "response", None)
+                if response:
+                    self.log(response)
+                delay = self._retry_delay(error.__cause__, response)
                 if delay is None:
                     raise
                 import logging
 
                 text = f"attempt {self._attempts} failed, next in {delay:.1f} s"
-                logging.getLogger(__name__).info("%s: %s", text, error.message)
+                logging.getLogger(__name__).info(f"{text}: {error.message}")
             time.sleep(delay)
 
-    def _attempt(self, whole: bool) -> tuple[Response, _Reply]:
+    def _attempt(self, is_stream: bool) -> tuple[Response, _Reply]:
         started, reply = time.monotonic(), None
         try:
-            reply = self._follow_redirects(_Clock(self._timeout))
+            self._wire.clock = _Clock(self._timeout)
+            reply = self._open()
             response = Response(self._request, reply.status, reply.headers)
             response.retries_taken = self._attempts - 1
             response._seconds = time.monotonic() - started
             if not 200 <= reply.status < 300:
                 response.content = reply.read_error()
-                raise self._status_error(response)
+                raise self._reply_error(response, "")
             if _CODINGS.search(reply.headers.get("content-encoding", "")):
-                raise self._body_error(response, "a coded body, not asked for")
-            if whole:
-                response.content = reply.read()
-            else:
+                raise self._reply_error(response, "a coded body, not asked for")
+            if is_stream:
                 self._check_stream(response, reply)
+            else:
+                response.content = reply.read()
             response._seconds = time.monotonic() - started
             return response, reply
         except BaseException as cause:
@@ -2997,68 +2946,55 @@ class _Exchange:
         # without its frames, which hold what was read (PyPy restores them until here)
         raise self.connection_error(broken) from broken.with_traceback(None)
 
-    def _follow_redirects(self, clock: _Clock) -> _Reply:
-        """The first reply that is not a redirect within the origin: there, the same
-        request is sent again."""
-        url, hops = self._request.url, 0
-        while True:
-            # no origin, which is for cookies: finding it out would parse the URL again
-            wire = _TimedRequest(url, self._data, self._headers, "")
-            wire.method, wire.clock = self._request.method, clock
-            reply: _Reply = self._client._opener.open(wire)
-            if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
-                return reply
-            target = reply.headers.get("location", "")
+    def _open(self, hops: int = _MAX_REDIRECTS) -> _Reply:
+        """The reply behind redirects within the origin, which get the same request."""
+        reply: _Reply = self._client._opener.open(self._wire)
+        if hops and reply.status in (307, 308):
+            url, target = self._wire.full_url, reply.headers.get("location", "")
             if re.match("/(?!/)", target):
                 target = urllib.parse.urljoin(url, target)
-            if _origin(target) != _origin(url):
-                return reply
-            reply.read_error()
-            url, hops = target, hops + 1
+            if _origin(target) == _origin(url):
+                reply.read_error()
+                self._wire.full_url = target
+                return self._open(hops - 1)
+        return reply
 
     def _check_stream(self, response: Response, reply: _Reply) -> None:
-        """Where the head does not promise events, the first bytes must be of one: some
-        gateways label them application/json."""
+        """Some gateways label events application/json: then the first bytes must tell."""
         if "event-stream" in response.headers.get("content-type", "").lower():
             return
         response.content = reply.read_next()
         if not _STREAM_START.match(response.content):
             response.content += reply.read_error(_REFUSAL_SECONDS)
-            raise self._body_error(response, "a body that is not a stream of events")
+            raise self._reply_error(response, "a body that is not a stream of events")
         reply.pieces = itertools.chain([response.content], reply.pieces)
         response.content = b""
 
-    def _retry_delay(self, error: APIError) -> float | None:
+    def _retry_delay(self, cause: Any, response: Response | None) -> float | None:
         """Seconds until the next attempt; None for none."""
-        cause, response = error.__cause__, getattr(error, "response", None)
         is_final = isinstance(cause, _ProxyError) or hasattr(cause, "verify_message")
-        if is_final or self._attempts > self._client.max_retries:
-            return None
         seconds = 0.0
         if response:
             status, headers = response.status_code, response.headers
             is_retried = status in (408, 409, 429) or status >= 500
-            if headers.get("x-should-retry", str(is_retried)).lower() != "true":
-                return None
-            seconds = _retry_after(headers)
-        if seconds > _LONGEST_RETRY_AFTER:
+            is_final = headers.get("x-should-retry", str(is_retried)).lower() != "true"
+            seconds = _parse_delay(headers.get("retry-after-ms", "")) / 1000
+            seconds = seconds or _parse_delay(headers.get("retry-after", ""))
+        is_last = self._attempts > self._client.max_retries
+        if is_last or is_final or seconds > _LONGEST_RETRY_AFTER:
             return None
-        backoff = min(0.5 * 2.0 ** (self._attempts - 1), 8.0)
+        backoff = 0.5 * 2 ** min(self._attempts - 1, 4)
         return seconds or backoff * (1 - 0.25 * random.random())
 
     def log(self, response: Response, usage: Any = None) -> None:
-        """A line at DEBUG, unless nobody imported logging, which takes longer than a
-        request. It has no text of the request or of the answer."""
+        """A line without texts at DEBUG, if logging is there: importing it takes long."""
         logging: Any = sys.modules.get("logging")
         log = logging and logging.getLogger(__name__)
         if log and log.isEnabledFor(logging.DEBUG):
-            usage = usage if isinstance(usage, dict) else {}
-            tokens = usage.get("total_tokens", "unknown")
-            line = (
-                f"{response._seconds:.3f} s, {tokens} tokens, attempt {self._attempts}"
-            )
-            line = f"{self._label()}: status {response.status_code}, {line}"
-            log.debug("%s", self._redact(line))
+            tokens = usage.get("total_tokens") if isinstance(usage, dict) else "unknown"
+            text = f"{self._label()}: status {response.status_code}"
+            text += f", {response._seconds:.3f} s, {tokens} tokens"
+            log.debug(self._redact(f"{text}, attempt {self._attempts}"))
 
     def error(self, kind: Any, what: str) -> Any:
         """An error without a response."""
@@ -3066,76 +3002,65 @@ class _Exchange:
         return kind(message=message, request=self._request)
 
     def connection_error(self, cause: OSError, what: str = "") -> Any:
-        """The error for a connection that could not be made, or that broke; then `what`
-        says what is lost."""
-        kind, proxy = APIConnectionError, self._route().proxy
-        text = cause.strerror or str(cause) or repr(cause)
+        """The error for a connection that failed; `what` says what a broken one lost."""
+        kind, text = APIConnectionError, cause.strerror or str(cause) or repr(cause)
         if isinstance(cause, _ClockTimeout):
-            kind = APITimeoutError
-            text = f"no {'more' if what else 'answer'} within {self._timeout} s"
-        elif isinstance(cause, (_BadReply, ConnectionResetError)):
-            text = f"no valid reply: {text}"
-        if not what:
-            text += f" ({self._attempts} attempt{'s' * (self._attempts != 1)})"
+            kind, text = APITimeoutError, f"timed out after {self._timeout} s"
+        proxy = self._client._transport.route(self._wire).proxy
         if proxy:
             text = f"through the proxy {proxy} (check HTTP_PROXY and NO_PROXY): {text}"
-        hint = _HINTS.get(type(cause).__name__, "")
-        return self.error(kind, "; ".join(filter(None, [what, text, hint])))
+        text = f"{what}; {text}" if what else text
+        hint = _advice(text, _HINTS.get(type(cause).__name__, ""))
+        return self.error(kind, f"{text} (attempt {self._attempts}){hint}")
 
-    def event_error(self, response: Response, text: str, data: Any) -> APIError:
-        """The error for an event that reports one, or that is not a JSON object. The
-        server's words come first."""
-        body, words = self._clean(response, text)
-        message = f"{words} (in the stream of {self._label()}{_advice(words)})"
-        if isinstance(data, dict):
-            return APIError(message, self._request, body=body)
-        message += ": an event that is not a JSON object; the answer is incomplete"
-        return APIResponseValidationError(response, None, message=message)
+    def event_error(self, response: Response, text: str, data: Any) -> Any:
+        """The error that an event reports, or that it is not a JSON object."""
+        response.content = text.encode()
+        if not isinstance(data, dict) and not isinstance(text, _ErrorText):
+            what = "an event that is not a JSON object"
+            return self._reply_error(response, what, "the answer is incomplete")
+        body, words = self._clean(response)
+        message = f"{words} (in the stream of {self._label()}){_advice(words)}"
+        return APIError(message, self._request, body=body)
 
-    def _body_error(self, response: Response, what: str, hint: str = _NO_SERVER) -> Any:
-        """The error for a good status with `what`, which was not asked for."""
-        body, words = self._clean(response, response.text)
-        message = f"{self._label()}: status {response.status_code} with {what}"
-        message += f"{words and ': '}{words}; {hint}"
-        return APIResponseValidationError(response, body, message=message)
-
-    def _status_error(self, response: Response) -> APIStatusError:
-        body, words = self._clean(response, response.text)
+    def _reply_error(self, response: Response, what: str, hint: str = "") -> Any:
+        """The error for `what` a good status came with, or for another status."""
+        body, words = self._clean(response)
         status, location = response.status_code, response.headers.get("location")
-        other = InternalServerError if status >= 500 else APIStatusError
-        kind, hint = _STATUS_ERRORS.get(status, other), _HINTS.get(status, "")
+        kind: Any = APIResponseValidationError
+        start = f"{self._label()}: status {status} with {what}"
+        hint = hint or "is base_url that of a LightLLM server?"
+        if not what:
+            start = f"Error code: {status} from {self._label()}"
+            kind = _STATUS_ERRORS.get(min(status, 500), APIStatusError)
+            hint = _HINTS.get(status, "")
         if location and 300 <= status < 400:
-            words = f"a redirect to {_shown_url(location)}, which is not followed"
+            words = _error_words(f"a redirect, not followed, to {_shown_url(location)}")
             hint = "check base_url: scheme, host, port, and whether it asks for a login"
-        text = (words or "no reason given") + _advice(words, hint)
-        message = f"Error code: {status} from {self._label()}: {text}"
-        return kind(message, response=response, body=body)
+        message = f"{start}: {words or 'no text'}{_advice(words, hint)}"
+        return kind(message=message, response=response, body=body)
 
     def _label(self) -> str:
-        """What errors and log lines name."""
         return f"{self._request.method} {_shown_url(self._request.url)}"
 
-    def _route(self) -> _Route:
-        return self._client._transport.route(urllib.request.Request(self._request.url))
-
-    def _clean(self, response: Response, text: str) -> tuple[Any, str]:
-        """Take secrets out of a response that goes into an error. What `text` has for
-        `.body`, and the server's words in it."""
+    def _clean(self, response: Response) -> tuple[Any, str]:
+        """Redact a response for an error. The error's body, and the server's words."""
         hide, headers = self._redact, response.headers
-        response.content = hide(response.text).encode()
+        text = hide(response.text)
+        response.content = text.encode()
         response.headers = Headers({hide(n): hide(headers[n]) for n in headers})
-        text = hide(text)
         try:  # in JSON they may still stand in an escaped form
             body = _parse_json(hide(_dump_json(_parse_json(text))))
+            words = _error_words(body) or _error_words(text)
         except (RecursionError, ValueError):
-            body = text
-        words = _error_words(body, text)
+            body, words = text, _error_words(text)
         body = body.get("error") or body if isinstance(body, dict) else body
         return body, words
 
     def _redact(self, text: str) -> str:
         """`text` without the secrets of this request's headers."""
-        headers = {**self._headers, **self._route().login}
+        login = self._client._transport.route(self._wire).login
+        headers = {**self._wire.headers, **login}
         for name in _SECRET_HEADERS:
             secret = headers.get(name, "").rpartition(" ")[2]
             for form in {secret, _dump_json(secret)[1:-1]} - {""}:
@@ -3151,31 +3076,28 @@ def _advice(words: str, hint: str = "") -> str:
         hint = "lower max_tokens (10000 unless given), which counts too, or send less"
     elif "pd mode" in words:
         hint = "this node only serves others: base_url must name the pd_master"
-    return f"; {hint}" if hint else ""
+    return hint and f"; {hint}"
 
 
-def _error_words(data: Any, text: str) -> str:
-    """What a server says in the JSON of an error of any shape, in its order, or else the
-    text: one line of at most 300 characters, without control characters."""
+def _error_words(data: Any) -> str:
+    """The words in an error's JSON of any shape, in order: a line of 300 characters."""
     words: list[str] = []
     rest = [data]
     while rest:
         value = rest.pop()
-        if isinstance(value, str):
-            words.append(value)
-        elif isinstance(value, list):
-            rest += reversed(value[:9])
-        elif isinstance(value, dict):
-            said = [value[name] for name in value if _WORDS.fullmatch(name)]
+        if isinstance(value, dict):
             steps = value.get("loc")  # FastAPI: the way to the field that is wrong
+            value = [value[name] for name in value if _WORDS.fullmatch(name)]
             if isinstance(steps, list):
-                place = ".".join(str(s) for s in steps if isinstance(s, (str, int)))
-                said = [f"{place}: {word}" for word in said if isinstance(word, str)]
-            rest += reversed(said)
-    text = "; ".join(dict.fromkeys(filter(str.strip, words))) or text
-    text = " ".join(text.split())
-    text = text[:300] + "..." * (len(text) > 300)
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
+                place = ".".join(map(str, steps))
+                value = [f"{place}: {word}" for word in value]
+        if isinstance(value, list):
+            rest += reversed(value)
+        elif isinstance(value, str):
+            words.append(value)
+    text = "; ".join(filter(str.strip, words))
+    text = re.sub(r"[\s\0-\x1f\x7f-\x9f]+", " ", text).strip()
+    return text[:300] + "..." * (len(text) > 300)
 
 
 # --- request parts ---
@@ -3185,32 +3107,28 @@ _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
 _ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
 
 
-def _retry_after(headers: Headers) -> float:
-    """The seconds that a server asks for before the next attempt; 0 if none."""
+def _parse_delay(text: str) -> float:
+    """The seconds that a Retry-After asks for; 0 for none."""
     from email.utils import mktime_tz, parsedate_tz
 
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        text = headers.get(name, "")
-        date = parsedate_tz(text)
-        try:
-            seconds = mktime_tz(date) - time.time() if date else float(text) / unit
-        except (OverflowError, ValueError):
-            continue
-        if 0 < seconds < float("inf"):
-            return seconds
-    return 0.0
+    date = parsedate_tz(text)
+    try:
+        seconds = mktime_tz(date) - time.time() if date else float(text)
+    except (OverflowError, ValueError):
+        return 0.0
+    return seconds if 0 < seconds < float("inf") else 0.0
 
 
 def _origin(url: str) -> Any:
     """Scheme, host and port; None if it is not a plain HTTP URL."""
     found = _ORIGIN.match(url.lower())
-    port = found and (found[3] or {"http": "80", "https": "443"}[found[1]])
-    return found and (found[1], found[2], port)
+    ports = {"http": "80", "https": "443"}
+    return found and (found[1], found[2], found[3] or ports[found[1]])
 
 
 def _shown_url(url: str) -> str:
     """A URL as messages show it: its query and credentials may be secret."""
-    return re.sub(r"//[^/]*@", "//", re.split("[?#]", url)[0])
+    return re.sub(r"(?<=//)[^/?#]*@|[?#].*", "", url)
 
 
 def _query_string(query: Mapping[str, Any]) -> str:
@@ -3224,37 +3142,31 @@ def _query_string(query: Mapping[str, Any]) -> str:
     return "?" + urllib.parse.urlencode(pairs) if pairs else ""
 
 
-def _request_headers(client: LightLLMClient, has_body: bool, extra: Any) -> _StrDict:
-    key: Any = client.api_key
-    key = _hide(key() if callable(key) else key)  # now no variable shows it
-    key = _check_key(key)
+def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
+    key: Any = _hide(client.api_key)  # so that no variable shows it
+    key = _check_key(_hide(key()) if callable(key) else key)
     headers = {
         "Accept": "application/json",
         "Accept-encoding": "identity",
-        "User-agent": "lightllm_client/" + __version__,
+        "Content-type": "application/json",
+        "User-agent": f"lightllm_client/{__version__}",
     }
-    if has_body:
-        headers["Content-type"] = "application/json"
     if key:
-        headers["Authorization"] = _Secret("Bearer " + key)
-    account = {
-        "OpenAI-Organization": client.organization,
-        "OpenAI-Project": client.project,
-    }
-    return _merge_headers(headers, account, client.default_headers, extra)
+        headers["Authorization"] = _Secret(f"Bearer {key}")
+    own = {"OpenAI-Organization": client.organization, "OpenAI-Project": client.project}
+    return _merge_headers(headers, own, client.default_headers, extra)
 
 
 def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
-    """`merged`, with the headers of all layers; the later ones win, in any case of their
-    names, which is urllib's here: `Content-type`."""
+    """Headers named as urllib does, `Content-type`; a later layer's replace earlier ones."""
     for layer in layers:
         for name, value in layer.items():
             name = name.capitalize()
             merged.pop(name, None)
             if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
-                is_named = re.fullmatch("[!-9;-~]+", name)
-                if _UNSENDABLE.search(merged[name]) or not is_named:
+                line = r"[!-9;-~]+\n[\x20-\x7e\x80-\xff]*"
+                if not re.fullmatch(line, f"{name}\n{merged[name]}"):
                     what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
