@@ -2073,7 +2073,7 @@ class _StreamSource:
         self.error: APIError | None = None
         self._exchange = exchange
         self._is_over = False
-        self.response, self._reply = exchange.open_stream()
+        self.response, self._reply = exchange.send(is_stream=True)
         self.response.is_closed = False
 
     def chunks(self) -> Iterator[Any]:
@@ -2814,27 +2814,36 @@ class _StopFilter:
     """Text up to the first stop string behind an echoed prompt of `skip` characters."""
 
     def __init__(self, stops: list[str], skip: int = 0) -> None:
-        self.held = ""
         self._stops = stops
         self._longest = max(map(len, stops))
         self._pattern = re.compile("|".join(map(re.escape, stops)))
         self._skip = skip
+        self._held: list[str] = []
+        self._is_cut = False  # then all that comes is held
+
+    @property
+    def held(self) -> str:
+        return "".join(self._held)
 
     def feed(self, text: str) -> str:
+        if self._is_cut:
+            self._held.append(text)
+            return ""
         echo, text = text[: self._skip], self.held + text[self._skip :]
         self._skip -= len(echo)
         end = len(self._pattern.split(text, 1)[0])
+        self._is_cut = end < len(text)
         for at in range(max(0, len(text) - self._longest + 1), end):
             if any(stop.startswith(text[at:]) for stop in self._stops):
-                end = at  # a longer one may begin before the one found
+                end, self._is_cut = at, False  # a longer one may begin before that
                 break
-        self.held = text[end:]
+        self._held = [text[end:]]
         return echo + text[:end]
 
     def finish(self, reason: Any) -> str:
         """The rest: what follows a stop string is none if that is why the text ended."""
-        is_cut = reason in _NATURAL_ENDS
-        return self._pattern.split(self.held, 1)[0] if is_cut else self.held
+        is_natural = reason in _NATURAL_ENDS
+        return self._pattern.split(self.held, 1)[0] if is_natural else self.held
 
 
 # --- requests ---
@@ -2879,7 +2888,7 @@ class _Exchange:
 
     def fetch(self, build: Callable[[Any], Any] | None) -> Response:
         """The reply with its body, and what `build` makes of its JSON."""
-        response, _ = self._send(is_stream=False)
+        response, _ = self.send(is_stream=False)
         problem = hint = ""
         try:
             response._parsed = build(response.json()) if build else response.json()
@@ -2895,12 +2904,8 @@ class _Exchange:
             raise error
         return response
 
-    def open_stream(self) -> tuple[Response, _Reply]:
-        """The reply of a stream, its head read."""
-        return self._send(is_stream=True)
-
-    def _send(self, is_stream: bool) -> tuple[Response, _Reply]:
-        """The first good reply, after the retries that are due."""
+    def send(self, is_stream: bool) -> tuple[Response, _Reply]:
+        """The first good reply, after the retries that are due; a stream's head only."""
         while True:
             self._attempts += 1
             try:
