@@ -3697,11 +3697,11 @@ class _Clock:
 
 
 class _Connection(http.client.HTTPConnection):
-    """Sends requests. What comes back is read by a _Reply."""
+    """Sends requests, and holds what was received of the reply and not read yet."""
 
     clock: _Clock
     transport: _Transport  # while it is in use
-    early = b""  # of the reply, if it begins before the request was sent
+    buffer = b""
     is_stale = False  # it broke before the request was sent and before a reply
     idle_since = 0.0
     _timeout = 0.0  # of the socket
@@ -3713,9 +3713,9 @@ class _Connection(http.client.HTTPConnection):
         self.route = route
         self._owner = os.getpid()
 
-    def exchange(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
+    def exchange(self, request: _TimedRequest) -> _Reply:
         """Send a request; the reply, its head read."""
-        self.clock = clock
+        self.clock = request.clock
         if not self.sock:
             self.connect()
         self.clock.enter("write")
@@ -3731,8 +3731,8 @@ class _Connection(http.client.HTTPConnection):
         except _TIMEOUTS:
             raise
         except OSError:
-            self.early += self._receive_now() or b""
-            self.is_stale = not self.early
+            self._receive_early()
+            self.is_stale = not self.buffer
             if self.is_stale:
                 raise
         self.clock.enter("read")
@@ -3749,6 +3749,7 @@ class _Connection(http.client.HTTPConnection):
                 target = self.route.authority
                 self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
                 status = _Reply(self).status
+                self.buffer = b""  # what comes behind it is not the server's
                 if status >= 300:
                     kind = OSError if status >= 500 else _ProxyError
                     what = "the proxy refused to open a tunnel, with status"
@@ -3789,26 +3790,27 @@ class _Connection(http.client.HTTPConnection):
         piece = memoryview(head.encode("latin-1") + view[:_READ_SIZE])
         self._call(self.clock, self.sock.sendall, piece)
         view = view[_READ_SIZE:]
-        while view and not _REFUSAL.search(self.early):
+        while view and not _REFUSAL.search(self.buffer):
             clock = _Clock(min(_SEND_SECONDS, self.clock.left()))
             try:
                 view = view[self._call(clock, self.sock.send, view[:_SEND_SIZE]) :]
             except _ClockTimeout:
                 pass
-            self.early += self._receive_now() or b""
+            self._receive_early()
 
-    def _receive_now(self) -> bytes | None:
-        """What is there: b"" if the connection ended or broke, None for nothing yet."""
+    def _receive_early(self) -> bool:
+        """Receive what is there; whether nothing was, not even the connection's end."""
         self._timeout = 0.0
         try:
             self.sock.settimeout(0.0)
-            raw: bytes = self.sock.recv(_READ_SIZE)
-            return raw
+            self.buffer += self.sock.recv(_READ_SIZE)
+            return False
         except OSError as error:
-            if _is_foreign_timeout(error) and str(error) != "timed out":  # of eventlet
+            # as plain sockets and TLS say it, and TLS on eventlet's
+            nothing = error.errno in (errno.EWOULDBLOCK, 2) or str(error) == "timed out"
+            if _is_foreign_timeout(error) and not nothing:
                 raise
-            # what eventlet's sockets, plain ones and TLS say where nothing is there
-            return None if error.errno in (None, errno.EWOULDBLOCK, 2) else b""
+            return nothing
 
     def _call(self, clock: _Clock, method: Any, *arguments: Any, **options: Any) -> Any:
         """Call a method of the socket, within the time that is left."""
@@ -3836,6 +3838,23 @@ class _Connection(http.client.HTTPConnection):
             if self._is_aborted:
                 self.close()
 
+    def grow(self) -> None:
+        """Receive more for what has to be read in one piece."""
+        if len(self.buffer) > _MAX_HEAD:
+            raise _BadReply("an endless head, chunk head or trailer")
+        raw = self.receive()
+        if not raw:
+            raise http.client.RemoteDisconnected("the server closed in mid-reply")
+        self.buffer += raw
+
+    def read_until(self, end: re.Pattern[bytes]) -> bytes:
+        found = end.search(self.buffer)
+        while not found:
+            self.grow()
+            found = end.search(self.buffer)
+        raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
+        return raw
+
     def abort(self) -> None:
         """Close at once. A thread that waits in `receive` is woken and closes by itself:
         the descriptor's number could be another socket's by the time it wakes."""
@@ -3855,7 +3874,7 @@ class _Connection(http.client.HTTPConnection):
         if is_old or self._owner != os.getpid():
             return False
         if not hasattr(select, "poll"):  # Windows, or eventlet took it away
-            return self._receive_now() is None
+            return self._receive_early()
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return not poll.poll(0)
@@ -3892,8 +3911,13 @@ class _Route:
             self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
 
     def pop_idle(self) -> _Connection | None:
+        """The one used last of those that are still usable."""
         try:
-            return self.idle.pop()
+            while True:
+                connection = self.idle.pop()
+                if connection.is_usable():
+                    return connection
+                connection.close()
         except IndexError:  # another thread may have been quicker than any check
             return None
 
@@ -3913,17 +3937,16 @@ class _Route:
             return False
 
     def _use_proxy(self, url: str) -> None:
-        self.proxy = re.sub("//.*@", "//", url)
-        self.dial = ("", 0)  # it cannot be used
-        try:
-            parts = urllib.parse.urlsplit(url)
-            if parts.scheme == "http":
-                self.dial = (parts.hostname or "", parts.port or 80)
-        except ValueError:
-            return
-        if parts.username:
-            pair = f"{parts.username}:{parts.password or ''}"
-            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
+        scheme, _, place = url.partition("//")
+        login, is_needed, place = place.rpartition("@")
+        self.proxy = f"{scheme}//{place}"
+        scheme, host, port = _origin(self.proxy) or ("", "", "0")
+        # without a host it cannot be used
+        self.dial = (host.strip("[]") if scheme == "http" else "", int(port))
+        if is_needed:
+            user, _, password = login.partition(":")
+            pair = urllib.parse.unquote_to_bytes(f"{user}:{password}")
+            token = base64.b64encode(pair).decode()
             self.login = {"Proxy-authorization": _Secret("Basic " + token)}
 
 
@@ -3954,13 +3977,10 @@ class _Transport(urllib.request.BaseHandler):
         route = self.route(request)
         while True:
             kept = route.pop_idle()
-            if kept and not kept.is_usable():
-                kept.close()
-                continue
             connection = kept or _Connection(route)
             connection.transport = self
             try:
-                return connection.exchange(request, request.clock)
+                return connection.exchange(request)
             except BaseException:
                 connection.close()
                 if not (kept and connection.is_stale):
@@ -4021,30 +4041,6 @@ class _BadReply(ConnectionError):
     """A reply that HTTP does not allow, or that is too large."""
 
 
-class _Source:
-    """The bytes of a reply, as `receive` delivers them."""
-
-    def __init__(self, receive: Callable[[], bytes], buffer: bytes) -> None:
-        self.receive = receive
-        self.buffer = buffer  # received and not read yet
-
-    def grow(self) -> None:
-        if len(self.buffer) > _MAX_HEAD:
-            raise _BadReply("an endless head, chunk head or trailer")
-        raw = self.receive()
-        if not raw:
-            raise http.client.RemoteDisconnected("the server closed in mid-reply")
-        self.buffer += raw
-
-    def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        found = end.search(self.buffer)
-        while not found:
-            self.grow()
-            found = end.search(self.buffer)
-        raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
-        return raw
-
-
 def _parse_head(head: str) -> tuple[str, int, _StrDict]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
     text = _FOLD.sub(" ", head.replace("\r\n", "\n"))
@@ -4060,44 +4056,42 @@ def _parse_head(head: str) -> tuple[str, int, _StrDict]:
     return status[1], int(status[2]), headers
 
 
-def _read_length(source: _Source, left: int) -> Iterator[bytes]:
+def _read_length(connection: _Connection, left: int) -> Iterator[bytes]:
     """A body of Content-Length bytes."""
     while left:
-        if not source.buffer:
-            source.grow()
-        raw, source.buffer = source.buffer[:left], source.buffer[left:]
+        if not connection.buffer:
+            connection.grow()
+        raw, connection.buffer = connection.buffer[:left], connection.buffer[left:]
         left -= len(raw)
         yield raw
 
 
-def _read_chunked(source: _Source) -> Iterator[bytes]:
+def _read_chunked(connection: _Connection) -> Iterator[bytes]:
     """A body in chunks, each behind its size: the data of all that are there at once."""
-    source.buffer = b"\n" + source.buffer  # now the first is like the others
-    left, is_last = 0, False
-    while not is_last:
-        raw, at, pieces = source.buffer, 0, []
-        while at < len(raw) and not is_last:
-            if not left:
-                head = _CHUNK.match(raw, at)
-                if not head:
-                    break
-                at, left = head.end(), int(head[1], 16)
-                is_last = not left
-            pieces.append(raw[at : at + left])
-            at += len(pieces[-1])
-            left -= len(pieces[-1])
-        source.buffer = raw[at:]
+    connection.buffer = b"\n" + connection.buffer  # now the first is like the others
+    size, end = 1, 0  # of the last chunk, and where it ends, be that there yet or not
+    while size:
+        raw = connection.buffer
+        head, pieces = _CHUNK.match(raw, end), [raw[:end]]
+        while head and size:
+            size = int(head[1], 16)
+            end = head.end() + size
+            pieces.append(raw[head.end() : end])
+            head = _CHUNK.match(raw, end)
+        connection.buffer, end = raw[end:], max(0, end - len(raw))
         data = b"".join(pieces)
         if data:
             yield data
-        if not is_last:
-            if b"\n" in source.buffer[2:]:
+        if size:
+            if b"\n" in connection.buffer[2:]:
                 raise _BadReply("a corrupt chunk")
-            source.grow()
-    source.read_until(_TRAILERS_END)
+            connection.grow()
+    connection.read_until(_TRAILERS_END)
 
 
-def _read_body(source: _Source, status: int, headers: _StrDict) -> Iterator[bytes]:
+def _read_body(
+    connection: _Connection, status: int, headers: _StrDict
+) -> Iterator[bytes]:
     """The body in pieces, to its exact end. Raises where it is cut."""
     coding, length = headers.get("transfer-encoding"), headers.get("content-length")
     if status == 204:
@@ -4105,14 +4099,14 @@ def _read_body(source: _Source, status: int, headers: _StrDict) -> Iterator[byte
     if coding is not None:
         if coding.lower() != "chunked":
             raise _BadReply("a transfer coding that was not asked for")
-        return _read_chunked(source)
+        return _read_chunked(connection)
     if length is None:  # it ends with the connection
-        received = iter(source.receive, b"")
-        return filter(None, itertools.chain([source.buffer], received))
+        received = iter(connection.receive, b"")
+        return filter(None, itertools.chain([connection.buffer], received))
     size = _LENGTH.fullmatch(length)
     if not size:
         raise _BadReply("a Content-Length that is not one number")
-    return _read_length(source, int(size[1]))
+    return _read_length(connection, int(size[1]))
 
 
 class _Reply:
@@ -4122,29 +4116,29 @@ class _Reply:
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
-        self._source = source = _Source(connection.receive, connection.early)
+        is_early = bool(connection.buffer)
         for _ in range(_MAX_INTERIM):
-            head = source.read_until(_HEAD_END).decode("latin-1")
+            head = connection.read_until(_HEAD_END).decode("latin-1")
             version, self.status, headers = _parse_head(head)
             if self.status >= 200:
                 break
         else:
             raise _BadReply("too many interim (1xx) replies")
         self.headers = Headers(headers)
-        self.pieces = self._read_pieces(_read_body(source, self.status, headers))
+        self.pieces = self._read_pieces(_read_body(connection, self.status, headers))
         self._is_reusable = (
             version == "1"
             and "close" not in headers.get("connection", "").lower()
             and ("content-length" in headers) != ("transfer-encoding" in headers)
             and self.status < 500  # uvicorn closes behind one, silently
-            and not connection.early
+            and not is_early
         )
 
     def _read_pieces(self, body: Iterator[bytes]) -> Iterator[bytes]:
         """The body; at its end, keep or close the connection."""
         yield from body
         self._is_over = True
-        if self._is_reusable and not self._source.buffer:
+        if self._is_reusable and not self._connection.buffer:
             self._connection.transport.keep(self._connection)
         else:
             self._connection.close()
@@ -4162,13 +4156,12 @@ class _Reply:
 
     def read(self) -> bytes:
         """The whole body. Raises where it is larger than MAX_REPLY_BYTES."""
-        body, left = [], MAX_REPLY_BYTES
+        body = bytearray()
         for raw in self.pieces:
-            body.append(raw)
-            left -= len(raw)
-            if left < 0:
+            body += raw
+            if len(body) > MAX_REPLY_BYTES:
                 raise _BadReply("a body larger than MAX_REPLY_BYTES")
-        return b"".join(body)
+        return bytes(body)
 
     def read_error(self, seconds: float | None = None) -> bytes:
         """What comes of an error's body, in so many seconds: its status is known, so it
