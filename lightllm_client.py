@@ -3647,15 +3647,11 @@ def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
 # append and pop are atomic.
 
 _READ_SIZE = 65536
-_SEND_SIZE = 262144  # bytes of a large body between two looks for an early reply
-_SEND_SECONDS = 0.1  # and the longest wait between them
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
 _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
 # routers forget a connection that is silent for two minutes; the last name is macOS's
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
-# the status line of an error, perhaps behind interim replies
-_REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
 
 class _ClockTimeout(socket.timeout):
@@ -3702,7 +3698,7 @@ class _Connection(http.client.HTTPConnection):
     clock: _Clock
     transport: _Transport  # while it is in use
     buffer = b""
-    is_stale = False  # it broke before the request was sent and before a reply
+    is_stale = False  # it broke before the request was sent
     idle_since = 0.0
     _timeout = 0.0  # of the socket
     _is_waiting = False
@@ -3730,11 +3726,8 @@ class _Connection(http.client.HTTPConnection):
             self._send(f"{request.get_method()} {target}", headers, body)
         except _TIMEOUTS:
             raise
-        except OSError:
-            self._receive_early()
-            self.is_stale = not self.buffer
-            if self.is_stale:
-                raise
+        except OSError:  # perhaps behind a reply: large bodies are refused early
+            self.is_stale = True
         self.clock.enter("read")
         return _Reply(self)
 
@@ -3781,36 +3774,13 @@ class _Connection(http.client.HTTPConnection):
                     raise
 
     def _send(self, line: str, headers: _StrDict, body: bytes = b"") -> None:
-        """Send a request, or as much of it as the server takes: one that refuses a large
-        body says so at once and closes, and a reset can destroy a reply that was not
-        received yet. A view's repr shows no header."""
         lines = map(": ".join, headers.items())
         head = _Secret("\r\n".join([line + " HTTP/1.1", *lines, "", ""]))
-        view = memoryview(body)
-        piece = memoryview(head.encode("latin-1") + view[:_READ_SIZE])
-        self._call(self.clock, self.sock.sendall, piece)
-        view = view[_READ_SIZE:]
-        while view and not _REFUSAL.search(self.buffer):
-            clock = _Clock(min(_SEND_SECONDS, self.clock.left()))
-            try:
-                view = view[self._call(clock, self.sock.send, view[:_SEND_SIZE]) :]
-            except _ClockTimeout:
-                pass
-            self._receive_early()
-
-    def _receive_early(self) -> bool:
-        """Receive what is there; whether nothing was, not even the connection's end."""
-        self._timeout = 0.0
-        try:
-            self.sock.settimeout(0.0)
-            self.buffer += self.sock.recv(_READ_SIZE)
-            return False
-        except OSError as error:
-            # as plain sockets and TLS say it, and TLS on eventlet's
-            nothing = error.errno in (errno.EWOULDBLOCK, 2) or str(error) == "timed out"
-            if _is_foreign_timeout(error) and not nothing:
-                raise
-            return nothing
+        # a small body in one go with the head; and a view's repr shows no header
+        first = memoryview(head.encode("latin-1") + body[:_READ_SIZE])
+        for view in (first, memoryview(body)[_READ_SIZE:]):
+            while view:
+                view = view[self._call(self.clock, self.sock.send, view) :]
 
     def _call(self, clock: _Clock, method: Any, *arguments: Any, **options: Any) -> Any:
         """Call a method of the socket, within the time that is left."""
@@ -3848,11 +3818,9 @@ class _Connection(http.client.HTTPConnection):
         self.buffer += raw
 
     def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        found = end.search(self.buffer)
-        while not found:
+        while not end.search(self.buffer):
             self.grow()
-            found = end.search(self.buffer)
-        raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
+        raw, self.buffer = end.split(self.buffer, 1)
         return raw
 
     def abort(self) -> None:
@@ -3874,7 +3842,10 @@ class _Connection(http.client.HTTPConnection):
         if is_old or self._owner != os.getpid():
             return False
         if not hasattr(select, "poll"):  # Windows, or eventlet took it away
-            return self._receive_early()
+            try:
+                return not select.select([self.sock], [], [], 0)[0]
+            except ValueError:  # a descriptor above 1023
+                return False
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return not poll.poll(0)
@@ -3966,9 +3937,6 @@ class _Transport(urllib.request.BaseHandler):
         self._proxies = {name: _Secret(url) for name, url in proxies}
         self._routes: dict[tuple[str, str], _Route] = {}
 
-    def __del__(self) -> None:
-        self.close()
-
     def add_parent(self, parent: Any) -> None:
         """Not to know the opener lets both be freed at once."""
 
@@ -3981,9 +3949,12 @@ class _Transport(urllib.request.BaseHandler):
             connection.transport = self
             try:
                 return connection.exchange(request)
-            except BaseException:
+            except BaseException as error:
                 connection.close()
-                if not (kept and connection.is_stale):
+                is_broken = isinstance(error, OSError) and not isinstance(
+                    error, _TIMEOUTS
+                )
+                if not (kept and connection.is_stale and is_broken):
                     raise
 
     https_open = http_open
@@ -4017,6 +3988,8 @@ class _Transport(urllib.request.BaseHandler):
         for route in list(self._routes.values()):
             for connection in iter(route.pop_idle, None):
                 connection.close()
+
+    __del__ = close
 
 
 # --- replies ---
@@ -4116,7 +4089,6 @@ class _Reply:
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
-        is_early = bool(connection.buffer)
         for _ in range(_MAX_INTERIM):
             head = connection.read_until(_HEAD_END).decode("latin-1")
             version, self.status, headers = _parse_head(head)
@@ -4130,8 +4102,8 @@ class _Reply:
             version == "1"
             and "close" not in headers.get("connection", "").lower()
             and ("content-length" in headers) != ("transfer-encoding" in headers)
-            and self.status < 500  # uvicorn closes behind one, silently
-            and not is_early
+            and self.status < 300  # else the request may not be read, or uvicorn closes
+            and not connection.is_stale
         )
 
     def _read_pieces(self, body: Iterator[bytes]) -> Iterator[bytes]:
@@ -4163,13 +4135,12 @@ class _Reply:
                 raise _BadReply("a body larger than MAX_REPLY_BYTES")
         return bytes(body)
 
-    def read_error(self, seconds: float | None = None) -> bytes:
+    def read_error(self, seconds: float = _LONGEST_WAIT) -> bytes:
         """What comes of an error's body, in so many seconds: its status is known, so it
         need not be whole."""
-        if seconds is not None:
-            self._connection.clock = _Clock(seconds)
-        body = bytearray()
+        body, clock = bytearray(), self._connection.clock
         try:
+            self._connection.clock = _Clock(min(seconds, clock.left()))
             for raw in self.pieces:
                 body += raw
                 if len(body) > MAX_ERROR_BYTES:
