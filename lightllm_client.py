@@ -3383,7 +3383,7 @@ class _Exchange:
         url, hops = self._request.url, 0
         while True:
             # no origin, which is for cookies: finding it out would parse the URL again
-            wire = _TimedRequest(url, self._data, self._headers, "")
+            wire: Any = urllib.request.Request(url, self._data, self._headers, "")
             wire.method, wire.clock = self._request.method, clock
             reply: _Reply = self._client._opener.open(wire)
             if reply.status not in (307, 308) or hops == _MAX_REDIRECTS:
@@ -3562,7 +3562,7 @@ def _error_words(data: Any, text: str) -> str:
 # URLs and headers of requests, and of replies, without state.
 
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
+_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d*))?(?=[/?#]|\Z)")
 
 
 def _retry_after(headers: Headers) -> float:
@@ -3696,6 +3696,7 @@ class _Connection(http.client.HTTPConnection):
     """Sends requests, and holds what was received of the reply and not read yet."""
 
     clock: _Clock
+    route: _Route
     transport: _Transport  # while it is in use
     buffer = b""
     is_stale = False  # it broke before the request was sent
@@ -3704,18 +3705,13 @@ class _Connection(http.client.HTTPConnection):
     _is_waiting = False
     _is_aborted = False
 
-    def __init__(self, route: _Route) -> None:
-        super().__init__(*route.dial)
-        self.route = route
-        self._owner = os.getpid()
-
-    def exchange(self, request: _TimedRequest) -> _Reply:
+    def exchange(self, request: Any) -> _Reply:
         """Send a request; the reply, its head read."""
         self.clock = request.clock
         if not self.sock:
             self.connect()
         self.clock.enter("write")
-        body: Any = request.data or b""
+        body = request.data or b""
         target, headers = request.selector, {"Host": request.host, **request.headers}
         if self.route.proxy and not self.route.tls:
             target = request.full_url
@@ -3732,28 +3728,26 @@ class _Connection(http.client.HTTPConnection):
         return _Reply(self)
 
     def connect(self) -> None:
+        self._owner = os.getpid()
         self._dial()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _TCP_OPTIONS.items():
             if hasattr(socket, name):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        if self.route.tls:
-            if self.route.proxy:  # it gets its own credentials and never the key
-                target = self.route.authority
-                self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
-                status = _Reply(self).status
-                self.buffer = b""  # what comes behind it is not the server's
-                if status >= 300:
-                    kind = OSError if status >= 500 else _ProxyError
-                    what = "the proxy refused to open a tunnel, with status"
-                    raise kind(f"{what} {status}")
-            self.sock = self._call(
-                self.clock,
-                self.transport.tls_context().wrap_socket,
-                self.sock,
-                server_hostname=self.route.host,
-                suppress_ragged_eofs=False,  # an end without close_notify is a cut
-            )
+        if not self.route.tls:
+            return
+        if self.route.proxy:  # it gets its own credentials and never the key
+            target = self.route.authority
+            self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
+            status = _Reply(self).status
+            self.buffer = b""  # what comes behind it is not the server's
+            if status >= 300:
+                kind = OSError if status >= 500 else _ProxyError
+                raise kind(f"the proxy refused to open a tunnel, with status {status}")
+        wrap = self.transport.tls_context().wrap_socket
+        # an end without close_notify is a cut
+        options = {"server_hostname": self.route.host, "suppress_ragged_eofs": False}
+        self.sock = self._call(self.clock, wrap, self.sock, **options)
 
     def _dial(self) -> None:
         """Connect to the first address that answers."""
@@ -3761,12 +3755,12 @@ class _Connection(http.client.HTTPConnection):
             raise _ProxyError("only proxies of the form http://host:port can be used")
         found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_STREAM)
         while not self.sock:
-            family, kind, protocol, _, address = found.pop(0)
+            *kind, _, address = found.pop(0)
             clock = self.clock
             if found:  # a silent address must leave time for those behind it
                 clock = _Clock(min(_DIAL_SECONDS, clock.left() / (1 + len(found))))
             try:
-                self.sock, self._timeout = socket.socket(family, kind, protocol), 0.0
+                self.sock, self._timeout = socket.socket(*kind), 0.0
                 self._call(clock, self.sock.connect, address)
             except OSError as error:
                 self.close()
@@ -3855,6 +3849,7 @@ class _Connection(http.client.HTTPConnection):
 # Which way an origin is reached, and the connections between uses.
 
 _LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
+_NOWHERE = ("", "", "0")  # scheme, host and port of what is not a plain HTTP URL
 
 
 class _Route:
@@ -3864,12 +3859,11 @@ class _Route:
     proxy = ""  # as messages show it
 
     def __init__(self, scheme: str, authority: str, proxies: Mapping[str, str]) -> None:
-        parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
+        _, name, port = _origin(f"{scheme}://{authority}") or _NOWHERE
         self.tls = scheme == "https"
-        self.host = parts.hostname or ""
-        self.dial = (self.host, parts.port or (443 if self.tls else 80))
-        name = f"[{self.host}]" if ":" in self.host else self.host
-        self.authority = f"{name}:{self.dial[1]}"
+        self.host = name.strip("[]")
+        self.authority = f"{name}:{port}"
+        self.dial = (self.host, int(port))
         self.idle: list[_Connection] = []  # the one used last is the last
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
@@ -3909,22 +3903,15 @@ class _Route:
 
     def _use_proxy(self, url: str) -> None:
         scheme, _, place = url.partition("//")
-        login, is_needed, place = place.rpartition("@")
+        login, _, place = place.rpartition("@")
         self.proxy = f"{scheme}//{place}"
-        scheme, host, port = _origin(self.proxy) or ("", "", "0")
-        # without a host it cannot be used
-        self.dial = (host.strip("[]") if scheme == "http" else "", int(port))
-        if is_needed:
+        scheme, name, port = _origin(self.proxy) or _NOWHERE
+        self.dial = (name.strip("[]") if scheme == "http" else "", int(port))
+        if login:
             user, _, password = login.partition(":")
             pair = urllib.parse.unquote_to_bytes(f"{user}:{password}")
             token = base64.b64encode(pair).decode()
             self.login = {"Proxy-authorization": _Secret("Basic " + token)}
-
-
-class _TimedRequest(urllib.request.Request):
-    """A request with the clock of its attempt."""
-
-    clock: _Clock
 
 
 class _Transport(urllib.request.BaseHandler):
@@ -3940,19 +3927,19 @@ class _Transport(urllib.request.BaseHandler):
     def add_parent(self, parent: Any) -> None:
         """Not to know the opener lets both be freed at once."""
 
-    def http_open(self, request: _TimedRequest) -> _Reply:
+    def http_open(self, request: Any) -> _Reply:
         """The reply to a request, its head read."""
         route = self.route(request)
         while True:
             kept = route.pop_idle()
-            connection = kept or _Connection(route)
-            connection.transport = self
+            connection = kept or _Connection(*route.dial)
+            connection.transport, connection.route = self, route
             try:
                 return connection.exchange(request)
             except BaseException as error:
                 connection.close()
-                is_broken = isinstance(error, OSError) and not isinstance(
-                    error, _TIMEOUTS
+                is_broken = isinstance(error, OSError) and not _is_foreign_timeout(
+                    error
                 )
                 if not (kept and connection.is_stale and is_broken):
                     raise
@@ -3973,15 +3960,15 @@ class _Transport(urllib.request.BaseHandler):
             self._context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
         return self._context
 
-    def keep(self, connection: _Connection) -> None:
-        """Keep a connection whose reply ended exactly."""
+    def release(self, connection: _Connection, is_reusable: bool) -> None:
+        """Keep a connection behind a whole reply, or close it."""
         idle = connection.route.idle
         connection.idle_since = time.monotonic()
         del connection.transport  # a cycle: a dropped client would not close it
-        if self.closed or len(idle) >= MAX_IDLE_CONNECTIONS:
-            connection.close()
-        else:
+        if is_reusable and not self.closed and len(idle) < MAX_IDLE_CONNECTIONS:
             idle.append(connection)
+        else:
+            connection.close()
 
     def close(self) -> None:
         self.closed = True
@@ -4014,9 +4001,9 @@ class _BadReply(ConnectionError):
     """A reply that HTTP does not allow, or that is too large."""
 
 
-def _parse_head(head: str) -> tuple[str, int, _StrDict]:
+def _parse_head(head: bytes) -> tuple[str, int, _StrDict]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
-    text = _FOLD.sub(" ", head.replace("\r\n", "\n"))
+    text = _FOLD.sub(" ", head.decode("latin-1").replace("\r\n", "\n"))
     status, lines = _STATUS_LINE.match(text), _HEADER.findall(text)
     if not status:
         raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
@@ -4062,26 +4049,6 @@ def _read_chunked(connection: _Connection) -> Iterator[bytes]:
     connection.read_until(_TRAILERS_END)
 
 
-def _read_body(
-    connection: _Connection, status: int, headers: _StrDict
-) -> Iterator[bytes]:
-    """The body in pieces, to its exact end. Raises where it is cut."""
-    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
-    if status == 204:
-        return iter(())
-    if coding is not None:
-        if coding.lower() != "chunked":
-            raise _BadReply("a transfer coding that was not asked for")
-        return _read_chunked(connection)
-    if length is None:  # it ends with the connection
-        received = iter(connection.receive, b"")
-        return filter(None, itertools.chain([connection.buffer], received))
-    size = _LENGTH.fullmatch(length)
-    if not size:
-        raise _BadReply("a Content-Length that is not one number")
-    return _read_length(connection, int(size[1]))
-
-
 class _Reply:
     """One reply: its head, which is read at once, and its body piece by piece."""
 
@@ -4090,14 +4057,14 @@ class _Reply:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
         for _ in range(_MAX_INTERIM):
-            head = connection.read_until(_HEAD_END).decode("latin-1")
+            head = connection.read_until(_HEAD_END)
             version, self.status, headers = _parse_head(head)
             if self.status >= 200:
                 break
         else:
             raise _BadReply("too many interim (1xx) replies")
         self.headers = Headers(headers)
-        self.pieces = self._read_pieces(_read_body(connection, self.status, headers))
+        self.pieces = self._read_pieces(self._read_body(headers))
         self._is_reusable = (
             version == "1"
             and "close" not in headers.get("connection", "").lower()
@@ -4106,14 +4073,30 @@ class _Reply:
             and not connection.is_stale
         )
 
+    def _read_body(self, headers: _StrDict) -> Iterator[bytes]:
+        """The body in pieces, to its exact end. Raises where it is cut."""
+        connection, length = self._connection, headers.get("content-length")
+        coding = headers.get("transfer-encoding")
+        if self.status == 204:
+            return iter(())
+        if coding is not None:
+            if coding.lower() != "chunked":
+                raise _BadReply("a transfer coding that was not asked for")
+            return _read_chunked(connection)
+        if length is None:  # it ends with the connection
+            received = iter(connection.receive, b"")
+            return filter(None, itertools.chain([connection.buffer], received))
+        size = _LENGTH.fullmatch(length)
+        if not size:
+            raise _BadReply("a Content-Length that is not one number")
+        return _read_length(connection, int(size[1]))
+
     def _read_pieces(self, body: Iterator[bytes]) -> Iterator[bytes]:
         """The body; at its end, keep or close the connection."""
         yield from body
-        self._is_over = True
-        if self._is_reusable and not self._connection.buffer:
-            self._connection.transport.keep(self._connection)
-        else:
-            self._connection.close()
+        self._is_over, connection = True, self._connection
+        is_reusable = self._is_reusable and not connection.buffer
+        connection.transport.release(connection, is_reusable)
 
     def abort(self) -> None:
         """Close the connection, unless the body's end has let it go."""

@@ -2355,7 +2355,7 @@ class WholeOrError(TransportTest):
 
     def read(self, pieces):
         """The body of a reply that is received in these pieces."""
-        connection = lightllm._Connection(mock.Mock(dial=("", 0)))
+        connection = lightllm._Connection("")
         receive = functools.partial(next, iter(pieces), b"")
         vars(connection).update(receive=receive, transport=mock.Mock())
         return lightllm._Reply(connection).read()
