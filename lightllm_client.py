@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     _JsonList = list[_Json]
     _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
+    _Pieces = Iterator[bytes]
 else:
     _Answer, _Json, _StrDict = None, dict, dict
 
@@ -3701,7 +3702,6 @@ class _Connection(http.client.HTTPConnection):
     buffer = b""
     is_stale = False  # it broke before the request was sent
     idle_since = 0.0
-    _timeout = 0.0  # of the socket
     _is_waiting = False
     _is_aborted = False
 
@@ -3728,17 +3728,17 @@ class _Connection(http.client.HTTPConnection):
         return _Reply(self)
 
     def connect(self) -> None:
-        self._owner = os.getpid()
+        self._owner, route = os.getpid(), self.route
         self._dial()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _TCP_OPTIONS.items():
             if hasattr(socket, name):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        if not self.route.tls:
+        if not route.tls:
             return
-        if self.route.proxy:  # it gets its own credentials and never the key
-            target = self.route.authority
-            self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
+        if route.proxy:  # it gets its own credentials and never the key
+            target = route.authority
+            self._send(f"CONNECT {target}", {"Host": target, **route.login})
             status = _Reply(self).status
             self.buffer = b""  # what comes behind it is not the server's
             if status >= 300:
@@ -3746,7 +3746,7 @@ class _Connection(http.client.HTTPConnection):
                 raise kind(f"the proxy refused to open a tunnel, with status {status}")
         wrap = self.transport.tls_context().wrap_socket
         # an end without close_notify is a cut
-        options = {"server_hostname": self.route.host, "suppress_ragged_eofs": False}
+        options = {"server_hostname": route.host, "suppress_ragged_eofs": False}
         self.sock = self._call(self.clock, wrap, self.sock, **options)
 
     def _dial(self) -> None:
@@ -3760,7 +3760,7 @@ class _Connection(http.client.HTTPConnection):
             if found:  # a silent address must leave time for those behind it
                 clock = _Clock(min(_DIAL_SECONDS, clock.left() / (1 + len(found))))
             try:
-                self.sock, self._timeout = socket.socket(*kind), 0.0
+                self.sock = socket.socket(*kind)
                 self._call(clock, self.sock.connect, address)
             except OSError as error:
                 self.close()
@@ -3780,9 +3780,8 @@ class _Connection(http.client.HTTPConnection):
         """Call a method of the socket, within the time that is left."""
         left = clock.left()
         # setting it costs a system call: better up to 40 ms late, and never early
-        if not 0 <= self._timeout - left < 0.04:
-            self._timeout = left + 0.02
-            self.sock.settimeout(self._timeout)
+        if not 0 <= (self.sock.gettimeout() or 0.0) - left < 0.04:
+            self.sock.settimeout(left + 0.02)
         try:
             return method(*arguments, **options)
         except _TIMEOUTS:
@@ -3858,7 +3857,7 @@ class _Route:
 
     proxy = ""  # as messages show it
 
-    def __init__(self, scheme: str, authority: str, proxies: Mapping[str, str]) -> None:
+    def __init__(self, scheme: str, authority: str, proxies: _StrDict) -> None:
         _, name, port = _origin(f"{scheme}://{authority}") or _NOWHERE
         self.tls = scheme == "https"
         self.host = name.strip("[]")
@@ -3908,9 +3907,8 @@ class _Route:
         scheme, name, port = _origin(self.proxy) or _NOWHERE
         self.dial = (name.strip("[]") if scheme == "http" else "", int(port))
         if login:
-            user, _, password = login.partition(":")
-            pair = urllib.parse.unquote_to_bytes(f"{user}:{password}")
-            token = base64.b64encode(pair).decode()
+            pair = login if ":" in login else login + ":"
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
             self.login = {"Proxy-authorization": _Secret("Basic " + token)}
 
 
@@ -3921,8 +3919,8 @@ class _Transport(urllib.request.BaseHandler):
         self.closed = False
         self._context = ssl_context
         proxies = urllib.request.getproxies().items()
-        self._proxies = {name: _Secret(url) for name, url in proxies}
-        self._routes: dict[tuple[str, str], _Route] = {}
+        self._proxies: _StrDict = {name: _Secret(url) for name, url in proxies}
+        self._routes: dict[Any, _Route] = {}
 
     def add_parent(self, parent: Any) -> None:
         """Not to know the opener lets both be freed at once."""
@@ -3931,22 +3929,19 @@ class _Transport(urllib.request.BaseHandler):
         """The reply to a request, its head read."""
         route = self.route(request)
         while True:
-            kept = route.pop_idle()
-            connection = kept or _Connection(*route.dial)
+            connection = route.pop_idle() or _Connection(*route.dial)
             connection.transport, connection.route = self, route
             try:
                 return connection.exchange(request)
             except BaseException as error:
                 connection.close()
-                is_broken = isinstance(error, OSError) and not _is_foreign_timeout(
-                    error
-                )
-                if not (kept and connection.is_stale and is_broken):
+                is_fault = isinstance(error, OSError) and not _is_foreign_timeout(error)
+                if not (connection.idle_since and connection.is_stale and is_fault):
                     raise
 
     https_open = http_open
 
-    def route(self, request: urllib.request.Request) -> _Route:
+    def route(self, request: Any) -> _Route:
         key = (request.type, request.host)
         found = self._routes.get(key)
         return found or self._routes.setdefault(key, _Route(*key, self._proxies))
@@ -3956,8 +3951,8 @@ class _Transport(urllib.request.BaseHandler):
             import ssl
 
             self._context = ssl.create_default_context()
-            # Python 3.8 and 3.9 set it: a cut would look like an end
-            self._context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
+            # 3.8 and 3.9 set OP_IGNORE_UNEXPECTED_EOF: a cut would look like an end
+            self._context.options &= ~0x80
         return self._context
 
     def release(self, connection: _Connection, is_reusable: bool) -> None:
@@ -4016,7 +4011,7 @@ def _parse_head(head: bytes) -> tuple[str, int, _StrDict]:
     return status[1], int(status[2]), headers
 
 
-def _read_length(connection: _Connection, left: int) -> Iterator[bytes]:
+def _read_length(connection: _Connection, left: int) -> _Pieces:
     """A body of Content-Length bytes."""
     while left:
         if not connection.buffer:
@@ -4026,22 +4021,22 @@ def _read_length(connection: _Connection, left: int) -> Iterator[bytes]:
         yield raw
 
 
-def _read_chunked(connection: _Connection) -> Iterator[bytes]:
+def _read_chunked(connection: _Connection) -> _Pieces:
     """A body in chunks, each behind its size: the data of all that are there at once."""
     connection.buffer = b"\n" + connection.buffer  # now the first is like the others
     size, end = 1, 0  # of the last chunk, and where it ends, be that there yet or not
     while size:
-        raw = connection.buffer
-        head, pieces = _CHUNK.match(raw, end), [raw[:end]]
-        while head and size:
+        raw, pieces = connection.buffer, [connection.buffer[:end]]
+        while size:
+            head = _CHUNK.match(raw, end)
+            if not head:
+                break
             size = int(head[1], 16)
             end = head.end() + size
             pieces.append(raw[head.end() : end])
-            head = _CHUNK.match(raw, end)
         connection.buffer, end = raw[end:], max(0, end - len(raw))
-        data = b"".join(pieces)
-        if data:
-            yield data
+        if any(pieces):
+            yield b"".join(pieces)
         if size:
             if b"\n" in connection.buffer[2:]:
                 raise _BadReply("a corrupt chunk")
@@ -4073,7 +4068,7 @@ class _Reply:
             and not connection.is_stale
         )
 
-    def _read_body(self, headers: _StrDict) -> Iterator[bytes]:
+    def _read_body(self, headers: _StrDict) -> _Pieces:
         """The body in pieces, to its exact end. Raises where it is cut."""
         connection, length = self._connection, headers.get("content-length")
         coding = headers.get("transfer-encoding")
@@ -4091,7 +4086,7 @@ class _Reply:
             raise _BadReply("a Content-Length that is not one number")
         return _read_length(connection, int(size[1]))
 
-    def _read_pieces(self, body: Iterator[bytes]) -> Iterator[bytes]:
+    def _read_pieces(self, body: _Pieces) -> _Pieces:
         """The body; at its end, keep or close the connection."""
         yield from body
         self._is_over, connection = True, self._connection
