@@ -3696,26 +3696,24 @@ class _Clock:
 class _Connection(http.client.HTTPConnection):
     """Sends requests, and holds what was received of the reply and not read yet."""
 
-    clock: _Clock
-    route: _Route
-    transport: _Transport  # while it is in use
     buffer = b""
     is_stale = False  # it broke before the request was sent
     idle_since = 0.0
     _is_waiting = False
     _is_aborted = False
 
-    def exchange(self, request: Any) -> _Reply:
+    def exchange(self, transport: _Transport, route: _Route, request: Any) -> _Reply:
         """Send a request; the reply, its head read."""
-        self.clock = request.clock
+        self.transport, self.route = transport, route
+        self.clock: _Clock = request.clock
         if not self.sock:
             self.connect()
         self.clock.enter("write")
         body = request.data or b""
         target, headers = request.selector, {"Host": request.host, **request.headers}
-        if self.route.proxy and not self.route.tls:
+        if route.proxy and not route.tls:
             target = request.full_url
-            headers.update(self.route.login)
+            headers.update(route.login)
         if body:
             headers["Content-Length"] = str(len(body))
         try:
@@ -3868,11 +3866,21 @@ class _Route:
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
         if (
-            proxy
-            and not any(map(self._matches, exempt.split()))
-            and not urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
+            not proxy
+            or any(map(self._matches, exempt.split()))
+            or urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
         ):
-            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
+            return
+        url = proxy if "://" in proxy else "http://" + proxy
+        scheme, _, place = url.partition("//")
+        login, _, place = place.rpartition("@")
+        self.proxy = f"{scheme}//{place}"
+        scheme, name, port = _origin(self.proxy) or _NOWHERE
+        self.dial = (name.strip("[]") if scheme == "http" else "", int(port))
+        if login:
+            pair = login if ":" in login else login + ":"
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
+            self.login = {"Proxy-authorization": _Secret("Basic " + token)}
 
     def pop_idle(self) -> _Connection | None:
         """The one used last of those that are still usable."""
@@ -3900,17 +3908,6 @@ class _Route:
         except ValueError:
             return False
 
-    def _use_proxy(self, url: str) -> None:
-        scheme, _, place = url.partition("//")
-        login, _, place = place.rpartition("@")
-        self.proxy = f"{scheme}//{place}"
-        scheme, name, port = _origin(self.proxy) or _NOWHERE
-        self.dial = (name.strip("[]") if scheme == "http" else "", int(port))
-        if login:
-            pair = login if ":" in login else login + ":"
-            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
-            self.login = {"Proxy-authorization": _Secret("Basic " + token)}
-
 
 class _Transport(urllib.request.BaseHandler):
     """The opener's handler: idle connections, routes, and the TLS context of a client."""
@@ -3930,9 +3927,8 @@ class _Transport(urllib.request.BaseHandler):
         route = self.route(request)
         while True:
             connection = route.pop_idle() or _Connection(*route.dial)
-            connection.transport, connection.route = self, route
             try:
-                return connection.exchange(request)
+                return connection.exchange(self, route, request)
             except BaseException as error:
                 connection.close()
                 is_fault = isinstance(error, OSError) and not _is_foreign_timeout(error)
@@ -4059,38 +4055,34 @@ class _Reply:
         else:
             raise _BadReply("too many interim (1xx) replies")
         self.headers = Headers(headers)
-        self.pieces = self._read_pieces(self._read_body(headers))
-        self._is_reusable = (
-            version == "1"
-            and "close" not in headers.get("connection", "").lower()
-            and ("content-length" in headers) != ("transfer-encoding" in headers)
-            and self.status < 300  # else the request may not be read, or uvicorn closes
-            and not connection.is_stale
-        )
+        self.pieces = self._read_pieces(version, headers)
 
-    def _read_body(self, headers: _StrDict) -> _Pieces:
-        """The body in pieces, to its exact end. Raises where it is cut."""
+    def _read_pieces(self, version: str, headers: _StrDict) -> _Pieces:
+        """The body, to its exact end, where the connection is kept or closed."""
         connection, length = self._connection, headers.get("content-length")
-        coding = headers.get("transfer-encoding")
+        coding, size = headers.get("transfer-encoding"), _LENGTH.fullmatch(length or "")
         if self.status == 204:
-            return iter(())
-        if coding is not None:
+            pass  # it has none
+        elif coding is not None:
             if coding.lower() != "chunked":
                 raise _BadReply("a transfer coding that was not asked for")
-            return _read_chunked(connection)
-        if length is None:  # it ends with the connection
+            yield from _read_chunked(connection)
+        elif length is None:  # it ends with the connection
             received = iter(connection.receive, b"")
-            return filter(None, itertools.chain([connection.buffer], received))
-        size = _LENGTH.fullmatch(length)
-        if not size:
+            yield from filter(None, itertools.chain([connection.buffer], received))
+        elif not size:
             raise _BadReply("a Content-Length that is not one number")
-        return _read_length(connection, int(size[1]))
-
-    def _read_pieces(self, body: _Pieces) -> _Pieces:
-        """The body; at its end, keep or close the connection."""
-        yield from body
-        self._is_over, connection = True, self._connection
-        is_reusable = self._is_reusable and not connection.buffer
+        else:
+            yield from _read_length(connection, int(size[1]))
+        self._is_over = True
+        is_reusable = (
+            version == "1"
+            and "close" not in headers.get("connection", "").lower()
+            and (length is None) != (coding is None)
+            and self.status < 300  # else the request may not be read, or uvicorn closes
+            and not connection.is_stale
+            and not connection.buffer
+        )
         connection.transport.release(connection, is_reusable)
 
     def abort(self) -> None:
@@ -4114,8 +4106,7 @@ class _Reply:
         return bytes(body)
 
     def read_error(self, seconds: float = _LONGEST_WAIT) -> bytes:
-        """What comes of an error's body, in so many seconds: its status is known, so it
-        need not be whole."""
+        """What comes in so many seconds of an error's body, which need not be whole."""
         body, clock = bytearray(), self._connection.clock
         try:
             self._connection.clock = _Clock(min(seconds, clock.left()))
