@@ -3642,10 +3642,8 @@ def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
 
 
 # --- connections ---
-# urllib's requests on http.client's connections. One carries one request at a time, waits
-# no longer than the clock says, and is kept only behind a reply that ended exactly. A
-# request that was sent whole is never sent again from here. There is no lock: a list's
-# append and pop are atomic.
+# urllib's requests on http.client's connections, one at a time on each. None waits longer
+# than its clock says, and what was sent whole is never sent again from here.
 
 _READ_SIZE = 65536
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
@@ -3829,8 +3827,10 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Young, this process's, and with nothing to read, which would be its end."""
-        is_old = time.monotonic() - self.idle_since > IDLE_SECONDS
-        if is_old or self._owner != os.getpid():
+        if (
+            self._owner != os.getpid()
+            or time.monotonic() > self.idle_since + IDLE_SECONDS
+        ):
             return False
         if not hasattr(select, "poll"):  # Windows, or eventlet took it away
             try:
@@ -3843,15 +3843,15 @@ class _Connection(http.client.HTTPConnection):
 
 
 # --- routes and idle connections ---
-# Which way an origin is reached, and the connections between uses.
+# Which way an origin is reached, and the connections between uses: only such whose reply
+# ended exactly. There is no lock: a list's append and pop are atomic.
 
 _LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
 _NOWHERE = ("", "", "0")  # scheme, host and port of what is not a plain HTTP URL
 
 
 class _Route:
-    """Where the requests for one origin go, to its host or to a proxy, and the idle
-    connections that lead there."""
+    """The way to one origin, perhaps by a proxy, and the idle connections on it."""
 
     proxy = ""  # as messages show it
 
@@ -3894,8 +3894,7 @@ class _Route:
             return None
 
     def _matches(self, entry: str) -> bool:
-        """Whether an entry of NO_PROXY names this host: `*`, an address or a network, or a
-        name, which stands for its subdomains too; names may have a port."""
+        """Whether NO_PROXY's entry, `*`, a name, `name:port` or a network, has this host."""
         suffix = "." + entry.lstrip("*.")
         is_name = f".{self.host}".endswith(suffix)
         if entry == "*" or is_name or f".{self.authority}".endswith(suffix):
@@ -3971,10 +3970,9 @@ class _Transport(urllib.request.BaseHandler):
 
 
 # --- replies ---
-# Received bytes -> the head and the body of a reply, by HTTP's own rules: a body is whole
-# when its framing says so, never because the connection ended first. What is cut, corrupt
-# or endless raises OSError, in bounded time and memory, and with nothing in the message
-# that the server wrote.
+# Received bytes -> the head and the body of a reply. A body is whole when its framing says
+# so, never because the connection ended first. What is cut, corrupt or endless raises
+# OSError, in bounded time and memory, and nothing that the server wrote is in its message.
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \n])")
@@ -4068,8 +4066,9 @@ class _Reply:
                 raise _BadReply("a transfer coding that was not asked for")
             yield from _read_chunked(connection)
         elif length is None:  # it ends with the connection
-            received = iter(connection.receive, b"")
-            yield from filter(None, itertools.chain([connection.buffer], received))
+            if connection.buffer:
+                yield connection.buffer
+            yield from iter(connection.receive, b"")
         elif not size:
             raise _BadReply("a Content-Length that is not one number")
         else:
