@@ -3827,10 +3827,8 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Young, this process's, and with nothing to read, which would be its end."""
-        if (
-            self._owner != os.getpid()
-            or time.monotonic() > self.idle_since + IDLE_SECONDS
-        ):
+        is_old = time.monotonic() > self.idle_since + IDLE_SECONDS
+        if is_old or self._owner != os.getpid():
             return False
         if not hasattr(select, "poll"):  # Windows, or eventlet took it away
             try:
@@ -3865,11 +3863,9 @@ class _Route:
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
-        if (
-            not proxy
-            or any(map(self._matches, exempt.split()))
-            or urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
-        ):
+        if not proxy or any(map(self._matches, exempt.split())):
+            return
+        if urllib.request.proxy_bypass(self.host):  # macOS's and Windows's own
             return
         url = proxy if "://" in proxy else "http://" + proxy
         scheme, _, place = url.partition("//")
