@@ -3918,7 +3918,6 @@ class _Transport(urllib.request.BaseHandler):
         """Not to know the opener lets both be freed at once."""
 
     def http_open(self, request: Any) -> _Reply:
-        """The reply to a request, its head read."""
         route = self.route(request)
         while True:
             connection = route.pop_idle() or _Connection(*route.dial)
@@ -3970,9 +3969,9 @@ class _Transport(urllib.request.BaseHandler):
 # so, never because the connection ended first. What is cut, corrupt or endless raises
 # OSError, in bounded time and memory, and nothing that the server wrote is in its message.
 
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \n])")
-_HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?![^\n])")
+_HEAD_END = re.compile(rb"\n\r?\n")  # behind a CR, perhaps: with it the search is slow
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \r\n])")
+_HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?=\n|\r?\Z)")
 _FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
 _CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
