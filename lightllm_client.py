@@ -3697,8 +3697,7 @@ class _Connection(http.client.HTTPConnection):
     buffer = b""
     is_stale = False  # it broke before the request was sent
     idle_since = 0.0
-    _is_waiting = False
-    _is_aborted = False
+    _is_waiting = _is_aborted = False
 
     def exchange(self, transport: _Transport, route: _Route, request: Any) -> _Reply:
         """Send a request; the reply, its head read."""
@@ -3784,14 +3783,13 @@ class _Connection(http.client.HTTPConnection):
             clock.left()  # raises when the time is up
             raise
 
-    def receive(self) -> bytes:
+    def receive(self) -> Any:
         """The next bytes, b"" at the end. Raises OSError after `abort`."""
         self._is_waiting = True
         try:
             if self._is_aborted:
                 raise OSError("the connection was closed")
-            raw: bytes = self._call(self.clock, self.sock.recv, _READ_SIZE)
-            return raw
+            return self._call(self.clock, self.sock.recv, _READ_SIZE)
         finally:
             self._is_waiting = False
             if self._is_aborted:
@@ -3851,8 +3849,6 @@ _NOWHERE = ("", "", "0")  # scheme, host and port of what is not a plain HTTP UR
 class _Route:
     """The way to one origin, perhaps by a proxy, and the idle connections on it."""
 
-    proxy = ""  # as messages show it
-
     def __init__(self, scheme: str, authority: str, proxies: _StrDict) -> None:
         _, name, port = _origin(f"{scheme}://{authority}") or _NOWHERE
         self.tls = scheme == "https"
@@ -3860,6 +3856,7 @@ class _Route:
         self.authority = f"{name}:{port}"
         self.dial = (self.host, int(port))
         self.idle: list[_Connection] = []  # the one used last is the last
+        self.proxy = ""  # as messages show it
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
@@ -3941,8 +3938,7 @@ class _Transport(urllib.request.BaseHandler):
             import ssl
 
             self._context = ssl.create_default_context()
-            # 3.8 and 3.9 set OP_IGNORE_UNEXPECTED_EOF: a cut would look like an end
-            self._context.options &= ~0x80
+            self._context.options &= ~0x80  # OP_IGNORE_UNEXPECTED_EOF of 3.8 and 3.9
         return self._context
 
     def release(self, connection: _Connection, is_reusable: bool) -> None:
@@ -3970,7 +3966,7 @@ class _Transport(urllib.request.BaseHandler):
 # OSError, in bounded time and memory, and nothing that the server wrote is in its message.
 
 _HEAD_END = re.compile(rb"\n\r?\n")  # behind a CR, perhaps: with it the search is slow
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \r\n])")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?= |\n|\r?\Z)")
 _HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?=\n|\r?\Z)")
 _FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
@@ -4036,10 +4032,8 @@ def _read_chunked(connection: _Connection) -> _Pieces:
 class _Reply:
     """One reply: its head, which is read at once, and its body piece by piece."""
 
-    _is_over = False
-
     def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
+        self._connection, self._is_over = connection, False
         for _ in range(_MAX_INTERIM):
             head = connection.read_until(_HEAD_END)
             version, self.status, headers = _parse_head(head)
