@@ -3954,7 +3954,8 @@ class _Transport(urllib.request.BaseHandler):
     def close(self) -> None:
         self.closed = True
         for route in list(self._routes.values()):
-            for connection in iter(route.pop_idle, None):
+            idle, route.idle = route.idle, []
+            for connection in idle:
                 connection.close()
 
     __del__ = close
