@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     _List = list[Any]
     _Reason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
     _StrDict = dict[str, str]
+    _Pieces = Iterator[bytes]
 else:
     _Answer, _Json = None, dict
 
@@ -2882,7 +2883,9 @@ class _Exchange:
         data = None if body is None else _dump_request(body).encode()
         headers = _request_headers(client, extra_headers or {})
         # no origin, which is for cookies: finding it out would parse the URL again
-        self._wire = _TimedRequest(self._request.url, data, headers, "", method=method)
+        self._wire: Any = urllib.request.Request(
+            self._request.url, data, headers, "", method=method
+        )
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
 
@@ -3109,7 +3112,7 @@ def _error_words(data: Any) -> str:
 # URLs and headers of requests, and of replies, without state.
 
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d+))?(?=[/?#]|\Z)")
+_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d*))?(?=[/?#]|\Z)")
 
 
 def _parse_delay(text: str) -> float:
@@ -3178,21 +3181,15 @@ def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
 
 
 # --- connections ---
-# urllib's requests on http.client's connections. One carries one request at a time, waits
-# no longer than the clock says, and is kept only behind a reply that ended exactly. A
-# request that was sent whole is never sent again from here. There is no lock: a list's
-# append and pop are atomic.
+# urllib's requests on http.client's connections, one at a time on each. None waits longer
+# than its clock says, and what was sent whole is never sent again from here.
 
 _READ_SIZE = 65536
-_SEND_SIZE = 262144  # bytes of a large body between two looks for an early reply
-_SEND_SECONDS = 0.1  # and the longest wait between them
 _LONGEST_WAIT = 3e6  # seconds; more overflows what the system takes
 _DIAL_SECONDS = 10.0  # for an address of a host that has others left to try
 # routers forget a connection that is silent for two minutes; the last name is macOS's
 _TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60}
 _TIMEOUTS = (socket.timeout, TimeoutError)  # one and the same since Python 3.10
-# the status line of an error, perhaps behind interim replies
-_REFUSAL = re.compile(rb"(?:\A|\n)HTTP/1\.[01] +[345]")
 
 
 class _ClockTimeout(socket.timeout):
@@ -3234,69 +3231,57 @@ class _Clock:
 
 
 class _Connection(http.client.HTTPConnection):
-    """Sends requests. What comes back is read by a _Reply."""
+    """Sends requests, and holds what was received of the reply and not read yet."""
 
-    clock: _Clock
-    transport: _Transport  # while it is in use
-    early = b""  # of the reply, if it begins before the request was sent
-    is_stale = False  # it broke before the request was sent and before a reply
+    buffer = b""
+    is_stale = False  # it broke before the request was sent
     idle_since = 0.0
-    _timeout = 0.0  # of the socket
-    _is_waiting = False
-    _is_aborted = False
+    _is_waiting = _is_aborted = False
 
-    def __init__(self, route: _Route) -> None:
-        super().__init__(*route.dial)
-        self.route = route
-        self._owner = os.getpid()
-
-    def exchange(self, request: urllib.request.Request, clock: _Clock) -> _Reply:
+    def exchange(self, transport: _Transport, route: _Route, request: Any) -> _Reply:
         """Send a request; the reply, its head read."""
-        self.clock = clock
+        self.transport, self.route = transport, route
+        self.clock: _Clock = request.clock
         if not self.sock:
             self.connect()
         self.clock.enter("write")
-        body: Any = request.data or b""
+        body = request.data or b""
         target, headers = request.selector, {"Host": request.host, **request.headers}
-        if self.route.proxy and not self.route.tls:
+        if route.proxy and not route.tls:
             target = request.full_url
-            headers.update(self.route.login)
+            headers.update(route.login)
         if body:
             headers["Content-Length"] = str(len(body))
         try:
             self._send(f"{request.get_method()} {target}", headers, body)
         except _TIMEOUTS:
             raise
-        except OSError:
-            self.early += self._receive_now() or b""
-            self.is_stale = not self.early
-            if self.is_stale:
-                raise
+        except OSError:  # perhaps behind a reply: large bodies are refused early
+            self.is_stale = True
         self.clock.enter("read")
         return _Reply(self)
 
     def connect(self) -> None:
+        self._owner, route = os.getpid(), self.route
         self._dial()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _TCP_OPTIONS.items():
             if hasattr(socket, name):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        if self.route.tls:
-            if self.route.proxy:  # it gets its own credentials and never the key
-                target = self.route.authority
-                self._send(f"CONNECT {target}", {"Host": target, **self.route.login})
-                status = _Reply(self).status
-                if status >= 300:
-                    kind = OSError if status >= 500 else _ProxyError
-                    what = "the proxy refused to open a tunnel, with status"
-                    raise kind(f"{what} {status}")
-            self.sock = self._call(
-                self.clock,
-                self.transport.tls_context().wrap_socket,
-                self.sock,
-                server_hostname=self.route.host,
-                suppress_ragged_eofs=False,  # an end without close_notify is a cut
-            )
+        if not route.tls:
+            return
+        if route.proxy:  # it gets its own credentials and never the key
+            target = route.authority
+            self._send(f"CONNECT {target}", {"Host": target, **route.login})
+            status = _Reply(self).status
+            self.buffer = b""  # what comes behind it is not the server's
+            if status >= 300:
+                kind = OSError if status >= 500 else _ProxyError
+                raise kind(f"the proxy refused to open a tunnel, with status {status}")
+        wrap = self.transport.tls_context().wrap_socket
+        # an end without close_notify is a cut
+        options = {"server_hostname": route.host, "suppress_ragged_eofs": False}
+        self.sock = self._call(self.clock, wrap, self.sock, **options)
 
     def _dial(self) -> None:
         """Connect to the first address that answers."""
@@ -3304,12 +3289,12 @@ class _Connection(http.client.HTTPConnection):
             raise _ProxyError("only proxies of the form http://host:port can be used")
         found = socket.getaddrinfo(self.host, self.port, 0, socket.SOCK_STREAM)
         while not self.sock:
-            family, kind, protocol, _, address = found.pop(0)
+            *kind, _, address = found.pop(0)
             clock = self.clock
             if found:  # a silent address must leave time for those behind it
                 clock = _Clock(min(_DIAL_SECONDS, clock.left() / (1 + len(found))))
             try:
-                self.sock, self._timeout = socket.socket(family, kind, protocol), 0.0
+                self.sock = socket.socket(*kind)
                 self._call(clock, self.sock.connect, address)
             except OSError as error:
                 self.close()
@@ -3317,61 +3302,52 @@ class _Connection(http.client.HTTPConnection):
                     raise
 
     def _send(self, line: str, headers: _StrDict, body: bytes = b"") -> None:
-        """Send a request, or as much of it as the server takes: one that refuses a large
-        body says so at once and closes, and a reset can destroy a reply that was not
-        received yet. A view's repr shows no header."""
         lines = map(": ".join, headers.items())
         head = _Secret("\r\n".join([line + " HTTP/1.1", *lines, "", ""]))
-        view = memoryview(body)
-        piece = memoryview(head.encode("latin-1") + view[:_READ_SIZE])
-        self._call(self.clock, self.sock.sendall, piece)
-        view = view[_READ_SIZE:]
-        while view and not _REFUSAL.search(self.early):
-            clock = _Clock(min(_SEND_SECONDS, self.clock.left()))
-            try:
-                view = view[self._call(clock, self.sock.send, view[:_SEND_SIZE]) :]
-            except _ClockTimeout:
-                pass
-            self.early += self._receive_now() or b""
-
-    def _receive_now(self) -> bytes | None:
-        """What is there: b"" if the connection ended or broke, None for nothing yet."""
-        self._timeout = 0.0
-        try:
-            self.sock.settimeout(0.0)
-            raw: bytes = self.sock.recv(_READ_SIZE)
-            return raw
-        except OSError as error:
-            if _is_foreign_timeout(error) and str(error) != "timed out":  # of eventlet
-                raise
-            # what eventlet's sockets, plain ones and TLS say where nothing is there
-            return None if error.errno in (None, errno.EWOULDBLOCK, 2) else b""
+        # a small body in one go with the head; and a view's repr shows no header
+        first = memoryview(head.encode("latin-1") + body[:_READ_SIZE])
+        for view in (first, memoryview(body)[_READ_SIZE:]):
+            while view:
+                view = view[self._call(self.clock, self.sock.send, view) :]
 
     def _call(self, clock: _Clock, method: Any, *arguments: Any, **options: Any) -> Any:
         """Call a method of the socket, within the time that is left."""
         left = clock.left()
         # setting it costs a system call: better up to 40 ms late, and never early
-        if not 0 <= self._timeout - left < 0.04:
-            self._timeout = left + 0.02
-            self.sock.settimeout(self._timeout)
+        if not 0 <= (self.sock.gettimeout() or 0.0) - left < 0.04:
+            self.sock.settimeout(left + 0.02)
         try:
             return method(*arguments, **options)
         except _TIMEOUTS:
             clock.left()  # raises when the time is up
             raise
 
-    def receive(self) -> bytes:
+    def receive(self) -> Any:
         """The next bytes, b"" at the end. Raises OSError after `abort`."""
         self._is_waiting = True
         try:
             if self._is_aborted:
                 raise OSError("the connection was closed")
-            raw: bytes = self._call(self.clock, self.sock.recv, _READ_SIZE)
-            return raw
+            return self._call(self.clock, self.sock.recv, _READ_SIZE)
         finally:
             self._is_waiting = False
             if self._is_aborted:
                 self.close()
+
+    def grow(self) -> None:
+        """Receive more for what has to be read in one piece."""
+        if len(self.buffer) > _MAX_HEAD:
+            raise _BadReply("an endless head, chunk head or trailer")
+        raw = self.receive()
+        if not raw:
+            raise http.client.RemoteDisconnected("the server closed in mid-reply")
+        self.buffer += raw
+
+    def read_until(self, end: re.Pattern[bytes]) -> bytes:
+        while not end.search(self.buffer):
+            self.grow()
+        raw, self.buffer = end.split(self.buffer, 1)
+        return raw
 
     def abort(self) -> None:
         """Close at once. A thread that waits in `receive` is woken and closes by itself:
@@ -3388,55 +3364,69 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Young, this process's, and with nothing to read, which would be its end."""
-        is_old = time.monotonic() - self.idle_since > IDLE_SECONDS
+        is_old = time.monotonic() > self.idle_since + IDLE_SECONDS
         if is_old or self._owner != os.getpid():
             return False
         if not hasattr(select, "poll"):  # Windows, or eventlet took it away
-            return self._receive_now() is None
+            try:
+                return not select.select([self.sock], [], [], 0)[0]
+            except ValueError:  # a descriptor above 1023
+                return False
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return not poll.poll(0)
 
 
 # --- routes and idle connections ---
-# Which way an origin is reached, and the connections between uses.
+# Which way an origin is reached, and the connections between uses: only such whose reply
+# ended exactly. There is no lock: a list's append and pop are atomic.
 
 _LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
+_NOWHERE = ("", "", "0")  # scheme, host and port of what is not a plain HTTP URL
 
 
 class _Route:
-    """Where the requests for one origin go, to its host or to a proxy, and the idle
-    connections that lead there."""
+    """The way to one origin, perhaps by a proxy, and the idle connections on it."""
 
-    proxy = ""  # as messages show it
-
-    def __init__(self, scheme: str, authority: str, proxies: Mapping[str, str]) -> None:
-        parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
+    def __init__(self, scheme: str, authority: str, proxies: _StrDict) -> None:
+        _, name, port = _origin(f"{scheme}://{authority}") or _NOWHERE
         self.tls = scheme == "https"
-        self.host = parts.hostname or ""
-        self.dial = (self.host, parts.port or (443 if self.tls else 80))
-        name = f"[{self.host}]" if ":" in self.host else self.host
-        self.authority = f"{name}:{self.dial[1]}"
+        self.host = name.strip("[]")
+        self.authority = f"{name}:{port}"
+        self.dial = (self.host, int(port))
         self.idle: list[_Connection] = []  # the one used last is the last
+        self.proxy = ""  # as messages show it
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
         exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
-        if (
-            proxy
-            and not any(map(self._matches, exempt.split()))
-            and not urllib.request.proxy_bypass(self.host)  # macOS's and Windows's own
-        ):
-            self._use_proxy(proxy if "://" in proxy else "http://" + proxy)
+        if not proxy or any(map(self._matches, exempt.split())):
+            return
+        if urllib.request.proxy_bypass(self.host):  # macOS's and Windows's own
+            return
+        url = proxy if "://" in proxy else "http://" + proxy
+        scheme, _, place = url.partition("//")
+        login, _, place = place.rpartition("@")
+        self.proxy = f"{scheme}//{place}"
+        scheme, name, port = _origin(self.proxy) or _NOWHERE
+        self.dial = (name.strip("[]") if scheme == "http" else "", int(port))
+        if login:
+            pair = login if ":" in login else login + ":"
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
+            self.login = {"Proxy-authorization": _Secret("Basic " + token)}
 
     def pop_idle(self) -> _Connection | None:
+        """The one used last of those that are still usable."""
         try:
-            return self.idle.pop()
+            while True:
+                connection = self.idle.pop()
+                if connection.is_usable():
+                    return connection
+                connection.close()
         except IndexError:  # another thread may have been quicker than any check
             return None
 
     def _matches(self, entry: str) -> bool:
-        """Whether an entry of NO_PROXY names this host: `*`, an address or a network, or a
-        name, which stands for its subdomains too; names may have a port."""
+        """Whether NO_PROXY's entry, `*`, a name, `name:port` or a network, has this host."""
         suffix = "." + entry.lstrip("*.")
         is_name = f".{self.host}".endswith(suffix)
         if entry == "*" or is_name or f".{self.authority}".endswith(suffix):
@@ -3449,26 +3439,6 @@ class _Route:
         except ValueError:
             return False
 
-    def _use_proxy(self, url: str) -> None:
-        self.proxy = re.sub("//.*@", "//", url)
-        self.dial = ("", 0)  # it cannot be used
-        try:
-            parts = urllib.parse.urlsplit(url)
-            if parts.scheme == "http":
-                self.dial = (parts.hostname or "", parts.port or 80)
-        except ValueError:
-            return
-        if parts.username:
-            pair = f"{parts.username}:{parts.password or ''}"
-            token = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
-            self.login = {"Proxy-authorization": _Secret("Basic " + token)}
-
-
-class _TimedRequest(urllib.request.Request):
-    """A request with the clock of its attempt."""
-
-    clock: _Clock
-
 
 class _Transport(urllib.request.BaseHandler):
     """The opener's handler: idle connections, routes, and the TLS context of a client."""
@@ -3477,35 +3447,27 @@ class _Transport(urllib.request.BaseHandler):
         self.closed = False
         self._context = ssl_context
         proxies = urllib.request.getproxies().items()
-        self._proxies = {name: _Secret(url) for name, url in proxies}
-        self._routes: dict[tuple[str, str], _Route] = {}
-
-    def __del__(self) -> None:
-        self.close()
+        self._proxies: _StrDict = {name: _Secret(url) for name, url in proxies}
+        self._routes: dict[Any, _Route] = {}
 
     def add_parent(self, parent: Any) -> None:
         """Not to know the opener lets both be freed at once."""
 
-    def http_open(self, request: _TimedRequest) -> _Reply:
-        """The reply to a request, its head read."""
+    def http_open(self, request: Any) -> _Reply:
         route = self.route(request)
         while True:
-            kept = route.pop_idle()
-            if kept and not kept.is_usable():
-                kept.close()
-                continue
-            connection = kept or _Connection(route)
-            connection.transport = self
+            connection = route.pop_idle() or _Connection(*route.dial)
             try:
-                return connection.exchange(request, request.clock)
-            except BaseException:
+                return connection.exchange(self, route, request)
+            except BaseException as error:
                 connection.close()
-                if not (kept and connection.is_stale):
+                is_fault = isinstance(error, OSError) and not _is_foreign_timeout(error)
+                if not (connection.idle_since and connection.is_stale and is_fault):
                     raise
 
     https_open = http_open
 
-    def route(self, request: urllib.request.Request) -> _Route:
+    def route(self, request: Any) -> _Route:
         key = (request.type, request.host)
         found = self._routes.get(key)
         return found or self._routes.setdefault(key, _Route(*key, self._proxies))
@@ -3515,36 +3477,37 @@ class _Transport(urllib.request.BaseHandler):
             import ssl
 
             self._context = ssl.create_default_context()
-            # Python 3.8 and 3.9 set it: a cut would look like an end
-            self._context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0x80)
+            self._context.options &= ~0x80  # OP_IGNORE_UNEXPECTED_EOF of 3.8 and 3.9
         return self._context
 
-    def keep(self, connection: _Connection) -> None:
-        """Keep a connection whose reply ended exactly."""
+    def release(self, connection: _Connection, is_reusable: bool) -> None:
+        """Keep a connection behind a whole reply, or close it."""
         idle = connection.route.idle
         connection.idle_since = time.monotonic()
         del connection.transport  # a cycle: a dropped client would not close it
-        if self.closed or len(idle) >= MAX_IDLE_CONNECTIONS:
-            connection.close()
-        else:
+        if is_reusable and not self.closed and len(idle) < MAX_IDLE_CONNECTIONS:
             idle.append(connection)
+        else:
+            connection.close()
 
     def close(self) -> None:
         self.closed = True
         for route in list(self._routes.values()):
-            for connection in iter(route.pop_idle, None):
+            idle, route.idle = route.idle, []
+            for connection in idle:
                 connection.close()
+
+    __del__ = close
 
 
 # --- replies ---
-# Received bytes -> the head and the body of a reply, by HTTP's own rules: a body is whole
-# when its framing says so, never because the connection ended first. What is cut, corrupt
-# or endless raises OSError, in bounded time and memory, and with nothing in the message
-# that the server wrote.
+# Received bytes -> the head and the body of a reply. A body is whole when its framing says
+# so, never because the connection ended first. What is cut, corrupt or endless raises
+# OSError, in bounded time and memory, and nothing that the server wrote is in its message.
 
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?![^ \n])")
-_HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?![^\n])")
+_HEAD_END = re.compile(rb"\n\r?\n")  # behind a CR, perhaps: with it the search is slow
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?= |\n|\r?\Z)")
+_HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?=\n|\r?\Z)")
 _FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
 _CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
@@ -3558,33 +3521,9 @@ class _BadReply(ConnectionError):
     """A reply that HTTP does not allow, or that is too large."""
 
 
-class _Source:
-    """The bytes of a reply, as `receive` delivers them."""
-
-    def __init__(self, receive: Callable[[], bytes], buffer: bytes) -> None:
-        self.receive = receive
-        self.buffer = buffer  # received and not read yet
-
-    def grow(self) -> None:
-        if len(self.buffer) > _MAX_HEAD:
-            raise _BadReply("an endless head, chunk head or trailer")
-        raw = self.receive()
-        if not raw:
-            raise http.client.RemoteDisconnected("the server closed in mid-reply")
-        self.buffer += raw
-
-    def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        found = end.search(self.buffer)
-        while not found:
-            self.grow()
-            found = end.search(self.buffer)
-        raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
-        return raw
-
-
-def _parse_head(head: str) -> tuple[str, int, _StrDict]:
+def _parse_head(head: bytes) -> tuple[str, int, _StrDict]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
-    text = _FOLD.sub(" ", head.replace("\r\n", "\n"))
+    text = _FOLD.sub(" ", head.decode("latin-1").replace("\r\n", "\n"))
     status, lines = _STATUS_LINE.match(text), _HEADER.findall(text)
     if not status:
         raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
@@ -3597,94 +3536,82 @@ def _parse_head(head: str) -> tuple[str, int, _StrDict]:
     return status[1], int(status[2]), headers
 
 
-def _read_length(source: _Source, left: int) -> Iterator[bytes]:
+def _read_length(connection: _Connection, left: int) -> _Pieces:
     """A body of Content-Length bytes."""
     while left:
-        if not source.buffer:
-            source.grow()
-        raw, source.buffer = source.buffer[:left], source.buffer[left:]
+        if not connection.buffer:
+            connection.grow()
+        raw, connection.buffer = connection.buffer[:left], connection.buffer[left:]
         left -= len(raw)
         yield raw
 
 
-def _read_chunked(source: _Source) -> Iterator[bytes]:
+def _read_chunked(connection: _Connection) -> _Pieces:
     """A body in chunks, each behind its size: the data of all that are there at once."""
-    source.buffer = b"\n" + source.buffer  # now the first is like the others
-    left, is_last = 0, False
-    while not is_last:
-        raw, at, pieces = source.buffer, 0, []
-        while at < len(raw) and not is_last:
-            if not left:
-                head = _CHUNK.match(raw, at)
-                if not head:
-                    break
-                at, left = head.end(), int(head[1], 16)
-                is_last = not left
-            pieces.append(raw[at : at + left])
-            at += len(pieces[-1])
-            left -= len(pieces[-1])
-        source.buffer = raw[at:]
-        data = b"".join(pieces)
-        if data:
-            yield data
-        if not is_last:
-            if b"\n" in source.buffer[2:]:
+    connection.buffer = b"\n" + connection.buffer  # now the first is like the others
+    size, end = 1, 0  # of the last chunk, and where it ends, be that there yet or not
+    while size:
+        raw, pieces = connection.buffer, [connection.buffer[:end]]
+        while size:
+            head = _CHUNK.match(raw, end)
+            if not head:
+                break
+            size = int(head[1], 16)
+            end = head.end() + size
+            pieces.append(raw[head.end() : end])
+        connection.buffer, end = raw[end:], max(0, end - len(raw))
+        if any(pieces):
+            yield b"".join(pieces)
+        if size:
+            if b"\n" in connection.buffer[2:]:
                 raise _BadReply("a corrupt chunk")
-            source.grow()
-    source.read_until(_TRAILERS_END)
-
-
-def _read_body(source: _Source, status: int, headers: _StrDict) -> Iterator[bytes]:
-    """The body in pieces, to its exact end. Raises where it is cut."""
-    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
-    if status == 204:
-        return iter(())
-    if coding is not None:
-        if coding.lower() != "chunked":
-            raise _BadReply("a transfer coding that was not asked for")
-        return _read_chunked(source)
-    if length is None:  # it ends with the connection
-        received = iter(source.receive, b"")
-        return filter(None, itertools.chain([source.buffer], received))
-    size = _LENGTH.fullmatch(length)
-    if not size:
-        raise _BadReply("a Content-Length that is not one number")
-    return _read_length(source, int(size[1]))
+            connection.grow()
+    connection.read_until(_TRAILERS_END)
 
 
 class _Reply:
     """One reply: its head, which is read at once, and its body piece by piece."""
 
-    _is_over = False
-
     def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-        self._source = source = _Source(connection.receive, connection.early)
+        self._connection, self._is_over = connection, False
         for _ in range(_MAX_INTERIM):
-            head = source.read_until(_HEAD_END).decode("latin-1")
+            head = connection.read_until(_HEAD_END)
             version, self.status, headers = _parse_head(head)
             if self.status >= 200:
                 break
         else:
             raise _BadReply("too many interim (1xx) replies")
         self.headers = Headers(headers)
-        self.pieces = self._read_pieces(_read_body(source, self.status, headers))
-        self._is_reusable = (
+        self.pieces = self._read_pieces(version, headers)
+
+    def _read_pieces(self, version: str, headers: _StrDict) -> _Pieces:
+        """The body, to its exact end, where the connection is kept or closed."""
+        connection, length = self._connection, headers.get("content-length")
+        coding, size = headers.get("transfer-encoding"), _LENGTH.fullmatch(length or "")
+        if self.status == 204:
+            pass  # it has none
+        elif coding is not None:
+            if coding.lower() != "chunked":
+                raise _BadReply("a transfer coding that was not asked for")
+            yield from _read_chunked(connection)
+        elif length is None:  # it ends with the connection
+            if connection.buffer:
+                yield connection.buffer
+            yield from iter(connection.receive, b"")
+        elif not size:
+            raise _BadReply("a Content-Length that is not one number")
+        else:
+            yield from _read_length(connection, int(size[1]))
+        self._is_over = True
+        is_reusable = (
             version == "1"
             and "close" not in headers.get("connection", "").lower()
-            and ("content-length" in headers) != ("transfer-encoding" in headers)
-            and self.status < 500  # uvicorn closes behind one, silently
-            and not connection.early
+            and (length is None) != (coding is None)
+            and self.status < 300  # else the request may not be read, or uvicorn closes
+            and not connection.is_stale
+            and not connection.buffer
         )
-
-    def _read_pieces(self, body: Iterator[bytes]) -> Iterator[bytes]:
-        """The body; at its end, keep or close the connection."""
-        yield from body
-        self._is_over = True
-        if self._is_reusable and not self._source.buffer:
-            self._connection.transport.keep(self._connection)
-        else:
-            self._connection.close()
+        connection.transport.release(connection, is_reusable)
 
     def abort(self) -> None:
         """Close the connection, unless the body's end has let it go."""
@@ -3699,21 +3626,18 @@ class _Reply:
 
     def read(self) -> bytes:
         """The whole body. Raises where it is larger than MAX_REPLY_BYTES."""
-        body, left = [], MAX_REPLY_BYTES
-        for raw in self.pieces:
-            body.append(raw)
-            left -= len(raw)
-            if left < 0:
-                raise _BadReply("a body larger than MAX_REPLY_BYTES")
-        return b"".join(body)
-
-    def read_error(self, seconds: float | None = None) -> bytes:
-        """What comes of an error's body, in so many seconds: its status is known, so it
-        need not be whole."""
-        if seconds is not None:
-            self._connection.clock = _Clock(seconds)
         body = bytearray()
+        for raw in self.pieces:
+            body += raw
+            if len(body) > MAX_REPLY_BYTES:
+                raise _BadReply("a body larger than MAX_REPLY_BYTES")
+        return bytes(body)
+
+    def read_error(self, seconds: float = _LONGEST_WAIT) -> bytes:
+        """What comes in so many seconds of an error's body, which need not be whole."""
+        body, clock = bytearray(), self._connection.clock
         try:
+            self._connection.clock = _Clock(min(seconds, clock.left()))
             for raw in self.pieces:
                 body += raw
                 if len(body) > MAX_ERROR_BYTES:

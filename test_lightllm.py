@@ -2352,8 +2352,10 @@ class WholeOrError(TransportTest):
 
     def read(self, pieces):
         """The body of a reply that is received in these pieces."""
+        connection = lightllm._Connection("")
         receive = functools.partial(next, iter(pieces), b"")
-        return lightllm._Reply(mock.Mock(receive=receive, early=b"")).read()
+        vars(connection).update(receive=receive, transport=mock.Mock())
+        return lightllm._Reply(connection).read()
 
     def test_cuts_between_cr_and_lf(self):
         text = b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n"
