@@ -427,17 +427,18 @@ def raised(test, kind, call, *args, **options):
 
 def shown(error):
     """All that a tool could print of an error: messages, causes, attributes, variables."""
-    texts, seen = [], set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        frames = traceback.TracebackException.from_exception(error, capture_locals=True)
-        texts += [repr(f.locals) for f in frames.stack if f.filename != __file__]
+    texts, values, errors = [], {}, []
+    while error is not None and error not in errors:
+        errors.append(error)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename != __file__:  # each value once: some are large
+                values.update((id(value), value) for value in frame.f_locals.values())
         texts += [str(error), repr(error), repr(getattr(error, "body", ""))]
         response = getattr(error, "response", None)
         if response is not None:
             texts += [repr(response), response.text, repr(dict(response.headers))]
         error = error.__cause__ or error.__context__
-    return "\n".join(texts)
+    return "\n".join([*texts, *map(repr, values.values())])
 
 
 # --- the usage guide ---
