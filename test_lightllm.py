@@ -84,7 +84,8 @@ CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_c
 
 # --- the scripted server ---
 # A reply is (status, headers, parts). A part is bytes (sent as they are), a float (the
-# seconds to wait), HANGUP or RESET. With the status None the parts are the whole reply.
+# seconds to wait), an event (to wait for), HANGUP or RESET. With the status None the parts
+# are the whole reply.
 # Parts that follow each other at once may reach the client as one piece: a cut that a test
 # cannot do without is made by feeding the pieces to the decoder.
 
@@ -133,6 +134,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for part in parts:
             if isinstance(part, float):
                 self.wait(part)
+            elif isinstance(part, threading.Event):
+                part.wait(9)
             elif part is HANGUP or part is RESET:
                 self.close_connection = True
                 if part is RESET:
@@ -249,6 +252,10 @@ def events(*items, end=b"0\r\n\r\n"):
 
 def pieces_of(text, size=6):
     return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+def cut_at(whole, *cuts):
+    return [whole[start:end] for start, end in zip([0, *cuts], [*cuts, None])]
 
 
 def reply_text(reply):
@@ -369,22 +376,22 @@ class ServerTest(unittest.TestCase):
         error = raised(self, kind, collections.deque, stream, 0)
         self.assertRaises(kind, next, stream)
         self.assertRaises(kind, stream.get_final_completion)
-        for text in words:
-            self.assertIn(text, str(error))
+        self.assert_says(error, *words)
         if partial is not None:
             self.assertEqual(error.partial.choices[0].message.content, partial)
         return error
 
     def answers_to(self, texts, cutters, reason="stop", **options):
         """Each text, its choice in a plain reply, and its choices in a stream, which brings
-        all texts at once, each cut by each of these functions."""
+        all texts at once, each cut by each of these functions, or in pieces of a size."""
         choices, chunks, step = [], [], len(cutters)
         texts, rest = texts[:20], texts[20:]  # a chunk takes time for each choice
         for number, text in enumerate(texts):
             choice = {"index": number, "message": assistant(text)}
             choices.append({**choice, "finish_reason": reason})
             for index, cut in enumerate(cutters, step * number):
-                chunks += [delta(piece, index=index) for piece in cut(text)]
+                pieces = cut(text) if callable(cut) else pieces_of(text, cut)
+                chunks += [delta(piece, index=index) for piece in pieces]
                 chunks.append(delta(finish_reason=reason, index=index))
         self.server.says(plain({"id": "1", "choices": choices}))
         whole = self.ask(**options).choices
@@ -400,9 +407,21 @@ class ServerTest(unittest.TestCase):
         if rest:
             yield from self.answers_to(rest, cutters, reason, **options)
 
-    def error(self, kind=lightllm.APIError, client=None, **options):
+    def error(self, kind=lightllm.APIError, client=None, reply=None, **options):
         """The error that asking raises, with nothing secret in it."""
+        self.server.says(*[reply] if reply else [])
         return raised(self, kind, self.ask, client, **options)
+
+    def ask_error(self, *words, kind=CONNECTION_ERROR, **options):
+        """The error with these words that asking raises."""
+        error = self.error(kind, **options)
+        self.assert_says(error, *words)
+        return error
+
+    def assert_says(self, text, *words):
+        """Each of these words is in a text, or in an error's."""
+        for part in words:
+            self.assertIn(part, str(text))
 
     @property
     def sent(self):
@@ -672,8 +691,9 @@ class Clients(ServerTest):
         ]  # fmt: skip
         for name, value, kind in self.cases(table):
             words = name if hasattr(self.client, name) else value
-            with self.assertRaisesRegex(kind, words):
-                lightllm.LightLLMClient(**{name: value})
+            self.assertRaisesRegex(
+                kind, words, lightllm.LightLLMClient, **{name: value}
+            )
         self.assertRaises(TypeError, lightllm.LightLLMClient, "k", "http://h", 1.0, 5)
 
     def test_with_options_shares_connections_and_leaves_the_original(self):
@@ -721,11 +741,10 @@ class Clients(ServerTest):
             self.assertFalse(client.is_closed())
 
     def test_options_of_a_client_count_for_its_namespaces_at_once(self):
-        self.server.says(raw(0.4), answer())
         self.client.timeout = 0.1
-        self.assertIn("0.1 s", str(self.error(lightllm.APITimeoutError)))
+        self.ask_error("0.1 s", kind=lightllm.APITimeoutError, reply=raw(0.4))
         self.client.timeout, self.client.api_key = 5, "other"
-        self.ask()
+        self.request()
         self.assertEqual(self.server.heard[1].headers["Authorization"], "Bearer other")
         self.assertIs(self.client.chat, self.client.chat)
 
@@ -834,9 +853,8 @@ class Create(ServerTest):
 
     def test_any_true_stream_streams(self):
         for value in (1, "yes", [0]):
-            self.server.says(events(delta("a"), STOP, DONE))
-            self.assertEqual(reply_text(self.ask(stream=value)), "a")
-            self.assertIs(self.sent["stream"], True)
+            reply = self.receive(events(delta("a"), STOP, DONE), stream=value)
+            self.assertEqual((reply_text(reply), self.sent["stream"]), ("a", True))
         self.assertIs(self.request(stream=0)["stream"], False)
 
     def test_what_json_cannot_hold_is_refused_before_anything_is_sent(self):
@@ -1022,9 +1040,7 @@ class Messages(ServerTest):
             "/just/a/path.png": "file:///path", "file:just/a/path.png": "file:///path",
         }  # fmt: skip
         for url, reason in self.cases(table):
-            message = self.image_error(url)
-            self.assertIn(reason, message)
-            self.assertIn(url[-12:], message)
+            self.assert_says(self.image_error(url), reason, url[-12:])
         self.assertIn("image 5: not a URL or a PIL image", self.image_error(5))
         for image in (None, {"detail": "low"}):
             self.assertIn("image None: ", self.image_error(image))
@@ -1469,8 +1485,7 @@ def outcome(choice):
 
 class ToolCallsInText(ServerTest):
     def test_texts_read_the_same_whole_and_in_pieces(self):
-        cutters = [functools.partial(pieces_of, size=size) for size in (1, 9)]
-        answers = self.answers_to([*TEXTS], cutters, tools=TOOLS)
+        answers = self.answers_to([*TEXTS], (3, 9), tools=TOOLS)
         for text, whole, cut in self.cases(answers):
             reason = "tool_calls" if TEXTS[text] else "stop"
             self.assertEqual(whole.message.content, text)
@@ -1480,12 +1495,15 @@ class ToolCallsInText(ServerTest):
                     self.assertEqual(choice.message.content or "", text)
 
     def test_every_cut_gives_the_same(self):
-        """Two pieces for each cut, fed to the reader: a socket would join them."""
+        """Fed to the reader: a socket would join the pieces. Two cuts at once, and all."""
         for text, expected in self.cases(TEXTS):
-            outcomes = set()
-            for cut in range(len(text) + 1):
+            outcomes, half = set(), len(text) // 2 + 1
+            pairs = [(cut, cut + half) for cut in range(half)]
+            for cuts in (*pairs, range(1, len(text))):
                 reader = lightllm._CallReader(SCHEMAS)
-                found = reader.feed(text[:cut]) + reader.feed(text[cut:])
+                found = [
+                    one for piece in cut_at(text, *cuts) for one in reader.feed(piece)
+                ]
                 found += reader.finish()
                 texts = "".join(piece for piece in found if isinstance(piece, str))
                 calls = [one for one in found if not isinstance(one, str)]
@@ -1497,7 +1515,7 @@ class ToolCallsInText(ServerTest):
             CALL: [A], CALL[:-12]: [], CALL[:-1]: [], CALL + CALL[:-12]: [A],
             CALL[:-12] + CALL: [A, A], FUNCTION_CALL[:-13]: [], GLM_CALL[:-1]: [],
         }  # fmt: skip
-        answers = self.answers_to([*table], [pieces_of], "length", tools=TOOLS)
+        answers = self.answers_to([*table], [6], "length", tools=TOOLS)
         for text, whole, (streamed,) in self.cases(answers):
             for choice in (whole, streamed):
                 self.assertEqual(outcome(choice), (table[text], "length"))
@@ -1519,8 +1537,7 @@ class ToolCallsInText(ServerTest):
             " a \n" + CALL[:-5]: " a \n",  # a part of the end tag goes with the call
             CALL[:-12] + "<tool_": "<tool_",
         }
-        cutters = [functools.partial(pieces_of, size=size) for size in (1, 3, 7, 1000)]
-        answers = self.answers_to([*table], cutters, tools=[TOOL])
+        answers = self.answers_to([*table], (1, 3, 7, 1000), tools=[TOOL])
         for text, _, cut in self.cases(answers):
             self.assertEqual({choice.message.content for choice in cut}, {table[text]})
 
@@ -1576,9 +1593,10 @@ class Streams(ServerTest):
         self.assertEqual(list(stream), [])
 
     def test_a_chunk_arrives_when_its_bytes_do(self):
-        stream = self.stream(delta("a"), 0.3, delta("b"), STOP, DONE)
-        with self.within(0.2):
-            self.assertEqual(next(stream).choices[0].delta.content, "a")
+        was_read = threading.Event()
+        stream = self.stream(delta("a"), was_read, delta("b"), STOP, DONE)
+        self.assertEqual(next(stream).choices[0].delta.content, "a")
+        was_read.set()
         self.assertEqual(reply_text(stream), "b")
 
     def test_whole_streams(self):
@@ -1628,48 +1646,37 @@ class Streams(ServerTest):
         stream = self.stream(*items, client=self.new_client(timeout=0.2))
         self.assertEqual(reply_text(stream), "aaaa")
 
-    def test_replies_that_are_no_stream(self):
-        self.stream_error(self.stream(), "without any event")
-        table = [
-            plain({"error": {"message": "no streaming here"}}), answer(),
-            (200, {"Content-Type": "text/html"}, [b"<html>login</html>"]),
-            (200, {"Content-Type": "text/plain"}, [b"<html>"]),
+    def test_errors_in_a_stream_say_the_servers_words_first(self):
+        inner = {"message": f"boom {KEY}", "type": "t", "code": 7}
+        texts = "Internal failure", "{oops", "[1]", "null", "5"
+        boom, deep = "boom ***", ("[" * 100_000, '{"a":' * 100_000)
+        objects = [
+            ({"error": inner}, boom), ({"object": "error", **inner}, boom), (inner, boom),
+            ({"type": "error", "error": inner}, boom), ({"error": "boom"}, "boom"),
+            ({"message": "boom", "error": None}, "boom"), ({"message": "boom"}, "boom"),
+            ({"error": {"code": 7}}, '{"error": {"code": 7}}'),
+            (b'event: error\ndata: {"detail": "boom"}\n\n', "boom"),
+            (b'event: error\r\ndata: {"choices": [], "message": "boom"}\r\n\r\n', "boom"),
         ]  # fmt: skip
-        for reply in table:
-            self.server.says(reply)
-            error = self.error(lightllm.APIResponseValidationError, stream=True)
-            self.assertIn("not a stream of events", str(error))
-
-    def test_error_events_raise_the_servers_words(self):
-        body = {"message": f"boom {KEY}", "type": "server_error", "code": 7}
-        stream = self.stream(delta("a"), {"error": body}, delta("b"))
-        self.assertEqual(next(stream).choices[0].delta.content, "a")
-        error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
-        self.assertTrue(str(error).startswith("boom *** (in the stream of POST http"))
-        facts = error.code, error.type, error.body["code"]
-        self.assertEqual(facts, ("7", "server_error", 7))
-
-    def test_errors_in_a_stream_have_many_shapes(self):
-        table = [
-            b'event: error\ndata: {"detail": "boom"}\n\n', b"event: error\ndata: boom\n\n",
-            b'event: error\r\ndata: {"choices": [], "message": "boom"}\r\n\r\n',
-            {"object": "error", "message": "boom", "code": 40303},
-            {"type": "error", "error": {"message": "boom"}}, {"message": "boom"},
-            {"message": "boom", "error": None}, {"error": "boom"},
+        others = [
+            *zip(texts, texts), (b"event: error\ndata: boom\n\n", "boom"),
+            *[(text, text[:300] + "...") for text in deep],
         ]  # fmt: skip
-        for item in self.cases(table):
-            stream = self.stream(delta("a"), STOP, item, DONE)
+        table = itertools.product([*objects, *others], ([], [STOP]))
+        where = f" (in the stream of POST {self.server.url}/v1/chat/completions)"
+        for (data, words), finish in self.cases(table):
+            stream = self.stream(delta("a"), *finish, data, delta("b"), DONE)
+            self.assertEqual(next(stream).choices[0].delta.content, "a")
             error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
-            url = self.server.url + "/v1/chat/completions"
-            self.assertTrue(str(error).startswith(f"boom (in the stream of POST {url}"))
+            self.assertTrue(str(error).startswith(words + where), str(error))
+            is_other = (data, words) in others
+            self.assertEqual("not a JSON object" in str(error), is_other)
+            self.assertEqual(isinstance(error, ValueError), is_other)
+            if words == boom:
+                facts = error.code, error.type, error.body["code"]
+                self.assertEqual(facts, ("7", "t", 7))
         fine = [b"event: message\n", delta("a"), {"message": "x", "choices": []}, STOP]
         self.assertEqual(reply_text(self.stream(*fine)), "a")
-
-    def test_events_that_are_no_json(self):
-        table = ("{oops", "[1]", "null", "5", "[" * 100_000, '{"a":' * 100_000)
-        for data in self.cases(table):
-            error = self.stream_error(self.stream(data, DONE), kind=lightllm.APIError)
-            self.assertIsInstance(error, ValueError)
 
     def test_an_endless_event_is_an_error_behind_the_chunks_before_it(self):
         self.limit("MAX_EVENT_BYTES", 1000)
@@ -1921,18 +1928,28 @@ class ServerMadeStreamCalls(ServerTest):
             self.assertEqual((calls_of(message), message.content or ""), (calls, text))
 
     def test_they_are_held_until_they_are_whole_and_nothing_else_is(self):
-        items = [(0, "x", "f", ""), "text", 0.1, (0, "{}"), (1, "y", "g", ONE[1]), 0.1]
+        begun, ended = threading.Event(), threading.Event()
+        items = [
+            (0, "x", "f", ""),
+            "text",
+            begun,
+            (0, "{}"),
+            (1, "y", "g", ONE[1]),
+            ended,
+        ]
         stream = self.stream(*map(chunk_of, items), STOP, DONE, tools=[TOOL])
-        started = time.monotonic()
 
-        deltas = [next(stream).choices[0].delta for _ in range(5)]
+        deltas = [next(stream).choices[0].delta for _ in range(2)]
+        begun.set()
+        deltas += [next(stream).choices[0].delta for _ in range(2)]
+        ended.set()
+        deltas.append(next(stream).choices[0].delta)
 
         self.assertEqual(deltas[1].content, "text")
-        self.assertEqual([deltas[0].tool_calls, deltas[2].tool_calls], [None, None])
-        first, second = [call for one in deltas[3:] for call in one.tool_calls]
+        self.assertEqual([one.tool_calls for one in deltas[:3]], [None] * 3)
+        (first,), (second,) = [one.tool_calls for one in deltas[3:]]
         self.assertEqual((first.id, first.function.arguments), ("x", "{}"))
         self.assertEqual((second.index, second.function.arguments), (1, '{"a": 1}'))
-        self.assertGreater(time.monotonic() - started, 0.15)
 
     def test_a_call_that_never_became_whole_is_an_error_with_the_way_out(self):
         malformed = (1, "x", "save", '{"text": Paris}')
@@ -1983,10 +2000,9 @@ class ServerMadeStreamCalls(ServerTest):
             ("it stands in a thought", thought, "tool_calls", [good], []),
         ]
         for words, text, reason, calls, kept in self.cases(table):
-            self.server.says(answer(text, reason, tool_calls=calls))
-            error = self.error(lightllm.APIResponseValidationError, tools=tools)
-            self.assertIn(words, str(error))
-            self.assertIn("tool_mode='prompt'", str(error))
+            reply, kind = answer(text, reason, tool_calls=calls), lightllm.APIError
+            words = words, "tool_mode='prompt'"
+            error = self.ask_error(*words, kind=kind, reply=reply, tools=tools)
             self.assertEqual(calls_of(error.partial.choices[0].message), kept)
 
     def test_fields_of_a_call_that_only_the_server_knows_are_kept(self):
@@ -2127,13 +2143,6 @@ class TransportTest(ServerTest):
         with environment(**{**dict.fromkeys(names), **proxies}):
             return self.new_client(base_url=base_url, **options)
 
-    def ask_error(self, *words, kind=CONNECTION_ERROR, **options):
-        """The error with these words that asking raises."""
-        error = self.error(kind, **options)
-        for text in words:
-            self.assertIn(text, str(error))
-        return error
-
     def skip_naps(self):
         """Let naps between attempts take no time; returns the list of their seconds."""
         naps = []
@@ -2206,9 +2215,8 @@ class Time(TransportTest):
             (coded + b"5;" + b"x" * 300000, "endless"), (ok + lines, "endless"),
         ]  # fmt: skip
         for reply, words in self.cases(table):
-            self.server.says(raw(reply))
             with self.within(1.0):
-                self.ask_error(words, timeout=4)
+                self.ask_error(words, reply=raw(reply), timeout=4)
 
     def test_a_server_that_reads_nothing(self):
         listener = self.listener(lambda connection: time.sleep(3))
@@ -2224,7 +2232,7 @@ class Time(TransportTest):
             raise raising
 
         def rule(heard):
-            signal.setitimer(signal.ITIMER_REAL, 0.03)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
             return reply
 
         before = signal.signal(signal.SIGALRM, alarm)
@@ -2284,8 +2292,7 @@ class WholeOrError(TransportTest):
         }  # fmt: skip
         for words, replies in table.items():
             for reply in self.cases(replies):
-                self.server.says(raw(reply))
-                self.ask_error(words)
+                self.ask_error(words, reply=raw(reply))
 
     def test_good_status_with_something_else(self):
         body, kind = answer()[2][0], lightllm.APIResponseValidationError
@@ -2307,16 +2314,14 @@ class WholeOrError(TransportTest):
             "deep echo": plain(json.dumps({"x": [KEY]}).replace("-", "\\u002d").encode()),
         }  # fmt: skip
         for name, reply in self.cases(table):
-            self.server.says(reply)
-            error = self.ask_error("/v1/chat/completions", kind=kind)
+            error = self.ask_error("/v1/chat/completions", kind=kind, reply=reply)
             self.assertEqual(error.response.status_code, error.status_code)
             self.assertIn(error.status_code, (200, 204))
             self.assertEqual("coded" in str(error), name == "gzip")
             self.assertEqual("with nothing" in str(error), "no content" in name)
             if "behind" in name:
                 self.assertIn("status 200 with a body that is not the JSON", str(error))
-        self.server.says(plain(body + b" \r\n", 299))
-        self.assertEqual(self.ask().id, "8")
+        self.assertEqual(self.receive(plain(body + b" \r\n", 299)).id, "8")
 
     def test_bodies_over_a_cap(self):
         self.limit("MAX_REPLY_BYTES", 10_000)
@@ -2324,11 +2329,10 @@ class WholeOrError(TransportTest):
         big, ended = b"x" * 20_000, {"Connection": "close"}
         chunks = {"Transfer-Encoding": "chunked"}
         for headers, part in (({}, big), (ended, big), (chunks, chunked(big))):
-            self.server.says((200, headers, [part]))
-            self.ask_error("MAX_REPLY_BYTES")
+            self.ask_error("MAX_REPLY_BYTES", reply=(200, headers, [part]))
         for headers in ({}, {"Content-Length": str(10**15)}, ended):
-            self.server.says((400, headers, [b"y" * 300_000, HANGUP]))
-            error = self.error(lightllm.BadRequestError)
+            reply = 400, headers, [b"y" * 300_000, HANGUP]
+            error = self.error(lightllm.BadRequestError, reply=reply)
             self.assertLess(len(str(error)), 700)
             self.assertLessEqual(len(error.response.content), 100_000)
 
@@ -2344,8 +2348,8 @@ class WholeOrError(TransportTest):
         ]  # fmt: skip
         for odd, usual, text in self.cases(table):
             odd_body = body.replace(usual, odd, 1)
-            self.server.says(plain(odd_body, Content_Type="text/plain; charset=x"))
-            self.assertEqual(reply_text(self.ask()), text)
+            reply = plain(odd_body, Content_Type="text/plain; charset=x")
+            self.assertEqual(reply_text(self.receive(reply)), text)
 
     def test_unusual_but_good_http(self):
         body = answer()[2][0].decode()
@@ -2359,8 +2363,9 @@ class WholeOrError(TransportTest):
             f"{coded}{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n",
         ]  # fmt: skip
         for text in self.cases(table):
-            self.server.says(raw(text))
-            self.assertEqual(reply_text(self.ask(self.new_client())), "Hello")
+            self.assertEqual(
+                reply_text(self.receive(raw(text), self.new_client())), "Hello"
+            )
 
     def read(self, pieces):
         """The body of a reply that is received in these pieces."""
@@ -2371,7 +2376,7 @@ class WholeOrError(TransportTest):
         text = b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n"
         text += b"3;x\r\nabc\r\n2\r\nde\r\n0\r\nX: y\r\n\r\n"
         for cut in range(1, len(text)):
-            self.assertEqual(self.read([text[:cut], text[cut:]]), b"abcde", cut)
+            self.assertEqual(self.read(cut_at(text, cut)), b"abcde", cut)
 
     def test_random_framings_agree_with_a_reference(self):
         def reference(text):  # all there, and nothing malformed
@@ -2396,8 +2401,7 @@ class WholeOrError(TransportTest):
             coded = b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + trailers
             for text in (b"HTTP/1.1 200 OK\r\n" + framed for framed in (sized, coded)):
                 cuts = sorted(rng.choices(range(1, len(text)), k=rng.randrange(9)))
-                ends = zip([0, *cuts], [*cuts, len(text)])
-                found = self.read([text[a:b] for a, b in ends if a < b] + [b"next"])
+                found = self.read([*filter(None, cut_at(text, *cuts)), b"next"])
                 self.assertEqual(found, reference(text))
                 self.assertEqual(found, body)
                 with self.assertRaises(ConnectionError):
@@ -2526,9 +2530,8 @@ class Pool(TransportTest):
 
     def test_a_request_that_was_sent_is_not_sent_again(self):
         for fault, heard in ((RESET, 2), (HANGUP, 4)):
-            self.server.says(answer(), raw(fault))
-            self.ask()
-            self.error(lightllm.APIConnectionError)
+            self.request()
+            self.error(lightllm.APIConnectionError, reply=raw(fault))
             self.assertEqual(len(self.server.heard), heard)
 
     def test_idle_connections_are_bounded(self):
@@ -2726,8 +2729,11 @@ class Redirects(TransportTest):
             (url + "\\@evil.example", 307, "evil.example"),
         ]  # fmt: skip
         for location, status, named in self.cases(table):
-            self.server.says((status, {"Location": location}, []))
-            error = self.ask_error(named, "check base_url", kind=STATUS_ERROR)
+            reply, words = (
+                (status, {"Location": location}, []),
+                (named, "check base_url"),
+            )
+            error = self.ask_error(*words, kind=STATUS_ERROR, reply=reply)
             self.assertEqual(error.status_code, status)
             self.assertNotIn("token", str(error))
         self.assertEqual(other.accepted, [])
@@ -2771,9 +2777,11 @@ class Errors(TransportTest):
             ({"message": "many"}, 300, "APIStatusError", "many"),
         ]  # fmt: skip
         for body, status, name, text in self.cases(table):
-            self.server.says(plain(body, status, x_request_id="req-3"))
-            kind = getattr(lightllm, name)
-            error = self.ask_error(text, str(status), kind=kind)
+            kind, reply = (
+                getattr(lightllm, name),
+                plain(body, status, x_request_id="req-3"),
+            )
+            error = self.ask_error(text, str(status), kind=kind, reply=reply)
             for one in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
                 self.assertIs(type(one), kind)
                 self.assertEqual(str(one), error.message)
@@ -2804,8 +2812,7 @@ class Errors(TransportTest):
             ({"detail": list("abcdefghijklm")}, "a; b; c; d; e; f; g; h; i"),
         ]  # fmt: skip
         for body, words in self.cases(table):
-            self.server.says(plain(body, 418))
-            text = str(self.error(lightllm.APIStatusError))
+            text = str(self.error(lightllm.APIStatusError, reply=plain(body, 418)))
             self.assertTrue(text.endswith(f"/v1/chat/completions: {words}"), text)
             self.assertEqual(text.count(self.server.url), 1)
 
@@ -2822,9 +2829,9 @@ class Errors(TransportTest):
             b"<html>" + b" \n" * 10**6 + KEY.encode(), b'{"error":{"code":{"a":[]}}}',
         ]  # fmt: skip
         for body in self.cases(table):
-            self.server.says(plain(body, 404, X_Echo=KEY))
+            reply = plain(body, 404, X_Echo=KEY)
             with self.within(5):
-                error = self.ask_error("404", kind=lightllm.NotFoundError)
+                error = self.ask_error("404", kind=lightllm.NotFoundError, reply=reply)
             self.assertLess(len(str(error)), 500)
             self.assertNotRegex(str(error), r"[\x00-\x1f]")
             pickle.dumps(error.message)
@@ -2855,35 +2862,13 @@ class Errors(TransportTest):
             (417, "x", "the parameters"), (422, "x", "another type"), (500, "x", "'s log"),
         ]  # fmt: skip
         for status, words, hint in self.cases(table):
-            self.server.says(plain({"message": words}, status))
-            error = self.error(lightllm.APIStatusError)
+            error = self.error(STATUS_ERROR, reply=plain({"message": words}, status))
             url = f" from POST {self.server.url}/v1/chat/completions: {words}; "
             self.assertIn(f"Error code: {status}{url}", str(error))
             self.assertIn(hint, str(error).partition(words)[2])
             self.assertNotIn("/generate", str(error))
         stream = self.stream({"error": {"message": long}})
         self.stream_error(stream, lower, kind=lightllm.APIError)
-
-    def test_errors_in_a_stream_say_the_servers_words_first(self):
-        inner = {"message": "boom", "type": "t", "code": 429}
-        table = [
-            ({"error": inner}, "boom"), ({"object": "error", **inner}, "boom"),
-            ({"type": "error", "error": inner}, "boom"), (inner, "boom"),
-            ({"error": {"code": 7}}, '{"error": {"code": 7}}'),
-            ("Internal failure", "Internal failure"), ("[1]", "[1]"),
-        ]  # fmt: skip
-        where = f" (in the stream of POST {self.server.url}/v1/chat/completions)"
-        for data, words in self.cases(table):
-            self.server.says(events(delta("a"), data, DONE))
-            stream = self.ask(stream=True)
-            next(stream)
-            error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
-            self.assertTrue(str(error).startswith(words + where), str(error))
-            is_json = isinstance(data, dict)
-            self.assertEqual("not a JSON object" in str(error), not is_json)
-            self.assertIs(type(error) is lightllm.APIError, is_json)
-            if "boom" in words:
-                self.assertEqual((error.code, error.body["type"][:1]), ("429", "t"))
 
     def test_a_streams_cause_is_kept_and_shows_nothing(self):
         stream = self.stream(delta(KEY), RESET)
@@ -2902,8 +2887,8 @@ class Errors(TransportTest):
         kinds = "application/json", "text/plain", ""
         for first, kind in self.cases(itertools.product(starts, kinds)):
             _, headers, parts = events(first + event(delta("a")), 0.002, end)
-            self.server.says((200, {**headers, "Content-Type": kind}, parts))
-            self.assertEqual(reply_text(self.ask(stream=True)), "a")
+            reply = 200, {**headers, "Content-Type": kind}, parts
+            self.assertEqual(reply_text(self.receive(reply, stream=True)), "a")
 
     def test_what_is_no_stream_is_refused_without_waiting_for_its_end(self):
         headers = {"Content-Type": "application/json", "Content-Length": "5000"}
@@ -2915,25 +2900,32 @@ class Errors(TransportTest):
         ]  # fmt: skip
         options = {"kind": lightllm.APIResponseValidationError, "stream": True}
         for words, *parts in self.cases(table):
-            self.server.says((200, headers, parts))
             with self.within(2):
-                self.ask_error(start, words, **options)
+                self.ask_error(start, words, reply=(200, headers, parts), **options)
+        html = [
+            (200, {"Content-Type": "text/" + kind}, [b"<p>"])
+            for kind in ("html", "plain")
+        ]
         self.server.says(plain({"error": {"message": "no", "code": 5}}), plain(b""))
+        self.server.says(answer(), *html)
         error = self.ask_error("of events: no; is base_url", **options)
         self.assertEqual(error.code, "5")
         self.ask_error("not a stream of events; is", **options)
+        for _ in range(3):
+            self.ask_error("not a stream of events", **options)
+        self.stream_error(self.stream(), "without any event")
 
     def test_only_real_codings_are_refused(self):
         for coding in self.cases(["", "utf-8", "none", "identity, identity", "UTF8"]):
-            self.server.says(answer(Content_Encoding=coding))
-            self.assertEqual(self.ask().id, "8")
+            reply = with_headers(answer(), Content_Encoding=coding)
+            self.assertEqual(self.receive(reply).id, "8")
         for coding in self.cases(["gzip", "X-GZIP", "identity, br", "zstd", "deflate"]):
-            self.server.says(*[plain(b"\x1f\x8b", Content_Encoding=coding)] * 2)
-            self.assertIn("with a coded body", str(self.error()))
-            self.assertIn("with a coded body", str(self.error(stream=True)))
+            reply = plain(b"\x1f\x8b", Content_Encoding=coding)
+            for stream in (False, True):
+                error = self.error(reply=reply, stream=stream)
+                self.assertIn("with a coded body", str(error))
         headers = {"Content-Encoding": "gzip", "Content-Length": "9"}
-        self.server.says((200, headers, [2.0]))
-        error = self.error()
+        error = self.error(reply=(200, headers, [2.0]))
         self.assertTrue(self.server.aborted.wait(1), error)
 
     def test_headers_that_cannot_be_sent(self):
@@ -2960,8 +2952,8 @@ class Errors(TransportTest):
 
     def test_no_secret_is_shown_when_a_server_echoes_it(self):
         body = {"error": {"message": f"bad {KEY}", KEY: [KEY]}}
-        self.server.says(plain(body, 401, X_Echo=KEY, x_request_id=KEY))
-        error = self.ask_error("***", kind=lightllm.AuthenticationError)
+        reply = plain(body, 401, X_Echo=KEY, x_request_id=KEY)
+        error = self.ask_error("***", kind=lightllm.AuthenticationError, reply=reply)
         self.assertNotIn(KEY, repr(error.request_id) + repr(vars(error)))
         self.assertNotIn(KEY.encode(), pickle.dumps(error))
         login = {"default_headers": {"PROXY-Authorization": "Basic dXNlcjpodW50ZXIy"}}
@@ -2972,19 +2964,17 @@ class Errors(TransportTest):
             ("x8letters7letter7", {"api_key": "8letters"}, "x***7letter7"),
         ]  # fmt: skip
         for words, options, shown_words in self.cases(table):
-            self.server.says(plain({"message": words}, 407))
-            client = self.new_client(**options)
-            self.ask_error(shown_words, kind=STATUS_ERROR, client=client)
+            given = {"reply": plain({"message": words}, 407), "kind": STATUS_ERROR}
+            self.ask_error(shown_words, client=self.new_client(**options), **given)
         quoted = 'pa"ss\\word-\xe9/+'
-        self.server.says(plain({"message": f"a {quoted} b", "code": [quoted]}, 401))
-        error = self.error(client=self.new_client(api_key=quoted))
+        reply = plain({"message": f"a {quoted} b", "code": [quoted]}, 401)
+        error = self.error(client=self.new_client(api_key=quoted), reply=reply)
         self.assertEqual(error.body, {"message": "a *** b", "code": ["***"]})
 
     def test_errors_made_as_openai_makes_them(self):
         self.assertEqual(lightllm.APIConnectionError(request="r").request, "r")
         self.assertEqual(str(lightllm.APITimeoutError("r")), "Request timed out.")
-        self.server.says(plain({}, 429))
-        response = self.error().response
+        response = self.error(reply=plain({}, 429)).response
         error = lightllm.RateLimitError("slow", response=response, body=None)
         self.assertEqual((str(error), error.status_code), ("slow", 429))
         self.assertTrue(issubclass(lightllm.APITimeoutError, CONNECTION_ERROR))
@@ -3266,8 +3256,9 @@ class EveryBuild(ServerTest):
             ("prompt", events(*in_2026)), ("generate", native_events(*native)),
         ]  # fmt: skip
         for mode, reply in self.cases(table):
-            self.server.says(reply)
-            stream = self.ask(self.client_for(mode), stream=True, tools=[TOOL])
+            stream = self.receive(
+                reply, self.client_for(mode), stream=True, tools=[TOOL]
+            )
             (got,) = accumulate(stream)
             self.assertEqual((got["content"], got["calls"]), ("I look.\n", [A]))
             self.assertEqual(got["reason"], "tool_calls")
@@ -3489,15 +3480,17 @@ class NativeApi(TransportTest):
         self.stream_error(self.ask(stream=True))
 
     def test_errors(self):
-        self.server.says(plain({"message": "'parameters'"}, 417), plain({"x": 1}))
-        self.assertIn("'parameters'", str(self.error(lightllm.APIStatusError)))
-        self.error(lightllm.APIResponseValidationError)
+        reply = plain({"message": "'parameters'"}, 417)
+        self.ask_error("'parameters'", kind=STATUS_ERROR, reply=reply)
+        self.error(lightllm.APIResponseValidationError, reply=plain({"x": 1}))
 
 
 class StopStrings(ServerTest):
     def test_plain_replies_and_streams_are_cut_at_the_first_one(self):
-        cutters = [functools.partial(pieces_of, size=size) for size in range(1, 12)]
-        cutters += [lambda text, at=at: [text[:at], text[at:]] for at in range(5)]
+        cutters = [
+            *range(1, 12),
+            *[lambda text, at=at: cut_at(text, at) for at in range(5)],
+        ]
         stops = ["END", "X", ""]
         table = [
             (stops, "stop", {
@@ -3543,8 +3536,8 @@ class StopStrings(ServerTest):
 
     def test_a_stop_string_and_a_call(self):
         text, stop = CALL + "\n<tool_response>", "<tool_response>"
-        cutters = [functools.partial(pieces_of, size=size) for size in (1, 4, 9, 100)]
-        for _, whole, cut in self.answers_to([text], cutters, stop=stop, tools=[TOOL]):
+        sizes = 1, 4, 9, 100
+        for _, whole, cut in self.answers_to([text], sizes, stop=stop, tools=[TOOL]):
             self.assertEqual(whole.message.content, CALL + "\n")
             for choice in (whole, *cut):
                 self.assertEqual(calls_of(choice.message), [A])
@@ -4296,8 +4289,7 @@ class Packaging(ServerTest):
 def random_pieces(rng, whole):
     """A text or bytes, cut at random places."""
     inner = range(1, len(whole))
-    cuts = sorted(rng.sample(inner, rng.randint(0, min(len(inner), 9))))
-    return [whole[i:j] for i, j in zip([0, *cuts], [*cuts, len(whole)])]
+    return cut_at(whole, *sorted(rng.sample(inner, rng.randint(0, min(len(inner), 5)))))
 
 
 def random_text(rng, units, most):
