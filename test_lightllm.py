@@ -3149,9 +3149,9 @@ class EveryBuild(ServerTest):
             response = ask()
             self.assertIsInstance(response, lightllm.ChatCompletion)
             self.assertEqual(said(response.choices[0]), ("20", "stop"))
-            self.assertEqual(response.usage.total_tokens, 32 if mode == "generate" else 8)
-            path = "/generate" if mode == "generate" else "/v1/chat/completions"
-            self.assertEqual(self.server.heard[-1].path, path)
+            found = response.usage.total_tokens, self.server.heard[-1].path
+            native, usual = (32, "/generate"), (8, "/v1/chat/completions")
+            self.assertEqual(found, native if mode == "generate" else usual)
             raw_body = json.dumps(self.sent)
             self.assertEqual(raw_body.count("RESULT-20"), 1)
             self.assertEqual(len(re.findall(r'query[\\"]+: \[', raw_body)), 1, raw_body)
