@@ -1458,7 +1458,9 @@ class ToolCallsInText(ServerTest):
             pairs = [(cut, cut + half) for cut in range(half)]
             for cuts in (*pairs, range(1, len(text))):
                 reader = lightllm._CallReader(SCHEMAS)
-                found = sum(map(reader.feed, cut_at(text, *cuts)), []) + reader.finish()
+                pieces = cut_at(text, *cuts)
+                found = [one for piece in pieces for one in reader.feed(piece)]
+                found += reader.finish()
                 texts = "".join(piece for piece in found if isinstance(piece, str))
                 calls = [one for one in found if not isinstance(one, str)]
                 outcomes.add((texts, str([(c.name, c.arguments) for c in calls])))
@@ -1927,13 +1929,13 @@ class ServerMadeStreamCalls(ServerTest):
         oops = "<tool_call>\n{oops"
         table = [
             (CALL, "stop", None, "tool_calls", [A]), (CALL, None, None, "tool_calls", [A]),
-            (CALL, "function_call", [], "tool_calls", [A]), (CALL, "length", None, "length", [A]),
-            (CALL[:-12], "length", None, "length", []), (oops, "function_call", [], "stop", []),
-            (oops, None, None, None, []), ("hi", "stop", None, "stop", []),
+            (CALL, "function_call", [], "tool_calls", [A]), (oops, None, None, None, []),
+            (CALL, "length", None, "length", [A]), (CALL[:-12], "length", None, "length", []),
+            (oops, "function_call", [], "stop", []), ("hi", "stop", None, "stop", []),
             ("hi", "stop", [], "stop", []), ("hi", "tool_calls", [], "stop", []),
             ("", "function_call", made, "tool_calls", [PINGED, PINGED]),
             (None, "tool_calls", made, "tool_calls", [PINGED, PINGED]),
-            ("", "length", [good, bad], "length", [A]), (CALL, "length", [good], "length", [A]),
+            (CALL, "length", [good], "length", [A]), ("", "length", [good, bad], "length", [A]),
             ("I write </tool_call> now", "length", [good], "length", []),
         ]  # fmt: skip
         for text, reason, calls, *expected in self.cases(table):
