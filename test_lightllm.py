@@ -1931,11 +1931,11 @@ class ServerMadeStreamCalls(ServerTest):
             (CALL, "stop", None, "tool_calls", [A]), (CALL, None, None, "tool_calls", [A]),
             (CALL, "function_call", [], "tool_calls", [A]), (oops, None, None, None, []),
             (CALL, "length", None, "length", [A]), (CALL[:-12], "length", None, "length", []),
-            (oops, "function_call", [], "stop", []), ("hi", "stop", None, "stop", []),
+            (oops, "function_call", [], "stop", []), (CALL, "length", [good], "length", [A]),
+            ("hi", "stop", None, "stop", []), ("", "length", [good, bad], "length", [A]),
             ("hi", "stop", [], "stop", []), ("hi", "tool_calls", [], "stop", []),
             ("", "function_call", made, "tool_calls", [PINGED, PINGED]),
             (None, "tool_calls", made, "tool_calls", [PINGED, PINGED]),
-            (CALL, "length", [good], "length", [A]), ("", "length", [good, bad], "length", [A]),
             ("I write </tool_call> now", "length", [good], "length", []),
         ]  # fmt: skip
         for text, reason, calls, *expected in self.cases(table):
