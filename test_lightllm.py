@@ -70,8 +70,7 @@ TOOL = {"type": "function", "function": {
         "type": "object", "required": ["query"], "properties": {
             "query": {"type": "array", "items": {"type": "string"}},
             "limit": {"type": "integer"}, "text": {"type": "string"},
-            "maybe": {"type": ["string", "null"]},
-        }}}}  # fmt: skip
+            "maybe": {"type": ["string", "null"]}}}}}  # fmt: skip
 
 
 def tool_named(name):
@@ -472,8 +471,7 @@ def shown(error):
 
 DEFAULTS = {
     "temperature": 0.6, "top_p": 0.95, "max_tokens": 10000, "presence_penalty": 1.1,
-    "logprobs": False, "top_k": 50, "repetition_penalty": 1.0,
-}  # fmt: skip
+    "logprobs": False, "top_k": 50, "repetition_penalty": 1.0}  # fmt: skip
 
 
 class UsageGuide(ServerTest):
@@ -586,8 +584,7 @@ class Clients(ServerTest):
         table = {
             local: local + "/v1", local + "/": local + "/v1", local + "/v1/": local + "/v1",
             gateway: gateway, "http://[::1]:8000": "http://[::1]:8000/v1",
-            "http://h:8080/generate": "http://h:8080/generate",
-        }  # fmt: skip
+            "http://h:8080/generate": "http://h:8080/generate"}  # fmt: skip
         for given, expected in self.cases(table):
             self.assertEqual(lightllm.LightLLMClient(base_url=given).base_url, expected)
 
@@ -598,8 +595,7 @@ class Clients(ServerTest):
             "http://host/v1?x=1": "query", "http://host/#x": "fragment",
             "http://ho st": "space", "http://host\r\nX: y": "space",
             "http://host:99999": "port", "http://host:x": "port",
-            "http://": "host", "http://..": "host", "http://hö.de": "ASCII",
-        }  # fmt: skip
+            "http://": "host", "http://..": "host", "http://hö.de": "ASCII"}  # fmt: skip
         for given, reason in self.cases(table):
             error = raised(self, ValueError, lightllm.LightLLMClient, base_url=given)
             self.assertIn(reason, str(error))
@@ -660,8 +656,7 @@ class Clients(ServerTest):
             ({"api_key": lambda: next(keys)}, {}, "Bearer first"),
             ({"default_headers": {"authorization": "Basic x"}}, {}, "Basic x"),
             ({}, {"extra_headers": {"AUTHORIZATION": "Other y"}}, "Other y"),
-            ({}, {"extra_headers": {"authorization": lightllm.omit}}, None),
-        ]  # fmt: skip
+            ({}, {"extra_headers": {"authorization": lightllm.omit}}, None)]  # fmt: skip
         for client, call, expected in self.cases(table):
             self.request(self.new_client(**client), **call)
             self.assertEqual(self.server.heard[-1].headers["Authorization"], expected)
@@ -815,8 +810,7 @@ class Create(ServerTest):
             "chat_template_kwargs": {"enable_thinking": False}, "role_settings": {},
             "character_settings": [], "separate_reasoning": True, "stream_reasoning": True,
             "top_logprobs": 2, "metadata": {"a": "b"}, "store": False,
-            "reasoning_effort": "low",
-        }  # fmt: skip
+            "reasoning_effort": "low"}  # fmt: skip
         sent = self.request(**options)
         self.assertEqual({**sent, **options}, sent)
 
@@ -845,8 +839,7 @@ class Create(ServerTest):
         table = [
             ("temperature", float("nan"), ValueError), ("extra_body", {"x": {1}}, TypeError),
             ("temperature", float("inf"), ValueError),
-            ("messages", [user("half \ud83d")], ValueError),
-        ]  # fmt: skip
+            ("messages", [user("half \ud83d")], ValueError)]  # fmt: skip
         for name, value, kind in self.cases(table):
             self.error(kind, **{name: value})
         self.assertEqual(self.server.heard, [])
@@ -956,8 +949,7 @@ class Messages(ServerTest):
             ("tools must be a list, got dict", "tools", TOOL),
             ("TypeError: tools must be a list, got str", "tools", "search"),
             ("a tool must be a dict", "tools", ["search"]), (form, "tools", [flat]),
-            (form, "tools", [{"type": "function", "function": {"name": None}}]),
-        ]  # fmt: skip
+            (form, "tools", [{"type": "function", "function": {"name": None}}])]  # fmt: skip
         for words, name, value in self.cases(table):
             error = self.error((TypeError, ValueError), **{name: value})
             self.assertIn(words, f"{type(error).__name__}: {error}")
@@ -993,8 +985,7 @@ class Messages(ServerTest):
     def test_the_type_of_an_image_is_what_its_first_bytes_say(self):
         table = {
             b"\xff\xd8\xff\xe0": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"GIF89a": "gif",
-            b"BM\x46\x00": "bmp", b"RIFF\x24\n\x00\x00WEBPVP8 ": "webp",
-        }  # fmt: skip
+            b"BM\x46\x00": "bmp", b"RIFF\x24\n\x00\x00WEBPVP8 ": "webp"}  # fmt: skip
         file = self.new_folder() / "picture.txt"
         for head, kind in self.cases(table):
             file.write_bytes(head)
@@ -1062,8 +1053,7 @@ class Messages(ServerTest):
             (file.as_uri(), 10, (10, 5)), (data, 10, (10, 5)), (data, 40, (40, 20)),
             ("data:image/jpeg;base64," + in_lines, 10, (5, 10)),
             (Image.new("CMYK", (40, 20)), 10, (10, 5)), (Image.open(turned), 10, (5, 10)),
-            (Image.open(turned), None, (20, 40)),
-        ]  # fmt: skip
+            (Image.open(turned), None, (20, 40))]  # fmt: skip
         for image, side, size in self.cases(table):
             url = self.sent_url(image, self.new_client(max_image_side=side))
             sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
@@ -1191,8 +1181,7 @@ class Answers(ServerTest):
     def test_reasoning_reads_under_both_names(self):
         table = [
             ({"reasoning": "r", "reasoning_content": None}, "r"), ({}, None),
-            ({"reasoning_content": "r"}, "r"), ({"reasoning": ""}, ""),
-        ]  # fmt: skip
+            ({"reasoning_content": "r"}, "r"), ({"reasoning": ""}, "")]  # fmt: skip
         for fields, expected in self.cases(table):
             message = self.choice(answer("x", **fields)).message
             for name in ("reasoning", "reasoning_content"):
@@ -1348,8 +1337,7 @@ TEXTS = {
         bad="1", any="1", own=[2]))],
     FORM.format("typed", param("one", "null") + param("nullable", "null")
     + param("union", "12") + param("number", "7") + param("ref", "[1]")): [("typed", dumped(
-        one=None, nullable=None, union="12", number=7, ref="[1]"))],
-}  # fmt: skip
+        one=None, nullable=None, union="12", number=7, ref="[1]"))]}  # fmt: skip
 TEXTS.update({f"<tool_call>{inner}</tool_call>": calls for inner, calls in {
     '```json\n{"name": "f", "arguments": {}}\n```\n': [F],
     '```\n{"name": "f", "arguments": {}}```': [F], '{"name": "f"}': [F],
@@ -1469,8 +1457,7 @@ class ToolCallsInText(ServerTest):
     def test_a_text_that_was_cut_off_gives_only_calls_that_ended(self):
         table = {
             CALL: [A], CALL[:-12]: [], CALL[:-1]: [], CALL + CALL[:-12]: [A],
-            CALL[:-12] + CALL: [A, A], FUNCTION_CALL[:-13]: [], GLM_CALL[:-1]: [],
-        }  # fmt: skip
+            CALL[:-12] + CALL: [A, A], FUNCTION_CALL[:-13]: [], GLM_CALL[:-1]: []}  # fmt: skip
         answers = self.answers_to([*table], [6], "length", tools=TOOLS)
         for text, whole, (streamed,) in self.cases(answers):
             for choice in (whole, streamed):
@@ -1480,8 +1467,7 @@ class ToolCallsInText(ServerTest):
         in_value = FORM.format("save", param("text", "</think>"))
         table = {
             CALL + "</think>": [], CALL + "</think>" + CALL: [A],
-            CALL + in_value: [A, *saved(text="</think>")],
-        }  # fmt: skip
+            CALL + in_value: [A, *saved(text="</think>")]}  # fmt: skip
         for text, calls in self.cases(table):
             found = outcome(self.choice(answer(text), tools=TOOLS))
             self.assertEqual(found, (calls, "tool_calls" if calls else "stop"))
@@ -1505,8 +1491,7 @@ class ToolCallsInText(ServerTest):
             RUN + "<code></code>x", "<tool_call><function=f><parameter=a>", "<tool_call>```",
             "<tool_call><function=f><parameter=a></parameter>x", "<tool_call>aaaaaaaaa ",
             "<tool_call>f<arg_key>a</arg_key><arg_value>", "<tool_call>\n\n\n\n\n\n",
-            '<tool_call>{"name": "f", "arguments": {"a": "\\"',
-        ]  # fmt: skip
+            '<tool_call>{"name": "f", "arguments": {"a": "\\"']  # fmt: skip
         endings = ("", "</code></parameter></arg_value>x'\"")
         texts = [unit * (size // len(unit)) + end for unit in units for end in endings]
         in_pieces = pieces_of((CALL[:-14] + "x" * size + '"}}')[:size], 97)
@@ -1588,8 +1573,7 @@ class Streams(ServerTest):
             "short length": (200, length, [raw, HANGUP]),
             "cut event": events(a, half, event(STOP)[:30]),
             "connection end without finish": (200, UNTIL_CLOSE, [raw]),
-            "finish but cut chunks": events(a, half, STOP, HANGUP, end=b""),
-        }  # fmt: skip
+            "finish but cut chunks": events(a, half, STOP, HANGUP, end=b"")}  # fmt: skip
         for _, reply in self.cases(table):
             stream = self.receive(reply, stream=True)
             words = ("incomplete", "/v1/chat/completions")
@@ -1616,8 +1600,7 @@ class Streams(ServerTest):
         ]  # fmt: skip
         others = [
             *zip(texts, texts), (b"event: error\ndata: boom\n\n", "boom"),
-            *[(text, text[:300] + "...") for text in deep],
-        ]  # fmt: skip
+            *[(text, text[:300] + "...") for text in deep]]  # fmt: skip
         table = itertools.product([*objects, *others], ([], [STOP]))
         where = f" (in the stream of POST {self.server.url}/v1/chat/completions)"
         for (data, words), finish in self.cases(table):
@@ -1860,8 +1843,7 @@ SERVER_CALLS = {
     "one index for two calls": ([(0, "a", *F), (0, "b", "g", "{}"), STOP], [F, ("g", "{}")]),
     "arguments for two calls in turn": (
         [(0, "a", "f", ""), (1, "b", "g", ""), (0, "{}"), (1, '{"x": 1}'), STOP],
-        [F, ("g", '{"x": 1}')]),
-}  # fmt: skip
+        [F, ("g", '{"x": 1}')])}  # fmt: skip
 
 
 class ServerMadeStreamCalls(ServerTest):
@@ -1902,8 +1884,7 @@ class ServerMadeStreamCalls(ServerTest):
             ("'search'", (1, "x", "search", ""), STOP), ("'f'", (1, "x", "f", ""), STOP),
             ("''", (1, "x", None, "{}"), STOP), ("''", (1, "x", 5, "{}"), STOP),
             ("''", server_call(1, "x"), STOP), ("'ping'", (1, "x", "ping", 0), STOP),
-            ("'f'", (1, "x", "f", "[1]"), STOP),
-        ]  # fmt: skip
+            ("'f'", (1, "x", "f", "[1]"), STOP)]  # fmt: skip
         for called, *items in self.cases(table):
             stream = self.stream(*map(chunk_of, [(0, "w", *A), *items]), tools=[TOOL])
             words = f"a call of {called} did not come whole; ", "tool_mode='prompt'"
@@ -1936,8 +1917,7 @@ class ServerMadeStreamCalls(ServerTest):
             ("hi", "stop", [], "stop", []), ("hi", "tool_calls", [], "stop", []),
             ("", "function_call", made, "tool_calls", [PINGED, PINGED]),
             (None, "tool_calls", made, "tool_calls", [PINGED, PINGED]),
-            ("I write </tool_call> now", "length", [good], "length", []),
-        ]  # fmt: skip
+            ("I write </tool_call> now", "length", [good], "length", [])]  # fmt: skip
         for text, reason, calls, *expected in self.cases(table):
             choice = self.choice(answer(text, reason, tool_calls=calls), tools=[PING])
             found = choice.message.tool_calls
@@ -2127,8 +2107,7 @@ class Time(TransportTest):
             "a byte at a time in chunks": raw(coded, *trickle("1\r\nx\r\n" * 20)),
             "slow interim replies": raw(*([interim, 0.05] * 60)),
             "slow headers": raw(ok, *slow), "slow trailers": raw(coded + "0\r\n", *slow),
-            "a slow error": raw("HTTP/1.1 500 X\r\n\r\n", *trickle("x" * 60)),
-        }  # fmt: skip
+            "a slow error": raw("HTTP/1.1 500 X\r\n\r\n", *trickle("x" * 60))}  # fmt: skip
         self.server.answers(lambda heard: table[heard.json["messages"][0]["content"]])
 
         def ask(name):
@@ -2149,8 +2128,7 @@ class Time(TransportTest):
         table = [
             (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, "too many interim"),
             (ok + b"X: " + b"y" * 300000, "endless"), (coded + b"0\r\n" + lines, "endless"),
-            (coded + b"5;" + b"x" * 300000, "endless"), (ok + lines, "endless"),
-        ]  # fmt: skip
+            (coded + b"5;" + b"x" * 300000, "endless"), (ok + lines, "endless")]  # fmt: skip
         for reply, words in self.cases(table):
             with self.within(1.0):
                 self.ask_error(words, reply=raw(reply), timeout=4)
@@ -2297,8 +2275,7 @@ class WholeOrError(TransportTest):
             f"HTTP/1.1 200 \r\n{end}", f"HTTP/1.1 200\r\n{end}", f"{ok}{size}\r\n{end}",
             f"{ok}cOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}", f"{ok}X: y\r\n\t z\r\n{end}",
             f"{ok}{size}, {len(body)}\r\n\r\n{body}", f"HTTP/1.1 102 P\r\n\r\n{ok}{end}",
-            f"{coded}{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n",
-        ]  # fmt: skip
+            f"{coded}{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n"]  # fmt: skip
         for text in self.cases(table):
             message = self.choice(raw(text), self.new_client()).message
             self.assertEqual(message.content, "Hello")
@@ -2412,8 +2389,7 @@ class Pool(TransportTest):
             "whole error": (500, {}, [b"x"]),
             "bytes behind the last chunk": (200, coded, [chunks + b"HTTP/1.1 200 OK\r\n\r\n"]),
             "two framings": (200, {"Content-Length": "5", **coded}, [chunks]),
-            "HTTP/1.0": raw(http_answer().replace(b"/1.1", b"/1.0"), 0.1),
-        }  # fmt: skip
+            "HTTP/1.0": raw(http_answer().replace(b"/1.1", b"/1.0"), 0.1)}  # fmt: skip
         for name, reply in self.cases(table):
             self.server.says(reply, answer("next"))
             if "error" in name:
@@ -2511,8 +2487,7 @@ class Pool(TransportTest):
         faults = [
             raw(), raw("HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nabc"), raw(0.3),
             (500, {}, [b"x"]), (302, {"Location": "http://h/"}, []), plain(b"null"),
-            events(delta("a"), HANGUP, end=b""), raw("nonsense\r\n\r\n"),
-        ]  # fmt: skip
+            events(delta("a"), HANGUP, end=b""), raw("nonsense\r\n\r\n")]  # fmt: skip
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for fault in faults:
@@ -2543,8 +2518,7 @@ class Retries(TransportTest):
             (503, {**ms, "X-Should-Retry": "false"}, False),
             (503, {"Retry-After": "0.01"}, True), (503, {"Retry-After": "121"}, False),
             (503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, False),
-            (200, {}, False),
-        ]  # fmt: skip
+            (200, {}, False)]  # fmt: skip
         client = self.new_client(max_retries=1)
         for status, headers, again in self.cases(table):
             self.server.says(*[(status, headers, [b"null"]), answer()][: 1 + again])
@@ -2570,8 +2544,7 @@ class Retries(TransportTest):
             *[({"Retry-After": value}, 0.3, 0.5) for value in bad],
             ({"Retry-After": "1.5"}, 1.5, 1.5), ({"Retry-After": date}, 50, 60),
             ({"Retry-After-Ms": "2500", "Retry-After": "9"}, 2.5, 2.5),
-            ({"Retry-After-Ms": "soon", "Retry-After": "9"}, 9, 9),
-        ]  # fmt: skip
+            ({"Retry-After-Ms": "soon", "Retry-After": "9"}, 9, 9)]  # fmt: skip
         for headers, least, most in self.cases(table):
             del naps[:]
             self.server.says((503, headers, []), answer())
@@ -2618,8 +2591,7 @@ class Retries(TransportTest):
             ("INFO", "attempt 1 failed, next in 0.0 s: .*words"),
             ("DEBUG", url + r" 200, 0\.\d+ s, 8 tokens, attempt 2"),
             ("DEBUG", url + r" 200, 0\.\d+ s, unknown tokens, attempt 1"),
-            ("DEBUG", r"GET .*/\*\*\*: status 200, .*"), ("DEBUG", url + " 200"),
-        ]  # fmt: skip
+            ("DEBUG", r"GET .*/\*\*\*: status 200, .*"), ("DEBUG", url + " 200")]  # fmt: skip
         self.assertEqual(len(logs.records), len(table))
         for record, (level, line) in zip(logs.records, table):
             self.assertEqual(record.levelname, level)
@@ -2649,8 +2621,7 @@ class Redirects(TransportTest):
             ("ftp://127.0.0.1/", 307, "ftp://"), ("http://[bad", 307, "[bad"),
             (url + ":80/x", 307, ":80/x"), ("//evil.example/x", 307, "evil.example"),
             (url.replace("//", "//user@"), 307, "127.0.0.1"),
-            (url + "\\@evil.example", 307, "evil.example"),
-        ]  # fmt: skip
+            (url + "\\@evil.example", 307, "evil.example")]  # fmt: skip
         for location, status, named in self.cases(table):
             kind, reply = STATUS_ERROR, (status, {"Location": location}, [])
             error = self.ask_error(named, "check base_url", kind=kind, reply=reply)
@@ -2694,8 +2665,7 @@ class Errors(TransportTest):
             (b"Internal", 500, "InternalServerError", "Internal"),
             (b"<html>" + b"x" * 5000, 503, "InternalServerError", "<html>"),
             ({"message": "far"}, 302, "APIStatusError", "far"),
-            ({"message": "many"}, 300, "APIStatusError", "many"),
-        ]  # fmt: skip
+            ({"message": "many"}, 300, "APIStatusError", "many")]  # fmt: skip
         for body, status, name, text in self.cases(table):
             kind = getattr(lightllm, name)
             reply = plain(body, status, x_request_id="req-3")
@@ -2727,8 +2697,7 @@ class Errors(TransportTest):
             ({"error": {"message": {"odd": 1}}}, '{"error": {"message": {"odd": 1}}}'),
             ({"detail": [5, None]}, '{"detail": [5, null]}'), ({}, "{}"),
             ("x" * 300, "x" * 300), ({"msg": "x" * 301}, "x" * 300 + "..."),
-            ({"detail": list("abcdefghijklm")}, "a; b; c; d; e; f; g; h; i"),
-        ]  # fmt: skip
+            ({"detail": list("abcdefghijklm")}, "a; b; c; d; e; f; g; h; i")]  # fmt: skip
         for body, words in self.cases(table):
             text = str(self.error(lightllm.APIStatusError, reply=plain(body, 418)))
             self.assertTrue(text.endswith(f"/v1/chat/completions: {words}"), text)
@@ -2879,8 +2848,7 @@ class Errors(TransportTest):
             ("bad dXNlcjpodW50ZXIy", login, "bad ***"),
             ("the EMPTY prompt; EMPTYness\nEMPTY", {"api_key": "EMPTY"},
              "the *** prompt; EMPTYness ***"),
-            ("x8letters7letter7", {"api_key": "8letters"}, "x***7letter7"),
-        ]  # fmt: skip
+            ("x8letters7letter7", {"api_key": "8letters"}, "x***7letter7")]  # fmt: skip
         for words, options, shown_words in self.cases(table):
             given = {"reply": plain({"message": words}, 407), "kind": STATUS_ERROR}
             self.ask_error(shown_words, client=self.new_client(**options), **given)
@@ -2966,8 +2934,7 @@ class Proxies(TransportTest):
             ("10.1.2.3", "10.1.2.3", True), (v6, "2001:db8::1", True),
             (v6, "2001:DB8:0::1", True), (v6, "[2001:db8::1]:8000", True),
             (v6, "2001:db8::/32", True), (v6, "2001:db9::/32", False),
-            ("a.localhost", "", True), ("exempt.on.macos", "m.example", True),
-        ]  # fmt: skip
+            ("a.localhost", "", True), ("exempt.on.macos", "m.example", True)]  # fmt: skip
         proxy, real = f"http://127.0.0.1:{self.proxy().port}", socket.getaddrinfo
         ports = {8000: self.server.server_address[1]}  # every host is this server
 
@@ -3134,8 +3101,7 @@ class EveryBuild(ServerTest):
         in_2026 = answer("I look.", "tool_calls", tool_calls=[made], reasoning="")
         ways = [
             ("server", in_2025), ("server", in_2026), ("server", as_text), ("prompt", as_text),
-            ("generate", generated(text)),
-        ]  # fmt: skip
+            ("generate", generated(text))]  # fmt: skip
         for mode, reply in self.cases(ways):
             client, messages = self.client_for(mode), [user("weather?")]
             last = generated if mode == "generate" else answer
@@ -3176,8 +3142,7 @@ class EveryBuild(ServerTest):
         native = [*map(token, pieces), token("", True, "stop", 9)]
         table = [
             ("prompt", events(*in_2025, delta("", "stop", **null))),
-            ("prompt", events(*in_2026)), ("generate", native_events(*native)),
-        ]  # fmt: skip
+            ("prompt", events(*in_2026)), ("generate", native_events(*native))]  # fmt: skip
         for mode, reply in self.cases(table):
             client = self.client_for(mode)
             stream = self.receive(reply, client, stream=True, tools=[TOOL])
@@ -3294,8 +3259,7 @@ class NativeApi(TransportTest):
         expected = {
             "temperature": 0.6, "top_p": 0.95, "top_k": 50, "presence_penalty": 1.1,
             "repetition_penalty": 1.0, "do_sample": True, "max_new_tokens": 9, "n": 2,
-            "best_of": 2, "seed": 7, "ignore_eos": True, "stop_sequences": ["x"],
-        }  # fmt: skip
+            "best_of": 2, "seed": 7, "ignore_eos": True, "stop_sequences": ["x"]}  # fmt: skip
         self.assertEqual(self.sent["parameters"], expected)
         self.assertNotIn("multimodal_params", self.sent)
         self.ask_error("streams only one choice", kind=ValueError, n=2, stream=True)
@@ -3317,8 +3281,7 @@ class NativeApi(TransportTest):
         named = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
         table = [
             ({"type": "text"}, {}), ({"type": "json_object"}, {"guided_grammar": "json"}),
-            (named, guide), ({"schema": schema}, guide),
-        ]  # fmt: skip
+            (named, guide), ({"schema": schema}, guide)]  # fmt: skip
         for given, expected in self.cases(table):
             self.prompt(user("q"), response_format=given)
             found = self.sent["parameters"].items()
@@ -3679,8 +3642,7 @@ class FunctionsAsTools(ServerTest):
             "times": {"type": "integer", "description": "how often"},
             "sizes": {"type": "array", "items": {"type": "number"}},
             "mode": {"type": "string", "enum": ["a"]}, "options": {"type": "object"},
-            "extra": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
-        }  # fmt: skip
+            "extra": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}  # fmt: skip
         self.assertEqual(function["parameters"]["properties"], expected)
         self.assertEqual(function["parameters"]["required"], ["what", "colour"])
 
@@ -3695,8 +3657,7 @@ class FunctionsAsTools(ServerTest):
              ":param int limit: how many\n:returns: pages"),
             ("Parameters\n----------\nquery : str\n    the words,\n    wrapped: or not"
              "\nlimit : int, optional\n    how many\n\nReturns\n-------\nlist"),
-            "- query: the words,\n  wrapped: or not\n- limit : how many",
-        ]  # fmt: skip
+            "- query: the words,\n  wrapped: or not\n- limit : how many"]  # fmt: skip
 
         def search(query: str, limit: int = 3): ...
 
@@ -3723,8 +3684,7 @@ class FunctionsAsTools(ServerTest):
             (untyped, "no schema for the type None"), (rest, "cannot be passed by name"),
             (bare_set, "type <class 'set'>"), (unknown, "Nonsense"), (anything, "Any"),
             (lambda: None, "must have a name"), (fetch, "fetch is asynchronous"),
-            (pages, "pages is asynchronous"),
-        ]  # fmt: skip
+            (pages, "pages is asynchronous")]  # fmt: skip
         for function, words in self.cases(table):
             self.assertRaisesRegex(TypeError, words, self.ask, tools=[function])
         given, words = (call_to("fetch", "{}"), [fetch]), "fetch is asynchronous"
@@ -3739,8 +3699,7 @@ class FunctionsAsTools(ServerTest):
             ('"colour"', "Error"), ("{}", "what"),
             ('{"what": "x", "colour": "red", "zz": 1}', "zz"),
             ('{"what": "x", "colour": "pink"}', "pink"),
-            ('{"what": "nothing", "colour": "red"}', "nothing to paint"),
-        ]  # fmt: skip
+            ('{"what": "nothing", "colour": "red"}', "nothing to paint")]  # fmt: skip
         for arguments, named in self.cases(table):
             text = lightllm.run_tool(call_to("paint", arguments), [TOOL, paint])
             self.assertTrue(text.startswith("Error"), text)
@@ -3807,8 +3766,7 @@ class CommandLine(TransportTest):
         table = [
             (["-"], b"piped", "piped"), ([], b"piped", "piped"),
             (["sum", "up"], b"piped", "sum up\n\npiped"),
-            (["q"], b"caf\xe9", "q\n\ncaf\ufffd"),
-        ]  # fmt: skip
+            (["q"], b"caf\xe9", "q\n\ncaf\ufffd")]  # fmt: skip
         for arguments, stdin, sent in self.cases(table):
             status, out, err = self.run_main(*arguments, *options, stdin=stdin)
             self.assertEqual((status, out), (0, "caf\u00e9\n"))
@@ -3843,8 +3801,7 @@ class CommandLine(TransportTest):
         table = [
             ("bad thing", ["q", "--model", "m"]), ("127.0.0.1:9", dead),
             ("base_url", ["q", "--base-url", "nonsense"]), ("a prompt is needed", []),
-            ("No such file", ["q", "--model", "m", "--image", "/no/such.png"]),
-        ]  # fmt: skip
+            ("No such file", ["q", "--model", "m", "--image", "/no/such.png"])]  # fmt: skip
         self.server.says(plain({"message": "bad\nthing " + KEY}, 400))
         self.skip_naps()
         for words, arguments in self.cases(table):
@@ -3876,8 +3833,7 @@ class CommandLine(TransportTest):
             ("kimi_k2", "'prompt': it reads no calls in plain"),
             ("qwen3_coder", "'prompt': it cuts arguments"),
             ("llama3", "'prompt': only calls of Llama"), ("new", "'prompt': what it loses"),
-            (None, "'prompt': none is set"),
-        ]  # fmt: skip
+            (None, "'prompt': none is set")]  # fmt: skip
         for parser, advice in self.cases(table):
             routes["/get_server_info"] = plain({"tool_call_parser": parser})
             advice = f"tools: parser {parser or 'unknown'}: use tool_mode={advice}"
@@ -3934,8 +3890,7 @@ class CommandLine(TransportTest):
             ("", "> "), ("one\n", "<one>\n> "), ("fail\n", "\n> "), ("slow\n", "begun"),
             ("\x03", "\n> "),  # stops the answer
             ("half", "half"), ("\x03", "\n> "),  # clears the line
-            ("two\n", "<two>\n> "),
-        ]  # fmt: skip
+            ("two\n", "<two>\n> ")]  # fmt: skip
         for keys, shown in self.cases(table):
             chat.types(keys, until=shown)
         self.assertTrue(self.server.aborted.wait(2))
@@ -4130,8 +4085,7 @@ class Packaging(ServerTest):
         choice = {"index": 0, "text": " 3", "logprobs": {"tokens": [" 3"]}}
         replies = {
             "/v1/completions": plain({"choices": [choice]}),
-            "/generate": generated("native"), "/tokens": plain({"ntokens": 4}),
-        }  # fmt: skip
+            "/generate": generated("native"), "/tokens": plain({"ntokens": 4})}  # fmt: skip
 
         def rule(heard):
             if heard.path in replies:
