@@ -20,6 +20,7 @@ import base64
 import copy
 import datetime
 import errno
+import functools
 import http.client
 import io
 import itertools
@@ -86,9 +87,8 @@ __all__ = [
 ]  # fmt: skip
 
 # --- settings ---
-# Limits and defaults, with their units. A limit can be changed in the module before the
-# first request (`lightllm_client.MAX_IMAGE_BYTES = 50 << 20`); what differs between
-# clients is an argument of the client.
+# Limits and defaults, with units. Set a limit in the module before the first request:
+# `lightllm_client.MAX_IMAGE_BYTES = 50 << 20`. What clients differ in is their argument.
 
 DEFAULT_TIMEOUT = 600.0  # seconds, for one attempt
 DEFAULT_MAX_RETRIES = 2  # attempts after the first one
@@ -159,8 +159,8 @@ if TYPE_CHECKING:  # what an option may be
     _NoStream = Literal[False] | None
 
 # --- errors ---
-# openai's names and attributes. A message says what was asked of whom, what came back
-# and what to try. No error shows a key, and all survive pickle.
+# openai's. A message says what was asked of whom, what came back and what to try. No
+# error shows a key, and all survive pickle.
 
 
 class Headers(_Json):
@@ -336,9 +336,8 @@ _HINTS = {  # what to try, by the status or by the type of what broke a connecti
 }
 
 # --- answers ---
-# Dicts, and so JSON, with openai's fields as attributes: `response.choices[0].message` is
-# `response["choices"][0]["message"]`. A declared field that the server left out reads as
-# None; what only the server knows is kept. No value is checked or converted.
+# Dicts, and so JSON, with openai's fields as attributes. A declared field that the server
+# left out reads as None; what only the server knows is kept. No value is checked.
 
 
 class BaseModel(_Json):
@@ -783,7 +782,7 @@ class LightLLMClient:
 
     def copy(self, **changes: Any) -> Self:
         """A client with other options on the same connections; `default_headers` and
-        `default_query` are added, `set_default_headers` and `set_default_query` replace."""
+        `default_query` are added to, and replaced by set_default_headers, ..._query."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         _hide_secrets(changes)
         options = {**self._options(), **changes}
@@ -953,27 +952,20 @@ class _Resource:
         return type(self)(self._client, True)
 
     def _request(
-        self,
-        method: str,
-        url: str,
-        call: _Json,
-        body: Any = None,
-        builder: _AnswerBuilder | None = None,
-        build: Any = None,
+        self, method: str, url: str, call: _Json, body: Any = None, build: Any = None
     ) -> Any:
-        """What `build` makes of the JSON reply; or the builder's answer, or its Stream."""
-        if call:
-            _hide_secrets(call)
-        exchange = _Exchange(self._client, method, url, body, **call)
-        if builder and builder.is_stream:
-            source = _StreamSource(exchange, builder)
+        """What `build` makes of the JSON reply; or the Stream, if it builds chunks."""
+        _hide_secrets(call)
+        exchange = _Exchange(self._client, method, url, body, call)
+        if isinstance(build, _AnswerBuilder) and build.is_stream:
+            source = _StreamSource(exchange, build)
             if not self._raw:
                 return Stream(source)
             response = copy.copy(source.response)  # the stream must not be in a cycle
             response._parsed = Stream(source)
             return response
-        response = exchange.fetch(builder.build_reply if builder else build)
-        if builder:
+        response = exchange.fetch(build)
+        if isinstance(response._parsed, BaseModel):
             response._parsed._request_id = response.request_id
         return response if self._raw else response._parsed
 
@@ -1036,7 +1028,10 @@ class Chat(_Resource):
         client = self._client
         tools = _tool_list(tools)
         mode = body.pop("tool_mode", client.tool_mode)
-        body["messages"] = _prepare_messages(messages, client)
+        messages = _make_list(messages, "messages must be a list")
+        if not messages:
+            raise ValueError("messages must not be empty")
+        body["messages"] = [_prepare_message(message, client) for message in messages]
         is_default = hasattr(body.get("max_tokens", DEFAULT_MAX_TOKENS), "is_default")
         if is_default and "max_completion_tokens" in body:
             body["max_tokens"] = body["max_completion_tokens"]
@@ -1044,7 +1039,8 @@ class Chat(_Resource):
         url = client.base_url + "/chat/completions"
         if client.api == "generate" or client.base_url.endswith("/generate"):
             url = client._join_root("generate" + "_stream" * builder.is_stream)
-            builder.native = _native_head(body.get("model"))
+            head = {"id": f"gen-{next(_ids)}", "created": int(time.time())}
+            builder.native = {**head, "model": body.get("model")}
             body = _native_body(body, tools, extra, client)
             return self._request("POST", url, call, body, builder)
         if _check_choice("tool_mode", mode, ("server", "prompt")) == "prompt":
@@ -1107,9 +1103,8 @@ class Models(_Resource):
 
 
 # --- streams ---
-# A chunk comes out for each event that came in. A stream is whole after [DONE], or after
-# a finish_reason and a clean end of the body; anything else raises. One that is left is
-# closed, never drained: that makes LightLLM stop generating.
+# A stream is whole after [DONE], or a finish_reason and a clean end of the body; else it
+# raises. One that is left is closed, not drained: that makes LightLLM stop generating.
 
 
 class Stream(Generic[_Answer]):
@@ -1159,9 +1154,8 @@ class Stream(Generic[_Answer]):
 
 
 # --- functions as tools ---
-# `tools=[search, visit]`: the schema of a function comes from its signature and docstring
-# (Google's, numpy's, Sphinx's, or `name: text`). Types: str, int, float, bool, list, dict,
-# Optional, Union, Literal, Enum; others, and `async`, are a TypeError: no guess.
+# `tools=[search, visit]`: a function's schema comes from its signature and docstring. Types:
+# str, int, float, bool, list, dict, Optional, Union, Literal, Enum; others: TypeError.
 
 
 def run_tool(call: Any, tools: Iterable[Any]) -> str:
@@ -1198,17 +1192,18 @@ def run_tool(call: Any, tools: Iterable[Any]) -> str:
 #   (requests, request parts) go over a socket (routes and idle connections, connections).
 # Its answer: framing (replies), then one JSON text (JSON) or events (server-sent events,
 #   stream source). Stop strings are cut off (stop strings), calls are found in the text
-#   (tool-call tags, arguments in tags, calls in JSON, types of arguments) or made by the
-#   server (server-made calls), ids and reasons are mended (putting answers right). Out
-#   come a ChatCompletion (answers, dumps) or a Stream of chunks (streams).
+#   (tool-call tags, arguments in tags, calls in JSON) or made by the server (server-made
+#   calls), ids and reasons are mended (putting answers right). Out come a ChatCompletion
+#   (answers) or a Stream of chunks (streams).
 # ======================================================================================
 
 # --- options ---
 # What the client and its calls take: checks, and what a misspelt name should have been.
+# Keys are hidden as soon as they are there: tools print the variables of tracebacks.
 
 
 class _Secret(str):
-    """A str whose repr shows nothing: tools print the variables of tracebacks."""
+    """A str whose repr shows nothing."""
 
     def __repr__(self) -> str:
         return "'***'"
@@ -1287,6 +1282,7 @@ _BASE_URL = re.compile(
 )
 _OPTION_NAMES = {*LightLLMClient.__init__.__annotations__} - {"unknown", "return"}
 _SECRET_OPTIONS = {"api_key", "default_headers", "set_default_headers", "extra_headers"}
+_CALL_OPTIONS = ("extra_headers", "extra_query", "timeout")
 _COMMON_NAMES = {"stream", *_CommonOptions.__annotations__}
 _DEFAULTS: _Json = vars(Chat)["create"].__kwdefaults__
 
@@ -1299,36 +1295,24 @@ def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]
             known = _COMMON_NAMES.union(kind.__annotations__)
             raise TypeError(_unknown_name(name, known))
     extra = options.pop("extra_body", None) or {}
-    calls = ("extra_headers", "extra_query", "timeout")
-    call = {name: options.pop(name) for name in calls if name in options}
-    body = {**_DEFAULTS}
-    for name, value in itertools.chain(named.items(), options.items()):
-        if value or _is_given(value):
-            body[name] = value
-    body = {name: value for name, value in body.items() if value is not None}
+    call = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}
+    given = {**named, **options}
+    given = {name: value for name, value in given.items() if value or _is_given(value)}
+    body = _drop_none({**_DEFAULTS, **given})
     if "stream" in body:
         body["stream"] = bool(body["stream"])
     return body, extra, call
 
 
 # --- messages and images ---
-# What a caller wrote -> what every LightLLM build accepts, in new dicts: the caller's own
-# are never changed, and text is sent as it is. Image files are read here, as the server
-# sees other disks; http(s) URLs are passed on, or a message could reach into this network.
+# What a caller wrote -> what every LightLLM build accepts, in new dicts. Image files are
+# read here: the server sees other disks. http(s) URLs are not: theirs is another network.
 
 _IMAGE_TYPE = re.compile(  # told by the first bytes, whatever the name says
     rb"(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)"
     rb"|(?P<webp>RIFF.{4}WEBP)"
 )
 _IMAGE_URL = re.compile("(?i)(https?:|data:)|file:(/|///+|//localhost/+)(?!/)")
-
-
-def _prepare_messages(messages: Any, client: LightLLMClient) -> _JsonList:
-    """New dicts whose contents are lists of parts, each text in them a str."""
-    messages = _make_list(messages, "messages must be a list")
-    if not messages:
-        raise ValueError("messages must not be empty")
-    return [_prepare_message(message, client) for message in messages]
 
 
 def _make_list(value: Any, rule: str) -> _List:
@@ -1361,6 +1345,7 @@ def _as_function(item: Any, what: str) -> _Json:
 
 
 def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
+    """A new dict whose content is a list of parts, each text in it a str."""
     sent = _as_dict(message, "a message")
     role = sent.get("role")
     if not isinstance(role, str) or not role.isidentifier():
@@ -1557,7 +1542,7 @@ def _flatten_messages(body: _Json, tools: _JsonList) -> _JsonList:
 def _call_text(call: _Json) -> str:
     function = call["function"]
     name, arguments = _dump_json(function["name"]), function["arguments"]
-    if not _is_object(arguments):
+    if len(_split_objects(arguments)) != 1:
         arguments = _dump_json(arguments)
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 
@@ -1573,9 +1558,9 @@ def _native_body(
     for message in messages:
         message["content"] = _prompt_text(message["content"], images, client.image_tag)
         for call in message.get("tool_calls") or ():
-            function = call["function"]  # templates of Hugging Face want objects
-            if _is_object(function["arguments"]):
-                function["arguments"] = _parse_json(function["arguments"])
+            found = _split_objects(call["function"]["arguments"])
+            if len(found) == 1:  # templates of Hugging Face want objects
+                call["function"]["arguments"] = found[0][0]
     if client.render:
         prompt = client.render(messages, _select_tools(tools, body)[0])
     else:
@@ -1624,11 +1609,6 @@ def _prompt_text(parts: _List, images: _JsonList, tag: str) -> str:
     return "\n".join(texts)
 
 
-def _native_head(model: Any) -> _Json:
-    """What /generate leaves out of its replies."""
-    return {"id": f"gen-{next(_ids)}", "created": int(time.time()), "model": model}
-
-
 def _native_reply(data: _Json, head: _Json) -> _Json:
     """A reply of /generate, or an event of /generate_stream, as the chat API has it."""
     place, kind, token = "message", "chat.completion", data.get("token")
@@ -1649,8 +1629,13 @@ def _native_reply(data: _Json, head: _Json) -> _Json:
 
 
 # --- tool schemas ---
-# A Python function -> its schema, for `tools=[search, visit]`.
+# A Python function -> its schema, for `tools=[search, visit]`; and a value in tags, which
+# is text -> what else its schema says it may be.
 
+_KINDS = {
+    dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
+    float: "number", type(None): "null",
+}  # fmt: skip
 _PARAMETER = (  # x: ..., x (int): ..., - x: ..., numpy's x : int, :param int x: ...
     r"(?:\n *(?:Arg|Param)\w*:? *)?\n[-*\s]*(?:[:@](?:param|arg)\w* (?:[^:\n]* )?)?"
     r"(%s)(?: : .*(?=\n {4})|(?: ?\(.*?\))? ?:)"
@@ -1725,11 +1710,54 @@ def _type_schema(kind: Any, where: str) -> _Json:
     raise TypeError(f"{where}: no schema for the type {kind!r}; write the dict by hand")
 
 
+def _parameter_schemas(tools: Iterable[_Json]) -> _Json:
+    """The schema of the parameters of each offered tool, by its name."""
+    schemas: _Json = {}
+    for tool in tools:
+        schema = tool["function"].get("parameters")
+        if not isinstance(schema, dict):  # qwen-agent's form may require what it likes
+            schema = {"required": bool(schema)}
+        schemas[tool["function"]["name"]] = schema
+    return schemas
+
+
+def _convert_value(text: str, schema: Any, root: _Json) -> Any:
+    """A value by its schema: text, unless another type is wanted and fits."""
+    kinds = _find_kinds(schema, root)
+    is_text = "string" in kinds
+    if is_text:
+        kinds &= {"object", "array", "null"}
+    elif "number" in kinds:
+        kinds.add("integer")
+    if not kinds:
+        return text
+    try:
+        written = text if is_text else _LENIENT_TOKEN.sub(_rewrite_token, text)
+        value = _parse_strict(written)
+    except ValueError:
+        return text
+    return value if _KINDS[type(value)] in kinds else text
+
+
+def _find_kinds(schema: Any, root: _Json) -> set[str]:
+    """The JSON types that a schema allows, as far as it says."""
+    options = [schema]
+    for option in options:  # grows by what each of them allows
+        if isinstance(option, dict):
+            for name in ("type", "anyOf", "oneOf", "allOf"):
+                options += _as_list(option.get(name))
+            target: Any = root if "$ref" in option else None
+            for name in str(option.get("$ref")).split("/")[1:]:  # of "#/$defs/Name"
+                target = target.get(name) if isinstance(target, dict) else None
+            if target not in options:  # a schema may refer to itself
+                options.append(target)
+    return {option for option in options if isinstance(option, str)}
+
+
 # --- putting answers right ---
 # What servers of all builds send -> one kind of answer. Every call arrives whole or not at
-# all, read from the text or made by the server, plain or streamed: a plain reply takes the
-# path of a stream of one piece. A call that was announced and did not come whole is an
-# error that names tool_mode="prompt". A finish_reason has one name for each meaning.
+# all, read from the text or made by the server; a plain reply goes the way of a stream of
+# one piece. A call that was announced and did not come whole is an error.
 
 _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
@@ -1854,7 +1882,7 @@ class _AnswerBuilder:
         self._choices: dict[int, _ChoiceState] = {}
         self._has_usage = self._has_null_role = False
 
-    def build_reply(self, data: Any) -> Any:
+    def __call__(self, data: Any) -> Any:
         """The answer of a plain reply. Raises where it is none, or lost a call."""
         data = _native_reply(data, self.native) if self.native else data
         choices = _objects(data["choices"])
@@ -1949,9 +1977,8 @@ def _drop_none(fields: _Json) -> _Json:
 
 
 # --- server-made calls ---
-# Deltas of calls -> whole calls. A call is held until it is whole: the next one begins, or
-# the answer ends. Servers run calls together, send them twice, cut them, or close them
-# themselves; what cannot be known is lost, and said to be.
+# Deltas of calls -> whole calls, each held until the next one begins or the answer ends:
+# servers run them together, send them twice, cut them, or close them themselves.
 
 _CALL_TAG = re.compile(r"<\W?tool.call|<(?:\WDSML\W)?function[=_]")
 
@@ -2122,7 +2149,7 @@ class _StreamSource:
 
     def raise_error(self) -> None:
         """Raise what ended the stream, if it failed: a copy, since what was raised holds
-        its frames, they the stream, and the stream the error; nothing would be freed."""
+        its frames, they the stream, and the stream the error: nothing would go."""
         if self.error:
             raise copy.copy(self.error) from self.error.__cause__
 
@@ -2153,27 +2180,25 @@ def _is_error(text: str, data: _Json) -> bool:
 
 
 # --- tool-call tags ---
-# Model text -> texts and calls; pure. A function takes the text and a position, and returns
-# what it read and where that ended. _NotACall says where reading failed: the search for the
-# next tag goes on there and never before, so what was read as a string, a value or code is
-# data, and no tag in it is looked at again. _END stands behind a text that ended by itself;
-# reading into the end without it means that more text may come (_Unfinished).
+# Model text -> texts and calls; pure. A function takes the text and a position; it returns
+# what it read and where that ended, or raises _NotACall with where it failed: the search
+# for the next tag goes on there, so no tag in a string, a value or code is looked at again.
+# _END stands behind a text that is over; without it, more may come (_Unfinished).
 
 _END = "\ud800"  # half of a surrogate pair, which no decoded text holds
 _ENDS = tuple("</tool_call>"[:size] + _END for size in (0, *range(2, 12)))
 _BEGUN = tuple("<tool_call>"[:size] + _END for size in range(2, 11))
 _TAGS = ("<tool_call>", "<think>", "</think>", "<function=")
+_TOKENS = _TAGS + (
+    "</tool_call>", "</function>", "<code>", "```", "<parameter=", "<arg_key>",
+)  # fmt: skip
 _TAG = re.compile("|".join(_TAGS))
 _THOUGHT_END = re.compile("</think>")
 _REGION_END = re.compile("</tool_call>|</function>")
-_TOKENS = (
-    *_TAGS,
-    *["</tool_call>", "</function>", "<code>", "```json", "<parameter=", "<arg_key>"],
-)
-_NO_CALL_START = re.compile(r"\s*(?:[{[]|```(?:json)?)?\s*<[^f/]")  # at a glance
-_CALL_START = re.compile(r"\s*([{[]|<function=|```(?:json)?|)")
+_NO_CALL = re.compile(r"\s*(?:[{[]|```(?:json)?)?\s*<[^f/]")  # behind <tool_call>
+_CALL_START = re.compile(r"\s*(?:```(?:json)?\s*)?([{[]|<function=|)")
 _CALL_FOLLOWER = re.compile(
-    r"[\s,}]*([{[]|<function=|```|</?tool_call>|</function>|<code>|)"
+    r"[\s,}]*(?:(?:```|</function>)[\s,}]*)*([{[]|<function=|</?tool_call>|<code>|)"
 )
 _SPACE = re.compile(r"\s*")
 _END_TAG = re.compile(r"\s*(</tool_call>|)")
@@ -2323,13 +2348,11 @@ def _match(text: str, pos: int, pattern: _Pattern) -> re.Match[str]:
 
 def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     """The calls behind a <tool_call>, and the end of its region."""
-    if _NO_CALL_START.match(text, pos):
+    if _NO_CALL.match(text, pos):
         raise _NotACall(pos)
     calls: _Calls = []
     while True:
         token, pos = _take(text, pos, _CALL_FOLLOWER if calls else _CALL_START)
-        if token in ("```", "```json", "</function>"):
-            continue
         if token in ("{", "["):
             found, pos = _read_json(text, pos - 1)
             calls += found
@@ -2400,9 +2423,8 @@ def _read_code(text: str, pos: int) -> _Token:
 
 
 # --- arguments in tags ---
-# The forms of Qwen3-Coder and GLM; pure, by the rules of the section above. A value ends at
-# its end tag if what may follow it does, or before an argument that is declared and not set
-# yet, or at the end of the call: then its end tag was forgotten. Else there is no call.
+# The forms of Qwen3-Coder and GLM. A value ends at its end tag if what may follow does, or
+# before a declared argument that is not set yet, or at the end of the call.
 
 _LAST_END_TAG = re.compile(r"(?:\A|\n)[ \t]*</(\w+)>\s*\Z")
 
@@ -2520,9 +2542,8 @@ def _strip_quotes(name: str) -> str:
 
 
 # --- calls in JSON ---
-# The text of a call -> its name and arguments. First as JSON; then leniently, where only
-# what stands outside of strings is rewritten; then it is no call. Nothing is guessed:
-# a wrong call is worse than none.
+# The text of a call -> its name and arguments: as JSON, else leniently, where only what
+# stands outside of strings is rewritten. A wrong call is worse than none.
 
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _LENIENT_TOKEN = re.compile(  # strings, Python's words, commas before brackets
@@ -2557,7 +2578,7 @@ def _parse_calls(text: str) -> _Calls:
     try:
         data, is_strict = _parse_strict(text), True
     except ValueError:
-        data, is_strict = _parse_strict(_rewrite(text)), False
+        data, is_strict = _parse_strict(_LENIENT_TOKEN.sub(_rewrite_token, text)), False
     calls = [_parse_call(item) for item in (data if isinstance(data, list) else [data])]
     if not calls:
         raise ValueError("an empty array")
@@ -2593,12 +2614,8 @@ def _keep_texts(calls: _Calls, text: str) -> None:
                 break
 
 
-def _rewrite(text: str) -> str:
-    """JSON as models and Python write it -> JSON; no string changes its meaning."""
-    return _LENIENT_TOKEN.sub(_rewrite_token, text)
-
-
 def _rewrite_token(found: re.Match[str]) -> str:
+    """JSON as models and Python write it -> JSON; no string changes its meaning."""
     token = found[0]
     if token[0] in "\"'":
         if not (found[1] or found[2]):
@@ -2619,58 +2636,6 @@ def _rewrite_escape(found: re.Match[str]) -> str:
         return json.dumps(chr(int(escaped[1:], 16)))[1:-1]
     is_json = escaped[1:] or escaped in '"\\/bfnrt'
     return found[0] if is_json else "\\" + found[0]
-
-
-# --- types of arguments ---
-# Values in tags are text; the tool's schema tells what else they may be.
-
-_KINDS = {
-    dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
-    float: "number", type(None): "null",
-}  # fmt: skip
-
-
-def _parameter_schemas(tools: Iterable[_Json]) -> _Json:
-    """The schema of the parameters of each offered tool, by its name."""
-    schemas: _Json = {}
-    for tool in tools:
-        schema = tool["function"].get("parameters")
-        if not isinstance(schema, dict):  # qwen-agent's form may require what it likes
-            schema = {"required": bool(schema)}
-        schemas[tool["function"]["name"]] = schema
-    return schemas
-
-
-def _convert_value(text: str, schema: Any, root: _Json) -> Any:
-    """A value by its schema: text, unless another type is wanted and fits."""
-    kinds = _find_kinds(schema, root)
-    is_text = "string" in kinds
-    if is_text:
-        kinds &= {"object", "array", "null"}
-    elif "number" in kinds:
-        kinds.add("integer")
-    if not kinds:
-        return text
-    try:
-        value = _parse_strict(text if is_text else _rewrite(text))
-    except ValueError:
-        return text
-    return value if _KINDS[type(value)] in kinds else text
-
-
-def _find_kinds(schema: Any, root: _Json) -> set[str]:
-    """The JSON types that a schema allows, as far as it says."""
-    options = [schema]
-    for option in options:  # grows by what each of them allows
-        if isinstance(option, dict):
-            for name in ("type", "anyOf", "oneOf", "allOf"):
-                options += _as_list(option.get(name))
-            target: Any = root if "$ref" in option else None
-            for name in str(option.get("$ref")).split("/")[1:]:  # of "#/$defs/Name"
-                target = target.get(name) if isinstance(target, dict) else None
-            if target not in options:  # a schema may refer to itself
-                options.append(target)
-    return {option for option in options if isinstance(option, str)}
 
 
 # --- JSON ---
@@ -2737,10 +2702,6 @@ def _split_objects(text: str) -> list[tuple[_Json, str]]:
     return found if pos == len(text) else []
 
 
-def _is_object(text: str) -> bool:
-    return len(_split_objects(text)) == 1
-
-
 # --- server-sent events ---
 # Bytes, cut anywhere and looked at once -> the data of events, by the WHATWG rules; pure.
 # Only CR, LF and CRLF end a line: str.splitlines would split model text at U+2028.
@@ -2803,7 +2764,8 @@ class _EventDecoder:
 
 
 # --- stop strings ---
-# What may begin a stop string is held back; pure.
+# Text -> the text before a stop string; pure. What may begin one is held back, so that
+# the outcome does not depend on the cuts.
 
 
 def _stop_strings(stop: Any) -> list[str]:
@@ -2848,9 +2810,8 @@ class _StopFilter:
 
 
 # --- requests ---
-# One attempt under its clock, and the retries around it. Whatever a server does ends as a
-# whole reply or an error of openai's tree. Keys are taken out of all that an error holds,
-# and no variable of a frame that raises shows one.
+# Attempts and retries, each under its clock. All ends as a whole reply or an error of
+# openai's tree, which holds no key, nor does a variable of a frame that raises it.
 
 _MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
@@ -2867,25 +2828,21 @@ class _Exchange:
     """One request: the attempts at it, and the errors that come of them."""
 
     def __init__(
-        self,
-        client: LightLLMClient,
-        method: str,
-        url: str,
-        body: Any,
-        extra_headers: Any = None,
-        extra_query: Any = None,
-        timeout: Any = NOT_GIVEN,
+        self, client: LightLLMClient, method: str, url: str, body: Any, call: _Json
     ) -> None:
         self._client, self._attempts = client, 0
-        self._timeout = _check_timeout(timeout, client.timeout)
-        query = _query_string({**client.default_query, **(extra_query or {})})
-        self._request = Request(method, url + query)
+        self._timeout = _check_timeout(call.pop("timeout", NOT_GIVEN), client.timeout)
+        query = {**client.default_query, **(call.pop("extra_query", None) or {})}
+        self._request = Request(method, url + _query_string(query))
         data = None if body is None else _dump_request(body).encode()
-        headers = _request_headers(client, extra_headers or {})
-        # no origin, which is for cookies: finding it out would parse the URL again
-        self._wire: Any = urllib.request.Request(
-            self._request.url, data, headers, "", method=method
-        )
+        headers = _request_headers(client, call.pop("extra_headers", None) or {})
+        for name in call:
+            raise TypeError(_unknown_name(name, _CALL_OPTIONS))
+        self._wire: Any = object.__new__(
+            urllib.request.Request
+        )  # a copy takes 2 us more
+        vars(self._wire).update(vars(client._transport.parse_url(self._request.url)))
+        self._wire.method, self._wire.data, self._wire.headers = method, data, headers
         if client.is_closed():
             raise self.error(APIConnectionError, "this client is closed")
 
@@ -3109,7 +3066,8 @@ def _error_words(data: Any) -> str:
 
 
 # --- request parts ---
-# URLs and headers of requests, and of replies, without state.
+# URLs and headers, without state. An origin is what a key may be sent to: scheme, host and
+# port.
 
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
 _ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d*))?(?=[/?#]|\Z)")
@@ -3151,8 +3109,10 @@ def _query_string(query: Mapping[str, Any]) -> str:
 
 
 def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
-    key: Any = _hide(client.api_key)  # so that no variable shows it
-    key = _check_key(_hide(key()) if callable(key) else key)
+    key: Any = client.api_key
+    if not isinstance(key, _Secret):  # it was not checked yet
+        key = _hide(key() if callable(key) else key)  # so that no variable shows it
+        key = _check_key(key)
     headers = {
         "Accept": "application/json",
         "Accept-encoding": "identity",
@@ -3344,9 +3304,11 @@ class _Connection(http.client.HTTPConnection):
         self.buffer += raw
 
     def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        while not end.search(self.buffer):
+        found = end.search(self.buffer)
+        while not found:
             self.grow()
-        raw, self.buffer = end.split(self.buffer, 1)
+            found = end.search(self.buffer)
+        raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
         return raw
 
     def abort(self) -> None:
@@ -3382,14 +3344,13 @@ class _Connection(http.client.HTTPConnection):
 # ended exactly. There is no lock: a list's append and pop are atomic.
 
 _LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
-_NOWHERE = ("", "", "0")  # scheme, host and port of what is not a plain HTTP URL
 
 
 class _Route:
     """The way to one origin, perhaps by a proxy, and the idle connections on it."""
 
     def __init__(self, scheme: str, authority: str, proxies: _StrDict) -> None:
-        _, name, port = _origin(f"{scheme}://{authority}") or _NOWHERE
+        _, name, port = _origin(f"{scheme}://{authority}")
         self.tls = scheme == "https"
         self.host = name.strip("[]")
         self.authority = f"{name}:{port}"
@@ -3407,7 +3368,7 @@ class _Route:
         scheme, _, place = url.partition("//")
         login, _, place = place.rpartition("@")
         self.proxy = f"{scheme}//{place}"
-        scheme, name, port = _origin(self.proxy) or _NOWHERE
+        scheme, name, port = _origin(self.proxy) or ("", "", 0)
         self.dial = (name.strip("[]") if scheme == "http" else "", int(port))
         if login:
             pair = login if ":" in login else login + ":"
@@ -3449,11 +3410,12 @@ class _Transport(urllib.request.BaseHandler):
         proxies = urllib.request.getproxies().items()
         self._proxies: _StrDict = {name: _Secret(url) for name, url in proxies}
         self._routes: dict[Any, _Route] = {}
+        self.parse_url = functools.lru_cache(9)(urllib.request.Request)
 
     def add_parent(self, parent: Any) -> None:
         """Not to know the opener lets both be freed at once."""
 
-    def http_open(self, request: Any) -> _Reply:
+    def default_open(self, request: Any) -> _Reply:
         route = self.route(request)
         while True:
             connection = route.pop_idle() or _Connection(*route.dial)
@@ -3464,8 +3426,6 @@ class _Transport(urllib.request.BaseHandler):
                 is_fault = isinstance(error, OSError) and not _is_foreign_timeout(error)
                 if not (connection.idle_since and connection.is_stale and is_fault):
                     raise
-
-    https_open = http_open
 
     def route(self, request: Any) -> _Route:
         key = (request.type, request.host)
@@ -3501,13 +3461,11 @@ class _Transport(urllib.request.BaseHandler):
 
 
 # --- replies ---
-# Received bytes -> the head and the body of a reply. A body is whole when its framing says
-# so, never because the connection ended first. What is cut, corrupt or endless raises
-# OSError, in bounded time and memory, and nothing that the server wrote is in its message.
+# Received bytes -> the head and the body of a reply. What is cut, corrupt or endless raises
+# OSError, in bounded time and memory; nothing that the server wrote is in its message.
 
 _HEAD_END = re.compile(rb"\n\r?\n")  # behind a CR, perhaps: with it the search is slow
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?= |\n|\r?\Z)")
-_HEADER = re.compile(r"\n([^\s:\0]+):([^\r\n\0]*)(?=\n|\r?\Z)")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?= |\Z)")
 _FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
 _CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
@@ -3523,15 +3481,17 @@ class _BadReply(ConnectionError):
 
 def _parse_head(head: bytes) -> tuple[str, int, _StrDict]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
-    text = _FOLD.sub(" ", head.decode("latin-1").replace("\r\n", "\n"))
-    status, lines = _STATUS_LINE.match(text), _HEADER.findall(text)
+    text = (head.decode("latin-1") + "\n").replace("\r\n", "\n")
+    line, *lines, _ = _FOLD.sub(" ", text).split("\n")
+    status = _STATUS_LINE.match(line)
     if not status:
         raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
-    if len(lines) != text.count("\n"):
-        raise _BadReply("a malformed header line")
     headers: _StrDict = {}
-    for name, value in lines:
+    for line in lines:
+        name, colon, value = line.partition(":")
         name, value = name.lower(), value.strip()
+        if not colon or name.split() != [name] or "\0" in line or "\r" in line:
+            raise _BadReply("a malformed header line")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return status[1], int(status[2]), headers
 
@@ -3603,14 +3563,13 @@ class _Reply:
         else:
             yield from _read_length(connection, int(size[1]))
         self._is_over = True
-        is_reusable = (
-            version == "1"
-            and "close" not in headers.get("connection", "").lower()
-            and (length is None) != (coding is None)
-            and self.status < 300  # else the request may not be read, or uvicorn closes
-            and not connection.is_stale
-            and not connection.buffer
-        )
+        is_framed = version == "1" and (length is None) != (coding is None)
+        is_open = "close" not in headers.get("connection", "").lower()
+        is_read = not (connection.is_stale or connection.buffer)
+        is_usual = (
+            self.status < 300
+        )  # else the request may not be read, or uvicorn closes
+        is_reusable = is_framed and is_open and is_read and is_usual
         connection.transport.release(connection, is_reusable)
 
     def abort(self) -> None:
@@ -3656,9 +3615,8 @@ class _Reply:
 
 
 # --- command line ---
-# `python lightllm_client.py question`, or a chat without one. Of the environment only
-# LIGHTLLM_* counts, and the key comes from nowhere else: command lines can be seen by all
-# users of a machine. Answers go to stdout; reasoning, notes and errors go to stderr.
+# Only LIGHTLLM_* counts, and the key comes from nowhere else: all users of a machine can
+# see its command lines. Answers go to stdout; reasoning, notes and errors to stderr.
 
 _EPILOG = """\
 Asks a LightLLM server. The key is read from LIGHTLLM_API_KEY.
@@ -3670,8 +3628,7 @@ examples:
 exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
 1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
 """
-# the tool_call_parsers that lost no call of their models in recorded exchanges
-_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")
+_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")  # they lost no call
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -3701,10 +3658,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
 
     code = pathlib.Path(__file__).read_text("utf-8")  # makes all line ends the same
     digest = hashlib.sha256(code.encode()).hexdigest()[:16]
+    kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=NOT_GIVEN,
+        epilog=_EPILOG, formatter_class=kind, argument_default=NOT_GIVEN
     )
     add = parser.add_argument
     model = os.environ.get("LIGHTLLM_MODEL")
@@ -3785,18 +3741,16 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     question = {"role": "user", "content": [*options.image, text]}
     options.model = options.model or _find_model(client)["id"]
     is_plain = options.json or options.no_stream
+    names = ("temperature", "top_p", "top_k", "max_tokens")
     answer: Any = client.chat.completions.create(
         model=options.model,
         messages=[*options.history, question],
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        max_tokens=options.max_tokens,
         stream=not is_plain,
+        **{name: getattr(options, name) for name in names},
     )
     if options.json:
         return print(answer.to_json())
-    said, reason, is_thinking = "", None, False
+    said, line_end, reason = "", "", None
     try:
         for chunk in [answer] if is_plain else answer:
             for choice in chunk.choices:
@@ -3805,17 +3759,15 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
                 thought = getattr(piece, "reasoning", None)
                 if thought:
                     print(thought, end="", file=sys.stderr, flush=True)
-                    is_thinking = True
+                    line_end = "\n"
                 if piece.content:
-                    if is_thinking:
-                        _report("")  # ends its line
-                    said, is_thinking = said + piece.content, False
+                    print(end=line_end, file=sys.stderr)
+                    said, line_end = said + piece.content, ""
                     print(piece.content, end="", flush=True)
     finally:
         if not is_plain:
             answer.close()
-        if is_thinking:
-            _report("")
+        print(end=line_end, file=sys.stderr)
         if said:
             print()
             options.image = []  # it is in the history now
@@ -3849,11 +3801,11 @@ def _check(client: LightLLMClient, options: Any) -> int:
         advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
-    client.chat.completions.create(
-        model=options.model or model["id"],
-        messages=[{"role": "user", "content": "Say yes."}],
-        max_tokens=1,
+    name, question = (
+        options.model or model["id"],
+        {"role": "user", "content": "Say yes."},
     )
+    client.chat.completions.create(model=name, messages=[question], max_tokens=1)
     print(f"round trip: {time.monotonic() - begun:.3f} s for one token")
     return 0
 
