@@ -421,9 +421,9 @@ class BaseModel(_Json):
         """The names of the declared fields that the server sent."""
         return {*self._fields} & self.to_dict().keys()
 
-    def model_copy(self, *, update: Any = None) -> Self:
+    def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
         """A copy, with the fields of `update` in it."""
-        twin = copy.copy(self)
+        twin = copy.deepcopy(self) if deep else copy.copy(self)
         twin.update(update or {})
         return twin
 
@@ -2066,7 +2066,7 @@ class _ServerCalls:
         call = held[-1] if held and not self._is_plain else _ServerCall(index)
         if name and call.name:  # a head: of this call again, or of the next one?
             is_other = call_id and call_id != call.fields.get("id", call_id)
-            if is_other or name != call.name or call.objects():
+            if is_other or name != call.name or _split_objects("".join(call.pieces)):
                 call = _ServerCall(index)
         call.add(delta, function)
         begins = call not in self.held
@@ -2976,7 +2976,8 @@ class _Exchange:
             text = f"through the proxy {proxy} (check HTTP_PROXY and NO_PROXY): {text}"
         text = f"{what}; {text}" if what else text
         hint = _advice(text, _HINTS.get(type(cause).__name__, ""))
-        return self.error(kind, f"{text} (attempt {self._attempts}){hint}")
+        tries = f"{self._attempts} attempt{'s' * (self._attempts > 1)}"
+        return self.error(kind, f"{text} ({tries}){hint}")
 
     def event_error(self, response: Response, text: str, data: Any) -> Any:
         """The error that an event reports, or that it is not a JSON object."""

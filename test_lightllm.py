@@ -1146,7 +1146,7 @@ class Answers(ServerTest):
     def test_copies_pickles_and_assignment(self):
         response = self.receive(with_headers(answer(CALL), x_request_id="req-1"))
         twins = [copy.copy(response), copy.deepcopy(response)]
-        twins += [pickle.loads(pickle.dumps(response)), response.model_copy()]
+        twins += [pickle.loads(pickle.dumps(response)), response.model_copy(deep=True)]
         for twin in (response, *twins):
             self.assertEqual(twin, response)
             self.assertIsInstance(twin, lightllm.ChatCompletion)
@@ -1840,6 +1840,9 @@ SERVER_CALLS = {
     "the name behind the id": ([server_call(0, "x"), (0, None, *A), STOP], [A]),
     "finish_reason twice": ([CALL, STOP, STOP], [A]),
     "id and name with every delta": ([(0, "a", "f", "{"), (0, "a", "f", "}"), STOP], [F]),
+    "pieces that are objects themselves, each with the name": (
+        [(0, "a", "f", '{"a": '), (0, "a", "f", "{}"), (0, "a", "f", ', "b": 1}'), STOP],
+        [("f", '{"a": {}, "b": 1}')]),
     "one index for two calls": ([(0, "a", *F), (0, "b", "g", "{}"), STOP], [F, ("g", "{}")]),
     "arguments for two calls in turn": (
         [(0, "a", "f", ""), (1, "b", "g", ""), (0, "{}"), (1, '{"x": 1}'), STOP],
@@ -2567,10 +2570,10 @@ class Retries(TransportTest):
             port = free.getsockname()[1]
         self.skip_naps()
         client = self.new_client(base_url=f"http://127.0.0.1:{port}", max_retries=2)
-        words = str(port), "refused", "attempt 3", "LightLLM server listening"
+        words = str(port), "refused", "(3 attempts)", "LightLLM server listening"
         error = self.ask_error(*words, client=client)
         self.assertIsInstance(error.__cause__, ConnectionRefusedError)
-        self.assertIn(f"completions: {error.__cause__.strerror} (attempt", str(error))
+        self.assertIn(f"completions: {error.__cause__.strerror} (3 att", str(error))
         self.assertEqual(error.request.method, "POST")
         twin = pickle.loads(pickle.dumps(error))
         self.assertEqual((str(twin), twin.request.url), (str(error), error.request.url))
@@ -2762,7 +2765,7 @@ class Errors(TransportTest):
         stream = self.stream(delta(KEY), RESET)
         error = self.stream_error(stream, "the answer is incomplete; ")
         self.assertIsInstance(error.__cause__, ConnectionResetError)
-        words = "completions: the server closed in mid-reply (attempt 1)"
+        words = "completions: the server closed in mid-reply (1 attempt)"
         reply = 200, {"Content-Length": "99"}
         for stream in (False, True):
             self.server.says((*reply, [HANGUP]), (*reply, [KEY.encode(), HANGUP]))
@@ -2911,7 +2914,7 @@ class Proxies(TransportTest):
 
             said = f"the proxy refused to open a tunnel, with status {status}"
             by = f"through the proxy http://127.0.0.1:{port}"
-            words = said, by, f"attempt {attempts}", "check HTTP_PROXY"
+            words = said, by, f"({attempts} attempt", "check HTTP_PROXY"
             self.assertNotIn("hunter22", shown(self.ask_error(*words, client=client)))
             self.assertEqual(len(self.seen), attempts)
             self.assertRegex(self.seen[0], "^CONNECT model.example:443 HTTP/1.1")
