@@ -159,8 +159,8 @@ if TYPE_CHECKING:  # what an option may be
     _NoStream = Literal[False] | None
 
 # --- errors ---
-# openai's. A message says what was asked of whom, what came back and what to try. No
-# error shows a key, and all survive pickle.
+# openai's names. A message says what was asked of whom, what came back and what to try.
+# No error shows a key, and all survive pickle.
 
 
 class Headers(_Json):
@@ -781,8 +781,8 @@ class LightLLMClient:
         return self.copy()._add_namespaces(True)
 
     def copy(self, **changes: Any) -> Self:
-        """A client with other options on the same connections; `default_headers` and
-        `default_query` are added to, and replaced by set_default_headers, ..._query."""
+        """A client with other options on the same connections. `default_headers` and
+        `default_query` are added to its own, `set_default_headers` etc. replace them."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         _hide_secrets(changes)
         options = {**self._options(), **changes}
@@ -2149,7 +2149,7 @@ class _StreamSource:
 
     def raise_error(self) -> None:
         """Raise what ended the stream, if it failed: a copy, since what was raised holds
-        its frames, they the stream, and the stream the error: nothing would go."""
+        its frames, they the stream, and that the error: none would ever be freed."""
         if self.error:
             raise copy.copy(self.error) from self.error.__cause__
 
