@@ -782,7 +782,7 @@ class LightLLMClient:
 
     def copy(self, **changes: Any) -> Self:
         """A client with other options on the same connections. `default_headers` and
-        `default_query` are added to its own; as `set_default_...` they replace these."""
+        `default_query` are added to its own; with `set_` in front, they replace it."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         _hide_secrets(changes)
         options = {**self._options(), **changes}
