@@ -1273,7 +1273,7 @@ def _check_timeout(timeout: Any, default: Any) -> Any:
     is_number = isinstance(timeout, (int, float))
     if timeout is None or hasattr(timeout, "connect") or (is_number and timeout > 0):
         return timeout
-    raise ValueError(f"timeout must be seconds, None or a Timeout, got {timeout!r}")
+    raise ValueError(f"timeout must be seconds > 0, None or a Timeout, got {timeout!r}")
 
 
 _BASE_URL = re.compile(
@@ -1418,7 +1418,7 @@ def _read_url(url: str, root: Any) -> str:
     """What is sent for an image's URL. `root` is the client's image_root."""
     found = _IMAGE_URL.match(url)
     if not found:
-        raise ValueError("not a PIL image or URL: http(s), data: or local file:///path")
+        raise ValueError("not a PIL image or URL; write a local path as file:///path")
     if found[1]:
         return "".join(url.splitlines())  # base64 may come in lines of 76 characters
     path = os.path.realpath(urllib.request.url2pathname("/" + url[found.end() :]))

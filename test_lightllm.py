@@ -1005,7 +1005,7 @@ class Messages(ServerTest):
             base + "/big.png": "larger than", base + "/sound.wav": "not a JPEG",
             base + "/fifo": "not a regular file", base: "Is a directory",
             "file:///dev/zero": "not a regular file", "file:///x%00.png": "null",
-            "file://server/share/x.png": "local file:///path", "ftp://h/x.png": "not a PIL image",
+            "file://server/share/x.png": "a local path as", "ftp://h/x.png": "not a PIL image",
             "/just/a/path.png": "file:///path", "file:just/a/path.png": "file:///path",
         }  # fmt: skip
         for url, reason in self.cases(table):
