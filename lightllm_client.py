@@ -3802,10 +3802,8 @@ def _check(client: LightLLMClient, options: Any) -> int:
         advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
-    name, question = (
-        options.model or model["id"],
-        {"role": "user", "content": "Say yes."},
-    )
+    name = options.model or model["id"]
+    question = {"role": "user", "content": "Say yes."}
     client.chat.completions.create(model=name, messages=[question], max_tokens=1)
     print(f"round trip: {time.monotonic() - begun:.3f} s for one token")
     return 0

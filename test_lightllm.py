@@ -1887,7 +1887,8 @@ class ServerMadeStreamCalls(ServerTest):
             ("'search'", (1, "x", "search", ""), STOP), ("'f'", (1, "x", "f", ""), STOP),
             ("''", (1, "x", None, "{}"), STOP), ("''", (1, "x", 5, "{}"), STOP),
             ("''", server_call(1, "x"), STOP), ("'ping'", (1, "x", "ping", 0), STOP),
-            ("'f'", (1, "x", "f", "[1]"), STOP)]  # fmt: skip
+            ("'f'", (1, "x", "f", "[1]"), STOP),
+            ("'f'", (1, "x", "f", '{"a":' * 600 + "1" + "}" * 600), STOP)]  # fmt: skip
         for called, *items in self.cases(table):
             stream = self.stream(*map(chunk_of, [(0, "w", *A), *items]), tools=[TOOL])
             words = f"a call of {called} did not come whole; ", "tool_mode='prompt'"
@@ -2175,6 +2176,22 @@ class Time(TransportTest):
             self.assertTrue(reply is busy or self.server.aborted.wait(1))
         self.server.answers(lambda heard: answer())
         self.ask(client)
+
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "needs signals")
+    def test_a_signal_in_mid_stream_passes_through(self):
+        def alarm(*_):
+            raise TimeoutError("the job's time is up")
+
+        before = signal.signal(signal.SIGALRM, alarm)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        stream = self.stream(delta("a"), 0.4, STOP)
+        next(stream)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+        with self.assertRaisesRegex(TimeoutError, "the job's") as caught:
+            next(stream)
+
+        self.assertIs(type(caught.exception), TimeoutError)
 
     def test_forms_of_a_timeout(self):
         phases = mock.Mock(connect=5.0, read=0.1, write=None, pool=None)
@@ -3818,8 +3835,8 @@ class CommandLine(TransportTest):
         missing = plain({"detail": "Not Found"}, 404)
         self.server.answers(lambda heard: routes.get(heard.path, missing))
 
-        def check(suffix=""):
-            status, out, _ = self.run_main("--check", suffix=suffix)
+        def check(suffix="", *options):
+            status, out, _ = self.run_main("--check", *options, suffix=suffix)
             self.assertEqual(self.sent.get("max_tokens", 1), 1)
             self.assert_says(out, "server: ready", "tokens of context", "round trip")
             self.assertEqual(status, 0)
@@ -3837,7 +3854,10 @@ class CommandLine(TransportTest):
             routes["/get_server_info"] = plain({"tool_call_parser": parser})
             advice = f"tools: parser {parser or 'unknown'}: use tool_mode={advice}"
             self.assertIn(advice, check())
+            self.assertEqual(self.sent["model"], "qwen25")
             self.assertIn("qwen25, 16384 tokens", check("/generate"))
+        check("", "-m", "other")
+        self.assertEqual(self.sent["model"], "other")
         self.assertEqual(self.run_main("--models")[1], "qwen25\n")
         routes["/v1/models"] = plain({"object": "list", "data": []})
         routes["/get_server_info"] = plain({"tool_call_parser": "qwen25"})
