@@ -2258,6 +2258,18 @@ class WholeOrError(TransportTest):
                 self.assertIn("status 200 with a body that is not the JSON", str(error))
         self.assertEqual(self.receive(plain(body + b" \r\n", 299)).id, "8")
 
+    def test_levels_of_json_are_limited_and_siblings_are_not(self):
+        def nest(begin, end, levels):
+            return begin * levels + "5" + end * levels
+
+        kinds = ("[", "]"), ('{"a":', "}")
+        for begin, end in self.cases(kinds):
+            flat = ",".join([nest(begin, end, 2)] * 600)
+            for text in (f"[{flat}]", nest(begin, end, 500)):
+                self.assertEqual(lightllm._parse_json(text), json.loads(text))
+            with self.assertRaisesRegex(ValueError, "JSON of too many levels"):
+                lightllm._parse_json(nest(begin, end, 501))
+
     def test_bodies_over_a_cap(self):
         self.limit("MAX_REPLY_BYTES", 10_000)
         self.limit("MAX_ERROR_BYTES", 100_000)
@@ -2334,7 +2346,7 @@ class WholeOrError(TransportTest):
         reply = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n{}"
         table = [
             [reply], [200_000, reply[:9], 0.02, reply[9:]], [reply, "end", 0.02],
-            [b"HTTP/1.1 102 Wait\r\n\r\n" + reply], [reply, 10**9], [0.05, reply, 0.3],
+            [b"HTTP/1.1 199 Wait\r\n\r\n" + reply], [reply, 10**9], [0.05, reply, 0.3],
         ]  # fmt: skip
 
         def behave(connection):
@@ -3859,7 +3871,9 @@ class CommandLine(TransportTest):
         routes["/get_server_info"] = plain(["odd"])
         self.assertIn("parser unknown", check("", "-m", "other"))
         self.assertEqual(self.sent["model"], "other")
-        self.assertEqual(self.run_main("--models")[1], "qwen25\n")
+        routes["/v1/models"] = plain({"data": [*MODELS["data"], {"id": "second"}]})
+        self.assertIn("model: qwen25, 16384", check())
+        self.assertEqual(self.run_main("--models")[1], "qwen25\nsecond\n")
         routes["/v1/models"] = plain({"object": "list", "data": []})
         routes["/get_server_info"] = plain({"tool_call_parser": "qwen25"})
         self.assertIn("model: default, ? tokens", check())
