@@ -760,6 +760,7 @@ class LightLLMClient:
 
     @base_url.setter
     def base_url(self, url: str) -> None:
+        url = str(url)  # of another library's class, perhaps
         found = _BASE_URL.fullmatch(url)
         if not found or int(found["port"] or 0) > 65535:
             shown = _shown_url(url.rpartition("@")[2])  # without credentials
@@ -787,7 +788,8 @@ class LightLLMClient:
         _hide_secrets(changes)
         options = {**self._options(), **changes}
         for name in ("default_headers", "default_query"):
-            base = options.pop("set_" + name, getattr(self, name))
+            base = options.pop("set_" + name, None)
+            base = getattr(self, name) if base is None else base
             options[name] = {**base, **(changes.get(name) or {})}
         twin = type(self)(**options)
         if "ssl_context" not in changes:

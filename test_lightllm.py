@@ -601,6 +601,8 @@ class Clients(ServerTest):
             self.assertIn(reason, str(error))
             self.assertNotIn("pass@", str(error))
         raised(self, ValueError, setattr, self.client, "base_url", "nonsense")
+        self.client.base_url = mock.MagicMock(**{"__str__.return_value": "http://host"})
+        self.assertEqual(self.client.base_url, "http://host/v1")
 
     def test_environment_is_read_when_a_client_is_made(self):
         keys = {"LIGHTLLM_API_KEY": None, "OPENAI_API_KEY": " from-env\n"}
@@ -681,6 +683,8 @@ class Clients(ServerTest):
 
         new = {"default_headers": {"X-B": "2"}, "default_query": {"r": True}}
         second = first.with_options(timeout=9, **new)
+        kept = second.copy(set_default_headers=None, set_default_query=None)
+        self.assertEqual(kept.default_headers, second.default_headers)
         third = second.copy(set_default_headers={"X-C": "3"}, set_default_query={})
         self.request(first)
         self.request(second)
