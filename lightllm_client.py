@@ -783,7 +783,7 @@ class LightLLMClient:
 
     def copy(self, **changes: Any) -> Self:
         """A client with other options on the same connections. `default_headers` and
-        `default_query` are added to its own; with `set_` in front, they replace it."""
+        `default_query` are added to its own, or replace them with `set_` in front."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         _hide_secrets(changes)
         options = {**self._options(), **changes}
