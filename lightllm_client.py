@@ -2660,7 +2660,7 @@ def _parse_json(text: str) -> Any:
     """JSON, with U+FFFD for half surrogate pairs, which cannot be printed. ValueError."""
     if "\\ud" in text or "\\uD" in text:
         text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
-    text = text.strip()
+    text = text.strip(" \t\n\r")
     try:
         if len(text) > _MAX_DEPTH:
             _check_depth(text)
@@ -2668,7 +2668,7 @@ def _parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError("JSON of too many levels") from None
     if end < len(text):
-        raise ValueError("more than one JSON value")
+        raise json.JSONDecodeError("more than one JSON value", text, end)
     return data
 
 
@@ -2737,7 +2737,8 @@ class _EventDecoder:
             self._line.clear()
         self._line += rest
         events = self._end_lines(lines)
-        self._size = len(rest) if events else self._size + len(raw)
+        size = self._size + len(raw)
+        self._size = size if self._data and not events else len(self._line)
         if self._size > MAX_EVENT_BYTES and not events:  # those go out first
             raise ValueError("an event larger than MAX_EVENT_BYTES")
         return events
@@ -2889,7 +2890,7 @@ class _Exchange:
         started, reply = time.monotonic(), None
         try:
             self._wire.clock = _Clock(self._timeout)
-            reply = self._open()
+            reply = self._open(self._wire)
             response = Response(self._request, reply.status, reply.headers)
             response.retries_taken = self._attempts - 1
             response._seconds = time.monotonic() - started
@@ -2913,17 +2914,17 @@ class _Exchange:
         # without its frames, which hold what was read (PyPy restores them until here)
         raise self.connection_error(broken) from broken.with_traceback(None)
 
-    def _open(self, hops: int = _MAX_REDIRECTS) -> _Reply:
+    def _open(self, wire: Any, hops: int = _MAX_REDIRECTS) -> _Reply:
         """The reply behind redirects within the origin, which get the same request."""
-        reply: _Reply = self._client._opener.open(self._wire)
+        reply: _Reply = self._client._opener.open(wire)
         if hops and reply.status in (307, 308):
-            url, target = self._wire.full_url, reply.headers.get("location", "")
+            url, target = wire.full_url, reply.headers.get("location", "")
             if re.match("/(?!/)", target):
                 target = urllib.parse.urljoin(url, target)
             if _origin(target) == _origin(url):
                 reply.read_error()
-                self._wire.full_url = target
-                return self._open(hops - 1)
+                wire, wire.full_url = copy.copy(wire), target
+                return self._open(wire, hops - 1)
         return reply
 
     def _check_stream(self, response: Response, reply: _Reply) -> None:
@@ -3073,7 +3074,7 @@ def _error_words(data: Any) -> str:
 # port.
 
 _UNSENDABLE = re.compile(r"[^\x20-\x7e\x80-\xff]")
-_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d*))?(?=[/?#]|\Z)")
+_ORIGIN = re.compile(r"(https?)://(\[[^]/]*]|[^][/?#:@\\]+)(?::(\d{0,5}))?(?=[/?#]|\Z)")
 
 
 def _parse_delay(text: str) -> float:
@@ -3217,9 +3218,11 @@ class _Connection(http.client.HTTPConnection):
             headers["Content-Length"] = str(len(body))
         try:
             self._send(f"{request.get_method()} {target}", headers, body)
-        except _TIMEOUTS:
-            raise
-        except OSError:  # perhaps behind a reply: large bodies are refused early
+        except (
+            OSError
+        ) as error:  # perhaps behind a reply: large bodies are refused early
+            if isinstance(error, _TIMEOUTS) or not error.errno:  # a signal handler's
+                raise
             self.is_stale = True
         self.clock.enter("read")
         return _Reply(self)
@@ -3411,7 +3414,7 @@ class _Transport(urllib.request.BaseHandler):
         self.closed = False
         self._context = ssl_context
         proxies = urllib.request.getproxies().items()
-        self._proxies: _StrDict = {name: _Secret(url) for name, url in proxies}
+        self._proxies: _StrDict = {name: _Secret(url.strip()) for name, url in proxies}
         self._routes: dict[Any, _Route] = {}
         self.parse_url = functools.lru_cache(9)(urllib.request.Request)
 
@@ -3813,7 +3816,6 @@ def _check(client: LightLLMClient, options: Any) -> int:
 
 # --- licence ---
 # MIT License
-#
 # Permission is hereby granted, free of charge, to any person obtaining a copy of this
 # software and associated documentation files (the "Software"), to deal in the Software
 # without restriction, including without limitation the rights to use, copy, modify,

@@ -586,7 +586,9 @@ class Clients(ServerTest):
             gateway: gateway, "http://[::1]:8000": "http://[::1]:8000/v1",
             "http://h:8080/generate": "http://h:8080/generate"}  # fmt: skip
         for given, expected in self.cases(table):
-            self.assertEqual(lightllm.LightLLMClient(base_url=given).base_url, expected)
+            client = lightllm.LightLLMClient(base_url=given)
+            self.assertEqual(client.base_url, expected)
+        self.assertEqual((client.max_retries, client.timeout), (2, 600.0))
 
     def test_base_urls_that_cannot_work_are_refused_with_the_reason(self):
         table = {
@@ -1139,6 +1141,10 @@ class Answers(ServerTest):
             for option in ("include", "exclude"):
                 error = raised(self, TypeError, response.model_dump, **{option: names})
                 self.assertIn("must be sets of names", str(error))
+        function = lightllm.Function(name="f", arguments="\u00e9")
+        self.assertEqual(
+            function.model_dump_json(), '{"name":"f","arguments":"\u00e9"}'
+        )
         texts = response.model_dump_json(indent=1), response.json()
         self.assertIn("é", texts[0])
         self.assertEqual([*map(json.loads, texts), response.dict()], [dump] * 3)
@@ -1624,6 +1630,15 @@ class Streams(ServerTest):
         fine = [b"event: message\n", delta("a"), {"message": "x", "choices": []}, STOP]
         self.assertEqual(reply_text(self.stream(*fine)), "a")
 
+    def test_comments_never_add_up_to_a_large_event(self):
+        self.limit("MAX_EVENT_BYTES", 1000)
+        comments = b": " + b"x" * 300 + b"\n\n", b"\ndata: [1]\n"
+        for lines in self.cases(comments):
+            decoder = lightllm._EventDecoder()
+            found = [text for _ in range(100) for text in decoder.feed(lines)]
+            self.assertEqual(decoder.feed(b"data: "), [])
+            self.assertEqual(len(found), 99 * (b"data" in lines))
+
     def test_an_endless_event_is_an_error_behind_the_chunks_before_it(self):
         self.limit("MAX_EVENT_BYTES", 1000)
         big = [b"data: " + b"x" * 600, 0.02, b"x" * 600, 0.02, b"x\n", 0.02, b"\n"]
@@ -1824,6 +1839,8 @@ SERVER_CALLS = {
     "glm47 with a line's end: each call in one piece, then in many": (
         [*GLM47_TWICE, *GLM47_TWICE, *GLM47_TWICE[2:], CALLED], [A, A, A]),
     "the same call twice in like pieces": ([(0, "x", *ONE), (0, "x", *ONE), STOP], [ONE, ONE]),
+    "a broken copy, then the whole call under the same id": (
+        [(0, "a", "search", '{"query": ["'), (0, "a", *A), STOP], [A]),
     "a broken copy, then the whole call under another index": (
         [(0, "x", "f", '{"a": "'), (3, "y", "f", '{"a": "b"}'), STOP], [("f", '{"a": "b"}')]),
     "an empty copy, then the whole call": (
@@ -2580,7 +2597,7 @@ class Retries(TransportTest):
         bad = "0", "-5", "nan", "inf", "1,2", "x" * 99, "Sun Nov 99 2026", ""
         table = [
             *[({"Retry-After": value}, 0.3, 0.5) for value in bad],
-            ({"Retry-After": "1.5"}, 1.5, 1.5), ({"Retry-After": date}, 50, 60),
+            ({"Retry-After": "120"}, 120, 120), ({"Retry-After": "1.5"}, 1.5, 1.5), ({"Retry-After": date}, 50, 60),
             ({"Retry-After-Ms": "2500", "Retry-After": "9"}, 2.5, 2.5),
             ({"Retry-After-Ms": "soon", "Retry-After": "9"}, 9, 9)]  # fmt: skip
         for headers, least, most in self.cases(table):
@@ -2783,7 +2800,8 @@ class Errors(TransportTest):
             (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
             (405, "x", "check base_url"), (404, "x", "check base_url"),
-            (401, "x", "check api_key"), (500, "x", "'s log"),
+            (401, "x", "check api_key"), (400, "x", "change what"), (409, "x", "try again"),
+            (417, "x", "the parameters"), (422, "x", "another type"), (500, "x", "'s log"),
         ]  # fmt: skip
         for status, words, hint in self.cases(table):
             error = self.error(STATUS_ERROR, reply=plain({"message": words}, status))
@@ -2837,7 +2855,8 @@ class Errors(TransportTest):
         for _ in pages:
             self.ask_error(start + "<p>", **options)
         self.ask_error("not a stream of events", reply=answer(), **options)
-        self.stream_error(self.stream(), "without any event")
+        error = self.stream_error(self.stream(), "without any event")
+        self.assertNotIn("April 2025", str(error))  # no tools were sent
 
     def test_only_real_codings_are_refused(self):
         for coding in self.cases(["", "utf-8", "none", "identity, identity", "UTF8"]):
