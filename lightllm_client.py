@@ -472,11 +472,11 @@ class BaseModel(_Json):
 
 def _to_plain(value: Any, options: _Json) -> Any:
     """A copy without classes. The options are model_dump's."""
-    if isinstance(value, BaseModel):
+    if hasattr(value, "model_dump"):
         return value.model_dump(**options)
     if isinstance(value, list):
         return [_to_plain(item, options) for item in value]
-    return dict(value) if isinstance(value, dict) else value
+    return copy.deepcopy(value) if isinstance(value, dict) else value
 
 
 # --- answer objects ---
@@ -777,9 +777,9 @@ class LightLLMClient:
         return self
 
     @property
-    def with_raw_response(self) -> Self:
+    def with_raw_response(self) -> LightLLMClient:
         """This client, but its calls return the Response, with `.parse()`."""
-        return self.copy()._add_namespaces(True)
+        return self.chat._client._add_namespaces(True)
 
     def copy(self, **changes: Any) -> Self:
         """A client with other options on the same connections. `default_headers` and
@@ -1073,6 +1073,7 @@ class Completions(_Resource):
 
         `prompt`: str, list of str, or token ids. Defaults as in chat, and do_sample True:
         builds of 2025 are greedy without it."""
+        options = {name: v for name, v in options.items() if _is_given(v)}
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
         body, extra, call = _split_options(options, CompletionOptions, **named)
         body.update(extra)
@@ -1292,14 +1293,13 @@ _DEFAULTS: _Json = vars(Chat)["create"].__kwdefaults__
 def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]:
     """The body of a request, what is merged into it, and the options of the call itself."""
     _hide_secrets(options)
-    for name in options:
-        if name not in _COMMON_NAMES and name not in kind.__annotations__:
-            known = _COMMON_NAMES.union(kind.__annotations__)
-            raise TypeError(_unknown_name(name, known))
+    known = _COMMON_NAMES.union(kind.__annotations__)
+    for name in options.keys() - known:
+        options.clear()  # or a variable would show a key under a misspelt name
+        raise TypeError(_unknown_name(name, known))
     extra = options.pop("extra_body", None) or {}
     call = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}
-    given = {**named, **options}
-    given = {name: value for name, value in given.items() if value or _is_given(value)}
+    given = {n: v for n, v in {**named, **options}.items() if v or _is_given(v)}
     body = _drop_none({**_DEFAULTS, **given})
     if "stream" in body:
         body["stream"] = bool(body["stream"])
@@ -1340,17 +1340,17 @@ def _as_function(item: Any, what: str) -> _Json:
     """A tool or a tool call, as a dict with a dict as its function."""
     sent = _as_dict(item, what)
     sent["function"] = _as_dict(sent.get("function") or {}, what)
-    if not sent["function"].get("name"):
-        form = '{"type": "function", "function": {"name": ...}}'
-        raise ValueError(f"{what} must be like {form}, got {item!r:.80}")
-    return sent
+    if isinstance(sent["function"].get("name") or None, str):
+        return sent
+    form = '{"type": "function", "function": {"name": ...}}'
+    raise ValueError(f"{what} must be like {form}, got {item!r:.80}")
 
 
 def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
     """A new dict whose content is a list of parts, each text in it a str."""
     sent = _as_dict(message, "a message")
     role = sent.get("role")
-    if not isinstance(role, str) or not role.isidentifier():
+    if not isinstance(role, str) or not re.fullmatch(r"[\w-]+", role):
         raise ValueError(f"a message must have a role, got {sent!r:.80}")
     if role == "developer":
         sent["role"] = "system"  # templates ignore roles that they do not know
@@ -1422,7 +1422,7 @@ def _read_url(url: str, root: Any) -> str:
     if not found:
         raise ValueError("not a PIL image or URL; write a local path as file:///path")
     if found[1]:
-        return "".join(url.splitlines())  # base64 may come in lines of 76 characters
+        return "".join(url.split()) if url[0] in "dD" else url  # base64 comes in lines
     path = os.path.realpath(urllib.request.url2pathname("/" + url[found.end() :]))
     is_inside = root and path.startswith(os.path.join(os.path.realpath(root), ""))
     if not is_inside and root is not None:
@@ -1564,17 +1564,18 @@ def _native_body(
             if len(found) == 1:  # templates of Hugging Face want objects
                 call["function"]["arguments"] = found[0][0]
     if client.render:
-        prompt = client.render(messages, _select_tools(tools, body)[0])
+        prompt = client.render(messages, _select_tools(tools, body)[0] or None)
     else:
         prompt = "".join(map(_TURN.format_map, messages)) + "<|im_start|>assistant\n"
     media = {"multimodal_params": {"images": images}} if images else {}
-    parameters = {**_native_parameters(body), **extra.get("parameters", {})}
+    parameters = {**_native_parameters(body), **(extra.get("parameters") or {})}
     return {"inputs": prompt, **media, **extra, "parameters": parameters}
 
 
 def _native_parameters(body: _Json) -> _Json:
     known = f"{_PASSED} {_LEFT_OUT}".split()
     refused = [name for name in body if body[name] and name not in known]
+    refused += ["n in streams"] * bool(body.get("stream") and body.get("n", 1) != 1)
     parameters = {
         "do_sample": True,  # builds of 2025 are greedy without it
         "best_of": body.get("n"),
@@ -1617,7 +1618,7 @@ def _native_reply(data: _Json, head: _Json) -> _Json:
     if isinstance(token, dict):
         place, kind = "delta", "chat.completion.chunk"
         data = {**data, **token, "generated_text": [token.get("text")]}
-    texts = _as_list(data.get("generated_text") or [])
+    texts = [t for t in _as_list(data.get("generated_text")) if t is not None]
     reasons = _as_list(data.get("finish_reason")) * len(texts)  # one for all
     chat: _Json = {**head, "object": kind, "choices": []}
     for index, (text, reason) in enumerate(zip(texts, reasons)):
@@ -1909,8 +1910,9 @@ class _AnswerBuilder:
 
     def build_chunk(self, data: _Json) -> Any:
         """The chunk that goes out for an event. Raises where an answer lost a call."""
-        if not self.head:
-            self.head = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
+        if len(self.head) < 4:
+            known = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
+            self.head = {**known, **self.head}
         self.usage = data.get("usage") or self.usage
         self._has_usage |= "usage" in data
         data["choices"] = _objects(data.get("choices"))
@@ -2060,9 +2062,8 @@ class _ServerCalls:
 
     def _add(self, delta: _Json) -> bool:
         """Take a delta; return whether it begins a call."""
-        function = delta.get("function") or {}
-        if not isinstance(function, dict):
-            return False
+        function = delta.get("function")
+        function = function if isinstance(function, dict) else {}
         index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
         held = [call for call in self.held if index in (None, call.index)]
         call = held[-1] if held and not self._is_plain else _ServerCall(index)
@@ -2071,7 +2072,8 @@ class _ServerCalls:
             if is_other or name != call.name or _split_objects("".join(call.pieces)):
                 call = _ServerCall(index)
         call.add(delta, function)
-        begins = call not in self.held
+        is_real = name or call_id or call.pieces or self._is_plain
+        begins = bool(is_real) and call not in self.held
         if begins:
             self.held.append(call)
         return begins
@@ -2584,8 +2586,15 @@ def _parse_calls(text: str) -> _Calls:
     calls = [_parse_call(item) for item in (data if isinstance(data, list) else [data])]
     if not calls:
         raise ValueError("an empty array")
-    if is_strict:
-        _keep_texts(calls, text)
+    at = 0
+    for call in (
+        calls if is_strict else ()
+    ):  # numbers and spaces stay as they were written
+        for found in _ARGUMENTS.finditer(text, at):
+            values, end = _DECODER.raw_decode(text, found.end())
+            if str(values) == str(call.values):  # while 1 == 1.0 == True
+                call.text, at = text[found.end() : end], end
+                break
     return calls
 
 
@@ -2602,18 +2611,6 @@ def _parse_call(item: Any) -> _Call:
     if name and isinstance(name, str) and isinstance(values, dict) and is_plain:
         return _Call(name, values)
     raise ValueError("not a call")
-
-
-def _keep_texts(calls: _Calls, text: str) -> None:
-    """Give the calls the texts of their arguments, so that numbers and spaces stay as the
-    model wrote them."""
-    at = 0
-    for call in calls:
-        for found in _ARGUMENTS.finditer(text, at):
-            values, end = _DECODER.raw_decode(text, found.end())
-            if str(values) == str(call.values):  # while 1 == 1.0 == True
-                call.text, at = text[found.end() : end], end
-                break
 
 
 def _rewrite_token(found: re.Match[str]) -> str:
@@ -2841,9 +2838,8 @@ class _Exchange:
         headers = _request_headers(client, call.pop("extra_headers", None) or {})
         for name in call:
             raise TypeError(_unknown_name(name, _CALL_OPTIONS))
-        self._wire: Any = object.__new__(
-            urllib.request.Request
-        )  # a copy takes 2 us more
+        # filled from one that was parsed before: making or copying one takes longer
+        self._wire: Any = object.__new__(urllib.request.Request)
         vars(self._wire).update(vars(client._transport.parse_url(self._request.url)))
         self._wire.method, self._wire.data, self._wire.headers = method, data, headers
         if client.is_closed():
@@ -3572,10 +3568,8 @@ class _Reply:
         is_framed = version == "1" and (length is None) != (coding is None)
         is_open = "close" not in headers.get("connection", "").lower()
         is_read = not (connection.is_stale or connection.buffer)
-        is_usual = (
-            self.status < 300
-        )  # else the request may not be read, or uvicorn closes
-        is_reusable = is_framed and is_open and is_read and is_usual
+        is_good = self.status < 300  # else the request may be unread, or uvicorn closes
+        is_reusable = is_framed and is_open and is_read and is_good
         connection.transport.release(connection, is_reusable)
 
     def abort(self) -> None:
@@ -3646,7 +3640,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse_arguments(arguments)
     try:
         status = _run(options)
-        sys.stdout.flush()  # a closed pipe must show here, not at exit
+        print(end="", flush=True)  # a closed pipe must show here, not at exit
         return status
     except KeyboardInterrupt:
         return 130
@@ -3707,7 +3701,7 @@ def _run(options: Any) -> int:
         return _check(client, options)
     if options.models:
         print(*[model.id for model in client.models.list()], sep="\n")
-    elif is_terminal and not text:
+    elif is_terminal and sys.stdout.isatty() and not text:
         _chat(client, options)
     else:
         if text == "-":
@@ -3803,7 +3797,9 @@ def _check(client: LightLLMClient, options: Any) -> int:
     except (APIStatusError, APIResponseValidationError, TypeError, LookupError):
         pass  # builds of 2025 do not tell
     advice = "'prompt': 'server' may lose or damage calls"
-    if _SOUND_PARSERS.fullmatch(parser) and "max_model_len" in model:  # from April 2026
+    if (
+        _SOUND_PARSERS.fullmatch(str(parser)) and "max_model_len" in model
+    ):  # from April 2026
         advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()

@@ -640,6 +640,7 @@ class Clients(ServerTest):
             raised(self, TypeError, make, **given, time_out=5)
             raised(self, ValueError, make, **given, timeout=0)
         raised(self, TypeError, self.ask, api_key=KEY)
+        raised(self, TypeError, self.ask, extra_header=headers)
         client, words = self.new_client(api_key=lambda: None), "str .*, got NoneType"
         self.assertRaisesRegex(TypeError, "api_key must be " + words, self.ask, client)
         anonymous = self.new_client(api_key="")
@@ -1141,7 +1142,11 @@ class Answers(ServerTest):
             for option in ("include", "exclude"):
                 error = raised(self, TypeError, response.model_dump, **{option: names})
                 self.assertIn("must be sets of names", str(error))
-        function = lightllm.Function(name="f", arguments="\u00e9")
+        response.to_dict()["choices"][0]["message"].clear()
+        function = lightllm.Function(name="f", arguments="\u00e9", x={"y": [1]})
+        function.to_dict()["x"]["y"].append(2)
+        self.assertEqual(function.x, {"y": [1]})
+        del function["x"]
         self.assertEqual(
             function.model_dump_json(), '{"name":"f","arguments":"\u00e9"}'
         )
@@ -1864,6 +1869,8 @@ SERVER_CALLS = {
     "pieces that are objects themselves, each with the name": (
         [(0, "a", "f", '{"a": '), (0, "a", "f", "{}"), (0, "a", "f", ', "b": 1}'), STOP],
         [("f", '{"a": {}, "b": 1}')]),
+    "an empty delta of a call": (
+        [delta("hi"), (0, "a", *A), delta(tool_calls=[{"index": 1}]), STOP], [A], "hi"),
     "one index for two calls": ([(0, "a", *F), (0, "b", "g", "{}"), STOP], [F, ("g", "{}")]),
     "arguments for two calls in turn": (
         [(0, "a", "f", ""), (1, "b", "g", ""), (0, "{}"), (1, '{"x": 1}'), STOP],
@@ -2666,6 +2673,14 @@ class Redirects(TransportTest):
         self.assertEqual(len(self.server.heard), 3 + 6)
         self.assertEqual(len({heard.body for heard in self.server.heard}), 1)
 
+    def test_a_retry_asks_the_first_url_again(self):
+        away = 307, {"Location": "/node"}, []
+        self.server.says(away, plain({}, 503), answer())
+        with mock.patch("time.sleep"):
+            self.ask(self.new_client(max_retries=1))
+        paths = [heard.path for heard in self.server.heard]
+        self.assertEqual(paths, [paths[0], "/node", paths[0]])
+
     def test_other_redirects_are_errors_that_name_the_target(self):
         other, url = self.listener(lambda connection: None), self.server.url
         table = [
@@ -3317,6 +3332,7 @@ class NativeApi(TransportTest):
             "best_of": 2, "seed": 7, "ignore_eos": True, "stop_sequences": ["x"]}  # fmt: skip
         self.assertEqual(self.sent["parameters"], expected)
         self.assertNotIn("multimodal_params", self.sent)
+        self.ask_error("n in streams", kind=ValueError, n=2, stream=True)
 
     def test_extra_parameters_are_merged_and_win(self):
         own = {"min_new_tokens": 2, "allowed_token_ids": [7], "top_k": None}
