@@ -1293,9 +1293,9 @@ _DEFAULTS: _Json = vars(Chat)["create"].__kwdefaults__
 def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]:
     """The body of a request, what is merged into it, and the options of the call itself."""
     _hide_secrets(options)
-    known = _COMMON_NAMES.union(kind.__annotations__)
-    for name in options.keys() - known:
+    for name in (options.keys() - _COMMON_NAMES).difference(kind.__annotations__):
         options.clear()  # or a variable would show a key under a misspelt name
+        known = _COMMON_NAMES.union(kind.__annotations__)
         raise TypeError(_unknown_name(name, known))
     extra = options.pop("extra_body", None) or {}
     call = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}
