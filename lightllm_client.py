@@ -1073,7 +1073,6 @@ class Completions(_Resource):
 
         `prompt`: str, list of str, or token ids. Defaults as in chat, and do_sample True:
         builds of 2025 are greedy without it."""
-        options = {name: v for name, v in options.items() if _is_given(v)}
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
         body, extra, call = _split_options(options, CompletionOptions, **named)
         body.update(extra)
@@ -1299,7 +1298,8 @@ def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]
         raise TypeError(_unknown_name(name, known))
     extra = options.pop("extra_body", None) or {}
     call = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}
-    given = {n: v for n, v in {**named, **options}.items() if v or _is_given(v)}
+    pairs = [*named.items(), *options.items()]  # a mark leaves what stands before it
+    given = {name: value for name, value in pairs if value or _is_given(value)}
     body = _drop_none({**_DEFAULTS, **given})
     if "stream" in body:
         body["stream"] = bool(body["stream"])
@@ -2069,7 +2069,9 @@ class _ServerCalls:
         call = held[-1] if held and not self._is_plain else _ServerCall(index)
         if name and call.name:  # a head: of this call again, or of the next one?
             is_other = call_id and call_id != call.fields.get("id", call_id)
-            if is_other or name != call.name or _split_objects("".join(call.pieces)):
+            last = next(filter(str.strip, reversed(call.pieces)), "").rstrip()
+            is_whole = last[-1:] == "}" and _split_objects("".join(call.pieces))
+            if is_other or name != call.name or is_whole:
                 call = _ServerCall(index)
         call.add(delta, function)
         is_real = name or call_id or call.pieces or self._is_plain
@@ -3133,8 +3135,8 @@ def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
             merged.pop(name, None)
             if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
-                line = r"[!-9;-~]+\n[\x20-\x7e\x80-\xff]*"
-                if not re.fullmatch(line, f"{name}\n{merged[name]}"):
+                is_name = re.fullmatch("[!-9;-~]+", name)
+                if not is_name or _UNSENDABLE.search(merged[name]):
                     what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged

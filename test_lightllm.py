@@ -3531,6 +3531,9 @@ class OtherRoutes(TransportTest):
         self.assertEqual(final.choices[0].text, "Hello ")
         self.assertEqual(final.usage.total_tokens, 3)
         self.assertIs(self.sent["do_sample"], False)
+        self.server.says(answer())
+        self.client.completions.create(model="lab", prompt="x", do_sample=lightllm.omit)
+        self.assertIs(self.sent["do_sample"], True)
 
     def test_models(self):
         self.server.answers(lambda heard: plain(MODELS))
