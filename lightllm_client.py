@@ -25,6 +25,7 @@ import http.client
 import io
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -1736,7 +1737,7 @@ def _convert_value(text: str, schema: Any, root: _Json) -> Any:
         return text
     try:
         written = text if is_text else _LENIENT_TOKEN.sub(_rewrite_token, text)
-        value = _parse_strict(written)
+        value = _parse_json(written, _STRICT)
     except ValueError:
         return text
     return value if _KINDS[type(value)] in kinds else text
@@ -2198,15 +2199,17 @@ _TAGS = ("<tool_call>", "<think>", "</think>", "<function=")
 _TOKENS = _TAGS + (
     "</tool_call>", "</function>", "<code>", "```", "<parameter=", "<arg_key>",
 )  # fmt: skip
-_TAG = re.compile("|".join(_TAGS))
+_TAG_PARTS = {tag[:size] for tag in _TAGS for size in range(len(tag))}
+_PARTS = {token[:size] for token in _TOKENS for size in range(len(token))}
+_TAG = re.compile(  # a <tool_call> only where a call may follow
+    r"<tool_call>(?!\s*(?:(?:[{[]|```(?:json)?)\s*)?<[^f/])|</?think>|<function="
+)
 _THOUGHT_END = re.compile("</think>")
 _REGION_END = re.compile("</tool_call>|</function>")
-_NO_CALL = re.compile(r"\s*(?:[{[]|```(?:json)?)?\s*<[^f/]")  # behind <tool_call>
 _CALL_START = re.compile(r"\s*(?:```(?:json)?\s*)?([{[]|<function=|)")
 _CALL_FOLLOWER = re.compile(
     r"[\s,}]*(?:(?:```|</function>)[\s,}]*)*([{[]|<function=|</?tool_call>|<code>|)"
 )
-_SPACE = re.compile(r"\s*")
 _END_TAG = re.compile(r"\s*(</tool_call>|)")
 _JSON_TOKEN = re.compile(
     r'"[^"\\]*(?:\\.[^"\\]*)*"' r"|'[^'\\]*(?:\\.[^'\\]*)*'" r"|[\[\]{}<\"']", re.DOTALL
@@ -2233,19 +2236,18 @@ class _CallReader:
         self._is_stream = is_stream
         self._is_thinking = False
         self._expects_end = False  # a </tool_call>, though its begin was not read
-        self._readings = _READINGS
-        self._held, self._size, self._due, self._tail = [""], 0, 0, ""
+        self._held, self._tail = io.StringIO(), ""
+        self._due, self._readings = 0, _READINGS
 
     def feed(self, text: str) -> list[Any]:
         """The texts and calls that are certain now, in order."""
-        self._held.append(text)
-        self._size += len(text)
+        self._held.write(text)
         self._tail = (self._tail + text)[-len(text) - 11 :]  # a tag may have been cut
-        is_due = self._size <= _SHORT_REGION or self._size >= self._due
-        if not is_due and self._readings and _REGION_END.search(self._tail):
+        if _SHORT_REGION < self._held.tell() < self._due:
+            if not (self._readings and _REGION_END.search(self._tail)):
+                return []
             self._readings -= 1
-            is_due = True
-        return self._read("") if is_due and self._is_stream else []
+        return self._read("") if self._is_stream else []
 
     def finish(self, is_end: bool = True) -> list[Any]:
         """The rest. Where the text was cut (not `is_end`), an open region is no call."""
@@ -2254,18 +2256,18 @@ class _CallReader:
     @property
     def held(self) -> str:
         """The text that is not decided."""
-        return "".join(self._held)
+        return self._held.getvalue()
 
     def drop_open_tag(self) -> None:
-        """The server read the call behind a <tool_call> itself: this tag is not text, nor
-        is the end tag behind the call."""
-        if self._size < 100 and self.held.strip() == "<tool_call>":
+        """The server reads this call itself: drop a held <tool_call>, and its end tag."""
+        if self._held.tell() < 100 and self.held.strip() == "<tool_call>":
             self._hold("")
             self._expects_end = True
 
     def _hold(self, text: str) -> None:
-        self._held, self._size = [text], len(text)
-        self._due, self._tail = 2 * self._size, text[-11:]
+        self._held = io.StringIO()
+        self._held.write(text)
+        self._tail, self._readings = text[-11:], _READINGS
 
     def _read(self, ending: str) -> list[Any]:
         out: list[Any] = []
@@ -2273,44 +2275,45 @@ class _CallReader:
         text = held + ending
         try:
             while pos < len(held):
-                if self._expects_end:
-                    token, end = _take(text, pos, _END_TAG)
-                    pos, self._expects_end = end if token else pos, False
-                else:
-                    pos = self._read_next(text, pos, out)
+                pos = self._read_next(text, pos, out)
         except _Unfinished:
             pass
         if pos:
-            self._readings = _READINGS
-        self._hold(held[pos:])
+            self._hold(held[pos:])
+        self._due = 2 * self._held.tell()
         return out
 
     def _read_next(self, text: str, pos: int, out: list[Any]) -> int:
         """Read the text up to the next tag, or what that opens; return where it ends."""
+        if self._expects_end:
+            token, end = _take(text, pos, _END_TAG)
+            self._expects_end = False
+            return end if token else pos
         found = (_THOUGHT_END if self._is_thinking else _TAG).search(text, pos)
-        tag = found[0] if found and found.start() == pos else ""
-        if tag in ("<tool_call>", "<function="):
+        if found:
+            end = found.start()
+        else:  # what may become a tag is held
+            end = text.rfind("<", max(pos, len(text) - 10))
+            end = end if text[end:] in _TAG_PARTS else len(text)
+        if end > pos:
+            out.append(text[pos:end].rstrip(_END))
+            return end
+        if not found:
+            raise _Unfinished
+        tag, end = found[0], found.end()
+        if tag == "<think>" or tag == "</think>":
+            if not (self._is_stream or self._is_thinking or tag == "<think>"):
+                out.clear()  # the prompt ended in <think>: all before was thought
+            self._is_thinking = tag == "<think>"
+        else:
             try:
                 read = _read_region if tag == "<tool_call>" else _read_bare_function
-                calls, end = read(text, pos + len(tag), self._schemas)
+                calls, end = read(text, end, self._schemas)
                 self._expects_end = tag == "<function="
                 out += calls
                 return end
             except _NotACall as failure:
                 end = failure.args[0]
-        elif tag:
-            if not self._is_stream and tag == "</think>" and not self._is_thinking:
-                out.clear()  # the prompt ended in <think>: all before was thought
-            self._is_thinking = tag == "<think>"
-            end = pos + len(tag)
-        elif found:
-            end = found.start()
-        else:  # up to what may become a tag
-            end = text.rfind("<", max(pos, len(text) - 10))
-            if end < 0 or not _is_part(text, end, _TAGS):
-                end = len(text)
-            elif end == pos:
-                raise _Unfinished
         out.append(text[pos:end].rstrip(_END))
         return end
 
@@ -2322,40 +2325,25 @@ def _read_calls(text: str, tools: Iterable[_Json]) -> _Calls:
     return [call for call in out if isinstance(call, _Call)]
 
 
-def _is_part(text: str, pos: int, tokens: tuple[str, ...]) -> bool:
-    """Whether the text ends in what may become a token."""
-    part = text[pos : pos + 12]
-    return len(part) < 12 and any(token[:-1].startswith(part) for token in tokens)
-
-
-def _failure(text: str, pos: int, reach: int = 1) -> Exception:
-    """What to raise where reading fails at pos, for want of text or for what it says in
-    the `reach` characters there."""
-    is_cut = len(text) - pos < reach and not text.endswith(_END)
+def _failure(text: str, pos: int) -> Exception:
+    """Why reading fails at pos: for want of more text near its end, else for what it says."""
+    is_cut = len(text) - pos < 400 and not text.endswith(_END)
     return _Unfinished() if is_cut else _NotACall(pos)
 
 
 def _take(text: str, pos: int, pattern: _Pattern) -> _Token:
-    """The token behind the space at pos, or "", and where that ends."""
-    found = _match(text, pos, pattern)
+    """What a pattern of at most 400 characters takes at pos, perhaps "", and its end."""
+    found = pattern.match(text, pos)
+    if not found:
+        raise _failure(text, pos)
     token, end = found[1], found.end()
-    if not token and _is_part(text, end, _TOKENS):
+    if not token and text[end : end + 12] in _PARTS:
         raise _Unfinished
     return token, end
 
 
-def _match(text: str, pos: int, pattern: _Pattern) -> re.Match[str]:
-    """The match at pos of a pattern that takes 400 characters at the most."""
-    found = pattern.match(text, pos)
-    if not found:
-        raise _failure(text, pos, 400)
-    return found
-
-
 def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
     """The calls behind a <tool_call>, and the end of its region."""
-    if _NO_CALL.match(text, pos):
-        raise _NotACall(pos)
     calls: _Calls = []
     while True:
         token, pos = _take(text, pos, _CALL_FOLLOWER if calls else _CALL_START)
@@ -2382,35 +2370,35 @@ def _read_region(text: str, pos: int, schemas: _Json) -> _Found:
 
 def _read_bare_function(text: str, pos: int, schemas: _Json) -> _Found:
     """The call at a `<function=` without a <tool_call>: whole, and of an offered tool."""
-    if _strip_quotes(_match(text, pos, _Qwen3Coder.name)[1]) not in schemas:
+    if _take(text, pos, _Qwen3Coder.name)[0] not in schemas:
         raise _NotACall(pos)
     call, pos = _read_tagged_call(text, pos, _Qwen3Coder, schemas)
-    token, pos = _take(text, pos, _Qwen3Coder.follower)
-    if token != "</function>":
+    if not text.startswith("</function>", pos):
         raise _NotACall(pos)
-    return [call], pos
+    return [call], pos + len("</function>")
 
 
 def _read_json(text: str, pos: int) -> _Found:
     """The calls in the JSON at pos, and its end: where its brackets close."""
-    depth = 0
+    depth, missing = 0, ""
     for found in _JSON_TOKEN.finditer(text, pos):
-        token, (start, end), missing = found[0], found.span(), ""
+        token = found[0]
+        if len(token) > 1:
+            continue  # a string
         if token in "\"'":
-            break  # the string does not end
-        if token[0] in "\"'":
-            continue
+            break  # a string that does not end
         if token == "<":
+            start = found.start()
             if depth != 1 or not _take(text, start, _END_TAG)[0]:
-                is_quoted = text[start - 1] in "\"'"
-                if is_quoted and not text.startswith("</", start):
+                if text[start - 1] in "\"'" and not text.startswith("</", start):
                     break  # a quote that was not escaped: this is a string's text
                 raise _NotACall(start)
-            end, missing = start, "}"  # just the outer brace
+            missing = "}"  # just the outer brace
         depth += 1 if token in "{[" else -1
         if depth > _MAX_DEPTH:
-            raise _NotACall(start)
+            raise _NotACall(found.start())
         if not depth:
+            end = found.end() - len(missing)
             try:
                 return _parse_calls(text[pos:end] + missing), end
             except ValueError:
@@ -2432,6 +2420,7 @@ def _read_code(text: str, pos: int) -> _Token:
 # The forms of Qwen3-Coder and GLM. A value ends at its end tag if what may follow does, or
 # before a declared argument that is not set yet, or at the end of the call.
 
+_NAME = r"""[\s"']{0,9}([^<>\s"'][^<>\n]{0,127}?)[\s"']{0,9}"""  # with quotes around
 _LAST_END_TAG = re.compile(r"(?:\A|\n)[ \t]*</(\w+)>\s*\Z")
 
 
@@ -2441,10 +2430,9 @@ class _Qwen3Coder:
     begin, end = "<parameter=", "</parameter>"
     outer, outer_end = "<function=", "</function>"
     follower = re.compile(r"\s*(<parameter=|</function>|</tool_call>|)")
-    name = re.compile(r"([^<>\n]{1,128})>")
-    key = re.compile(r"<parameter=([^<>\n]{1,128})>(?:\r?\n)?")
+    name = key = re.compile(rf"{_NAME}>(?:\r?\n)?")
     tags = re.compile(
-        r"(?P<line>\r?\n[ \t]*)?<parameter=(?P<key>[^<>\n]{1,128})>"
+        rf"(?P<line>\r?\n[ \t]*)?<parameter={_NAME}>"
         r"|<function=[^<>\n]{1,128}>|(?:\r?\n)?</(?:parameter|function)>"
     )
 
@@ -2456,37 +2444,31 @@ class _Glm:
     outer, outer_end = "<tool_call>", "</tool_call>"
     follower = re.compile(r"\s*(<arg_key>|</tool_call>|)")
     name = re.compile(r"([\w.-]{0,128})")
-    key = re.compile(r"<arg_key>([^<]{1,128})</arg_key>\s{0,64}<arg_value>")
+    key = re.compile(_NAME + r"</arg_key>\s{0,64}<arg_value>")
     tags = re.compile(
-        r"(?P<line>\n?)<arg_key>(?P<key>[^<]{1,128})</arg_key>\s{0,64}<arg_value>"
+        rf"(?P<line>\n?)<arg_key>{_NAME}</arg_key>\s{{0,64}}<arg_value>"
         r"|<arg_value>|<tool_call>|</arg_value>|\n?</tool_call>"
     )
 
 
 def _read_tagged_call(text: str, pos: int, form: Any, schemas: _Json) -> Any:
-    """The call whose name stands at pos, and where the tag behind its arguments does. In
-    GLM's form a name alone is one only of an offered tool."""
-    found = _match(text, pos, form.name)
-    name, pos = _strip_quotes(found[1]), found.end()
-    if not name:
-        raise _NotACall(pos)
+    """The call whose name stands at pos, and where the tag behind its arguments does."""
+    name, pos = _take(text, pos, form.name)
     schema = schemas.get(name, {})
     properties = schema.get("properties")
     properties = properties if isinstance(properties, dict) else {}
     values: _Json = {}
-    while True:
+    while name:
         token, end = _take(text, pos, form.follower)
         pos = end - len(token)
         if token != form.begin:
-            if not (token or text.startswith(_ENDS[1:], pos)):
-                break
-            if not values and form is _Glm and name not in schemas:
-                break
-            return _Call(name, values), pos
-        found = _match(text, pos, form.key)
-        key = _strip_quotes(found[1])
+            has_end = token or text.startswith(_ENDS[1:], pos)
+            if has_end and (values or form is not _Glm or name in schemas):
+                return _Call(name, values), pos
+            break
+        key, start = _take(text, end, form.key)
         unset = properties.keys() - values.keys() - {key}
-        value, pos = _read_value(text, found.end(), form, unset)
+        value, pos = _read_value(text, start, form, unset)
         converted = _convert_value(value, properties.get(key), schema)
         if values.setdefault(key, converted) != converted:
             break
@@ -2500,33 +2482,31 @@ def _read_value(text: str, start: int, form: Any, unset: Any) -> _Token:
     has_argument = False  # whether something like an undeclared argument began
     end = after = 0  # where it ends if its end tag is missing: unless that still comes
     for found in form.tags.finditer(text, start):
-        tag, key = found[0].lstrip(), found["key"]
+        tag, key = found[0].lstrip(), found[2]
         at = found.end() - len(tag)
-        is_end_tag = tag[1] == "/"
-        if end and not is_end_tag:
-            break
-        if key and (found["line"] is not None or at == start):
-            if _strip_quotes(key) in unset:
-                end, after = found.start(), at
+        if tag[1] != "/":
+            if end:
                 break
-            has_argument = has_argument or not opened
-        if not is_end_tag:
+            if key and (found["line"] is not None or at == start):
+                if key in unset:
+                    end, after = found.start(), at
+                    break
+                has_argument = has_argument or not opened
             opened.append(form.outer_end if tag.startswith(form.outer) else form.end)
             if len(opened) > _MAX_DEPTH:
                 raise _NotACall(found.end())
-            continue
-        if tag in opened:
+        elif tag in opened:
             while opened.pop() != tag:
                 pass
-            continue
-        token, rest = _take(text, found.end(), form.follower)
-        if tag == form.end:
-            if token or text.startswith(_ENDS, rest):
-                return text[start : found.start()], rest - len(token)
-        elif "</tool_call>" in (tag, token) and not end:
-            if has_argument:
-                raise _NotACall(found.end())
-            end, after = found.start(), at
+        else:
+            token, rest = _take(text, found.end(), form.follower)
+            if tag == form.end:
+                if token or text.startswith(_ENDS, rest):
+                    return text[start : found.start()], rest - len(token)
+            elif "</tool_call>" in (tag, token) and not end:
+                if has_argument:
+                    raise _NotACall(found.end())
+                end, after = found.start(), at
     else:
         if not end or not text.endswith(_END):
             raise _failure(text, len(text))
@@ -2543,10 +2523,6 @@ def _drop_last_end_tag(value: str, form: Any) -> str:
     return value[: found.start()] if found and f"<{found[1]}" not in value else value
 
 
-def _strip_quotes(name: str) -> str:
-    return name.strip().strip("\"'")
-
-
 # --- calls in JSON ---
 # The text of a call -> its name and arguments: as JSON, else leniently, where only what
 # stands outside of strings is rewritten. A wrong call is worse than none.
@@ -2558,20 +2534,15 @@ _LENIENT_TOKEN = re.compile(  # strings, Python's words, commas before brackets
     r"|\b(?:True|False|None)\b|(?<![{\[,]),(?=\s*[}\]])",
     re.DOTALL,
 )
+_REWRITTEN = {"True": "true", "False": "false", "None": "null", ",": ""}
 _ESCAPE = re.compile(
     r'\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|U[0-9a-fA-F]{8}|\r\n|.)|"', re.DOTALL
 )
 
 
-class _Call:
+class _Call(namedtuple("_Call", "name values text fields", defaults=("", {}))):
     """A whole call. `text`: its arguments as the model wrote them, where that is JSON;
     `fields`: what else a server said of a call that it made."""
-
-    def __init__(self, name: str, values: _Json, text: str = "", fields: Any = None):
-        self.name = name
-        self.values = values
-        self.text = text
-        self.fields = fields or {}
 
     @property
     def arguments(self) -> str:
@@ -2582,52 +2553,48 @@ class _Call:
 def _parse_calls(text: str) -> _Calls:
     """The calls of an object, or of all objects of an array. Raises ValueError."""
     try:
-        data, is_strict = _parse_strict(text), True
+        data = _parse_json(text, _STRICT)
     except ValueError:
-        data, is_strict = _parse_strict(_LENIENT_TOKEN.sub(_rewrite_token, text)), False
-    calls = [_parse_call(item) for item in (data if isinstance(data, list) else [data])]
-    if not calls:
-        raise ValueError("an empty array")
-    at = 0
-    for call in (
-        calls if is_strict else ()
-    ):  # numbers and spaces stay as they were written
-        for found in _ARGUMENTS.finditer(text, at):
-            values, end = _DECODER.raw_decode(text, found.end())
-            if str(values) == str(call.values):  # while 1 == 1.0 == True
-                call.text, at = text[found.end() : end], end
+        data = _parse_json(_LENIENT_TOKEN.sub(_rewrite_token, text), _STRICT)
+        text = ""  # nothing of it is kept as it was written
+    calls: _Calls = []
+    pos = 0
+    for item in data if data and isinstance(data, list) else [data]:
+        name, values = _parse_call(item)
+        written = ""
+        for found in _ARGUMENTS.finditer(text, pos):
+            read, end = _DECODER.raw_decode(text, found.end())
+            if str(read) == str(values):  # while 1 == 1.0 == True
+                written, pos = text[found.end() : end], end
                 break
+        calls.append(_Call(name, values, written))
     return calls
 
 
-def _parse_call(item: Any) -> _Call:
-    """The call that an object is. Raises ValueError where it is none."""
+def _parse_call(item: Any) -> tuple[str, _Json]:
+    """The name and the arguments of the call that an object is. Raises ValueError."""
     item = item if isinstance(item, dict) else {}
     name = item.get("name")
     written = [item[key] for key in ("arguments", "parameters") if key in item]
     values: Any = next((one for one in written if one not in (None, "", {})), {})
     if isinstance(values, str):
-        values = _parse_strict(values.strip() or "{}")
+        values = _parse_json(values.strip() or "{}", _STRICT)
     # else there may be arguments beside the name: it would be another call without them
     is_plain = written or item.keys() <= {"name", "type", "id"}
     if name and isinstance(name, str) and isinstance(values, dict) and is_plain:
-        return _Call(name, values)
+        return name, values
     raise ValueError("not a call")
 
 
 def _rewrite_token(found: re.Match[str]) -> str:
     """JSON as models and Python write it -> JSON; no string changes its meaning."""
-    token = found[0]
-    if token[0] in "\"'":
-        if not (found[1] or found[2]):
-            return token  # it does not end
-        return '"' + _ESCAPE.sub(_rewrite_escape, token[1:-1]) + '"'
-    return {"True": "true", "False": "false", "None": "null"}.get(token, "")
+    if found[1] or found[2]:
+        return '"' + _ESCAPE.sub(_rewrite_escape, found[0][1:-1]) + '"'
+    return _REWRITTEN.get(found[0], found[0])  # a string that does not end stays
 
 
 def _rewrite_escape(found: re.Match[str]) -> str:
-    """JSON's escapes as they are, Python's as their characters; the backslash of any other
-    is doubled, not dropped."""
+    """Python's escapes -> their characters; backslashes of none are doubled, not lost."""
     escaped = found[1]
     if escaped is None:
         return r"\""
@@ -2655,7 +2622,20 @@ _HALF_PAIR = re.compile(  # not behind a backslash, and not the first half of a 
 )
 
 
-def _parse_json(text: str) -> Any:
+def _parse_float(text: str) -> float:
+    """A float. Raises ValueError for NaN and infinity, which are not JSON."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not JSON")
+    return number
+
+
+_STRICT = json.JSONDecoder(
+    parse_float=_parse_float, parse_constant=_parse_float, strict=False
+)
+
+
+def _parse_json(text: str, decoder: json.JSONDecoder = _DECODER) -> Any:
     """JSON, with U+FFFD for half surrogate pairs, which cannot be printed. ValueError."""
     if "\\ud" in text or "\\uD" in text:
         text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
@@ -2663,7 +2643,7 @@ def _parse_json(text: str) -> Any:
     try:
         if len(text) > _MAX_DEPTH:
             _check_depth(text)
-        data, end = _DECODER.raw_decode(text)
+        data, end = decoder.raw_decode(text)
     except RecursionError:
         raise ValueError("JSON of too many levels") from None
     if end < len(text):
@@ -2681,13 +2661,6 @@ def _check_depth(text: str) -> None:
                 raise RecursionError
 
 
-def _parse_strict(text: str) -> Any:
-    """`_parse_json`, but NaN and infinity, which are not JSON, are a ValueError too."""
-    data = _parse_json(text)
-    _dump_request(data)
-    return data
-
-
 def _split_objects(text: str) -> list[tuple[_Json, str]]:
     """JSON objects in a row, each with its text; none where there is anything else."""
     found: list[tuple[_Json, str]] = []
@@ -2696,8 +2669,10 @@ def _split_objects(text: str) -> list[tuple[_Json, str]]:
         _check_depth(text)
         while text[pos : pos + 1] == "{":
             end = _DECODER.raw_decode(text, pos)[1]
-            found.append((_parse_strict(text[pos:end]), text[pos:end]))
-            pos = _match(text, end, _SPACE).end()
+            found.append((_parse_json(text[pos:end], _STRICT), text[pos:end]))
+            pos = end
+            while text[pos : pos + 1].isspace():
+                pos += 1
     except (ValueError, RecursionError):
         return []
     return found if pos == len(text) else []
