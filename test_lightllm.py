@@ -1508,7 +1508,7 @@ class ToolCallsInText(ServerTest):
             "<tool_call><function=f><parameter=a></parameter>x", "<tool_call>aaaaaaaaa ",
             "<tool_call>f<arg_key>a</arg_key><arg_value>", "<tool_call>\n\n\n\n\n\n",
             '<tool_call>{"name": "f", "arguments": {"a": "\\"']  # fmt: skip
-        endings = ("", "</code></parameter></arg_value>x'\"")
+        endings = ("", "</code></parameter></arg_value>x'\"", " " * size + "x")
         texts = [unit * (size // len(unit)) + end for unit in units for end in endings]
         in_pieces = pieces_of((CALL[:-14] + "x" * size + '"}}')[:size], 97)
         for pieces in self.cases([*([text] for text in texts), in_pieces]):
