@@ -229,9 +229,11 @@ class APIError(OpenAIError):
     `partial` is None, or what a stream had brought when it failed: a ChatCompletion with
     the text and the finished calls so far; its finish_reason is None."""
 
+    message = ""
+
     def __init__(self, message: str = "", request: Any = None, *, body: Any = None):
-        super().__init__(message)
-        self.message = message
+        self.message = message or self.message
+        super().__init__(self.message)
         self.request = request
         self.body = body
         self.partial: ChatCompletion | Completion | None = None
@@ -247,9 +249,13 @@ class APIError(OpenAIError):
 class APIConnectionError(APIError):
     """No complete answer: the connection failed or broke. `__cause__` says why."""
 
+    message = "Connection error."
+
 
 class APITimeoutError(APIConnectionError):
     """No complete answer within `timeout`. Catch it before APIConnectionError."""
+
+    message = "Request timed out."
 
 
 class APIResponseValidationError(APIError, ValueError):

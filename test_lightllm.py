@@ -2750,6 +2750,13 @@ class Errors(TransportTest):
             self.assertLess(len(str(error)), 700)
             self.assertIsNone(error.code)
 
+    def test_errors_that_callers_make_have_a_text(self):
+        kinds = lightllm.APIConnectionError, lightllm.APITimeoutError
+        made = [kind(request=None) for kind in kinds]
+        texts = ["Connection error.", "Request timed out."]
+        self.assertEqual([str(error) for error in made], texts)
+        self.assertEqual([error.message for error in made], texts)
+
     def test_words_of_every_shape(self):
         inner = {"message": "m", "type": "t", "code": 429}
         field = {"loc": ["body", "n", 0], "msg": "too big", "input": {"error": "x"}}
