@@ -1803,7 +1803,7 @@ class _ChoiceState:
 
     def settle(self, choice: _Json, fields: _Json, key: str) -> None:
         """Settle what came, in place: the text is `fields[key]`, calls stand beside it."""
-        text, deltas = fields.get(key), _objects(fields.get("tool_calls"))
+        text, deltas = fields.get(key), _as_list(fields.get("tool_calls") or [])
         reasoning = fields.get("reasoning") or fields.get("reasoning_content")
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
@@ -2034,7 +2034,7 @@ class _ServerCalls:
         self._is_plain = is_plain
         self._last: Any = None  # the one given last, if it came in one piece
 
-    def take(self, deltas: _JsonList, calls: _Calls, ending: Any) -> _Calls:
+    def take(self, deltas: _List, calls: _Calls, ending: Any) -> _Calls:
         """The calls that are certain now: the server's, then `calls`, read from the text."""
         has_begun = sum(map(self._add, deltas))
         if not (has_begun or calls or ending):
@@ -2067,10 +2067,12 @@ class _ServerCalls:
             self._last = twin if is_one and twin[0] else None
         return given + calls
 
-    def _add(self, delta: _Json) -> bool:
+    def _add(self, delta: Any) -> bool:
         """Take a delta; return whether it begins a call."""
-        function = delta.get("function")
-        function = function if isinstance(function, dict) else {}
+        delta = delta if isinstance(delta, dict) else {"function": delta}
+        function = delta.get("function") or {}
+        if not isinstance(function, dict) or delta.get("name"):
+            function = {"name": [delta]}  # of an unknown form: it never comes whole
         index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
         held = [call for call in self.held if index in (None, call.index)]
         call = held[-1] if held and not self._is_plain else _ServerCall(index)

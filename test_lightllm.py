@@ -1915,7 +1915,9 @@ class ServerMadeStreamCalls(ServerTest):
             ("'search'", (1, "x", "search", ""), STOP), ("'f'", (1, "x", "f", ""), STOP),
             ("''", (1, "x", None, "{}"), STOP), ("''", (1, "x", 5, "{}"), STOP),
             ("''", server_call(1, "x"), STOP), ("'ping'", (1, "x", "ping", 0), STOP),
-            ("'f'", (1, "x", "f", "[1]"), STOP),
+            ("'f'", (1, "x", "f", "[1]"), STOP), ("''", delta(tool_calls="x"), STOP),
+            ("''", delta(tool_calls=[{"name": "f", "arguments": {}}]), STOP),
+            ("''", delta(tool_calls=[{"function": "ping"}]), STOP),
             ("'f'", (1, "x", "f", '{"a":' * 600 + "1" + "}" * 600), STOP)]  # fmt: skip
         for called, *items in self.cases(table):
             stream = self.stream(*map(chunk_of, [(0, "w", *A), *items]), tools=[TOOL])
@@ -1961,6 +1963,7 @@ class ServerMadeStreamCalls(ServerTest):
             ("a call of 'save' did not come whole", "", "tool_calls", [good, bad], [A]),
             ("neither a call nor text", "", "tool_calls", [], []),
             ("a call of '' did not come whole", "", "stop", odd, []),
+            ("a call of '' did not come whole", "hi", "stop", ["x"], []),
             ("it stands in a thought", thought, "tool_calls", [good], []),
         ]
         for words, text, reason, calls, kept in self.cases(table):
