@@ -206,7 +206,7 @@ class Response:
 
     @property
     def elapsed(self) -> Any:
-        """A timedelta from the request to the last byte that was read."""
+        """A timedelta from the request to the last byte, or to the first of a stream."""
         return datetime.timedelta(seconds=self._seconds)
 
     def json(self) -> Any:
@@ -336,6 +336,8 @@ _HINTS = {  # what to try, by the status or by the type of what broke a connecti
     502: "does the server behind this gateway run?",
     503: "the server is busy or starting: wait, then try again",
     "ConnectionRefusedError": "is a LightLLM server listening there?",
+    "ConnectionResetError": "see the log of the server or of a gateway before it",
+    "RemoteDisconnected": "see the log of the server or of a gateway before it",
     "SSLCertVerificationError": "see SSL_CERT_FILE and ssl_context=",
     "SSLError": "does that port speak https?",
     "_ClockTimeout": "raise timeout=, or stream long answers",
@@ -784,7 +786,7 @@ class LightLLMClient:
         return self
 
     @property
-    def with_raw_response(self) -> LightLLMClient:
+    def with_raw_response(self) -> Any:
         """This client, but its calls return the Response, with `.parse()`."""
         return self.chat._client._add_namespaces(True)
 
@@ -851,7 +853,8 @@ class LightLLMClient:
         return Health(True, f"{self.base_url} answers")
 
     def _join_root(self, path: str) -> str:
-        return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path.lstrip("/")
+        path = urllib.parse.quote(path.lstrip("/"), "%/?&=:;,@+!$'()*~[]#")
+        return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path
 
 
 OpenAI = LightLLMClient
@@ -956,7 +959,7 @@ class _Resource:
         self._raw = raw
 
     @property
-    def with_raw_response(self) -> Self:
+    def with_raw_response(self) -> Any:
         """The same calls, returning the Response, with `.parse()`."""
         return type(self)(self._client, True)
 
@@ -1107,6 +1110,7 @@ class Models(_Resource):
             message = f"no model {model!r} at {response.url}, only {[*served]}"
             raise NotFoundError(message, response=response)
         response._parsed = served[model]
+        response._parsed._request_id = response.request_id
         found: Model = response if self._raw else response._parsed
         return found
 
@@ -1252,7 +1256,8 @@ def _unknown_name(name: str, known: Iterable[str]) -> str:
         where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
         return f"{name} is an option of the client: use {where}"
     close = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known)}"
+    hint = f"it takes {sorted(known)}; what only a server knows goes into extra_body"
+    hint = f"did you mean {close[0]!r}?" if close else hint
     return f"got an unexpected keyword argument {name!r}: {hint}"
 
 
@@ -1803,7 +1808,7 @@ class _ChoiceState:
 
     def settle(self, choice: _Json, fields: _Json, key: str) -> None:
         """Settle what came, in place: the text is `fields[key]`, calls stand beside it."""
-        text, deltas = fields.get(key), _as_list(fields.get("tool_calls") or [])
+        text, deltas = fields.get(key), _objects(fields.get("tool_calls"))
         reasoning = fields.get("reasoning") or fields.get("reasoning_content")
         if isinstance(reasoning, str):
             self._reasoning.write(reasoning)
@@ -2034,7 +2039,7 @@ class _ServerCalls:
         self._is_plain = is_plain
         self._last: Any = None  # the one given last, if it came in one piece
 
-    def take(self, deltas: _List, calls: _Calls, ending: Any) -> _Calls:
+    def take(self, deltas: _JsonList, calls: _Calls, ending: Any) -> _Calls:
         """The calls that are certain now: the server's, then `calls`, read from the text."""
         has_begun = sum(map(self._add, deltas))
         if not (has_begun or calls or ending):
@@ -2067,12 +2072,12 @@ class _ServerCalls:
             self._last = twin if is_one and twin[0] else None
         return given + calls
 
-    def _add(self, delta: Any) -> bool:
+    def _add(self, delta: _Json) -> bool:
         """Take a delta; return whether it begins a call."""
-        delta = delta if isinstance(delta, dict) else {"function": delta}
-        function = delta.get("function") or {}
-        if not isinstance(function, dict) or delta.get("name"):
+        function = delta.get("function")
+        if isinstance(function, str) or delta.get("name"):
             function = {"name": [delta]}  # of an unknown form: it never comes whole
+        function = function if isinstance(function, dict) else {}
         index, name, call_id = delta.get("index"), function.get("name"), delta.get("id")
         held = [call for call in self.held if index in (None, call.index)]
         call = held[-1] if held and not self._is_plain else _ServerCall(index)
@@ -2754,7 +2759,7 @@ class _EventDecoder:
 
 
 def _stop_strings(stop: Any) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else stop or []
+    stops = stop if isinstance(stop, (list, tuple)) else [stop]
     return [text for text in stops if isinstance(text, str) and text]
 
 
@@ -2818,7 +2823,7 @@ class _Exchange:
         self._client, self._attempts = client, 0
         self._timeout = _check_timeout(call.pop("timeout", NOT_GIVEN), client.timeout)
         query = {**client.default_query, **(call.pop("extra_query", None) or {})}
-        self._request = Request(method, url + _query_string(query))
+        self._request = Request(method, _add_query(url, query))
         data = None if body is None else _dump_request(body).encode()
         headers = _request_headers(client, call.pop("extra_headers", None) or {})
         for name in call:
@@ -2900,7 +2905,7 @@ class _Exchange:
         reply: _Reply = self._client._opener.open(wire)
         if hops and reply.status in (307, 308):
             url, target = wire.full_url, reply.headers.get("location", "")
-            if re.match("/(?!/)", target):
+            if target and not re.match("//|[a-zA-Z][a-zA-Z0-9+.-]*:", target):
                 target = urllib.parse.urljoin(url, target)
             if _origin(target) == _origin(url):
                 reply.read_error()
@@ -2926,7 +2931,8 @@ class _Exchange:
         if response:
             status, headers = response.status_code, response.headers
             is_retried = status in (408, 409, 429) or status >= 500
-            is_final = headers.get("x-should-retry", str(is_retried)).lower() != "true"
+            told = headers.get("x-should-retry", "").lower()
+            is_final = told == "false" or not (is_retried or told == "true")
             seconds = _parse_delay(headers.get("retry-after-ms", "")) / 1000
             seconds = seconds or _parse_delay(headers.get("retry-after", ""))
         is_last = self._attempts > self._client.max_retries
@@ -3082,15 +3088,15 @@ def _shown_url(url: str) -> str:
     return re.sub(r"(?<=//)[^/?#]*@|[?#].*", "", url)
 
 
-def _query_string(query: Mapping[str, Any]) -> str:
-    pairs = []
+def _add_query(url: str, query: Mapping[str, Any]) -> str:
+    pairs, mark = [], "&" if "?" in url else "?"
     for name, value in query.items():
         is_list = isinstance(value, (list, tuple))
         for item in value if is_list else [value]:
             if item is not None and _is_given(item):
                 item = str(item).lower() if isinstance(item, bool) else item
                 pairs.append((name + "[]" * is_list, item))
-    return "?" + urllib.parse.urlencode(pairs) if pairs else ""
+    return url + mark + urllib.parse.urlencode(pairs) if pairs else url
 
 
 def _request_headers(client: LightLLMClient, extra: Any) -> _StrDict:
@@ -3619,6 +3625,8 @@ _SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")  # they lost no
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     sys.stdin = sys.stdin or io.StringIO()  # None where it is closed
+    if isinstance(sys.stdin, io.TextIOWrapper):  # the C locale lets any byte pass
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")

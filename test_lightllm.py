@@ -1915,7 +1915,7 @@ class ServerMadeStreamCalls(ServerTest):
             ("'search'", (1, "x", "search", ""), STOP), ("'f'", (1, "x", "f", ""), STOP),
             ("''", (1, "x", None, "{}"), STOP), ("''", (1, "x", 5, "{}"), STOP),
             ("''", server_call(1, "x"), STOP), ("'ping'", (1, "x", "ping", 0), STOP),
-            ("'f'", (1, "x", "f", "[1]"), STOP), ("''", delta(tool_calls="x"), STOP),
+            ("'f'", (1, "x", "f", "[1]"), STOP),
             ("''", delta(tool_calls=[{"name": "f", "arguments": {}}]), STOP),
             ("''", delta(tool_calls=[{"function": "ping"}]), STOP),
             ("'f'", (1, "x", "f", '{"a":' * 600 + "1" + "}" * 600), STOP)]  # fmt: skip
@@ -1963,7 +1963,7 @@ class ServerMadeStreamCalls(ServerTest):
             ("a call of 'save' did not come whole", "", "tool_calls", [good, bad], [A]),
             ("neither a call nor text", "", "tool_calls", [], []),
             ("a call of '' did not come whole", "", "stop", odd, []),
-            ("a call of '' did not come whole", "hi", "stop", ["x"], []),
+            ("a call of '' did not come whole", "hi", "stop", [{"function": "f"}], []),
             ("it stands in a thought", thought, "tool_calls", [good], []),
         ]
         for words, text, reason, calls, kept in self.cases(table):
@@ -2581,6 +2581,7 @@ class Retries(TransportTest):
             *[(status, ms, False) for status in (400, 404, 422, 499)],
             (400, {**ms, "X-Should-Retry": "true"}, True),
             (503, {**ms, "X-Should-Retry": "false"}, False),
+            (503, {**ms, "X-Should-Retry": "soon"}, True),
             (503, {"Retry-After": "0.01"}, True), (503, {"Retry-After": "121"}, False),
             (503, {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, False),
             (200, {}, False)]  # fmt: skip
@@ -2639,6 +2640,8 @@ class Retries(TransportTest):
         self.assertEqual((str(twin), twin.request.url), (str(error), error.request.url))
         unknown = self.new_client(base_url="http://no-such-host.invalid:1")
         self.ask_error("host name", client=unknown)
+        for fault in (HANGUP, RESET):
+            self.ask_error("; see the log of the server", reply=raw(fault))
 
     def test_each_reply_is_one_line_at_debug_without_texts(self):
         client = self.new_client(max_retries=1, default_query={"token": "hunter22"})
@@ -2667,13 +2670,14 @@ class Retries(TransportTest):
 class Redirects(TransportTest):
     def test_same_origin_307_and_308_are_followed_five_times_at_most(self):
         url = self.server.url + "/v1/elsewhere"
-        self.server.says((307, {"Location": url}, []), (308, {"Location": "/x"}, []))
+        hops = url, "/x/y", "z?a=b:c", "?d"
+        self.server.says(*[(308, {"Location": hop}, []) for hop in hops])
         self.request()
         paths = [heard.path for heard in self.server.heard]
-        self.assertEqual(paths[1:], ["/v1/elsewhere", "/x"])
+        self.assertEqual(paths[1:], ["/v1/elsewhere", "/x/y", "/x/z?a=b:c", "/x/z?d"])
         self.server.answers(lambda heard: (307, {"Location": heard.path + "x"}, []))
         self.assertEqual(self.error(lightllm.APIStatusError).status_code, 307)
-        self.assertEqual(len(self.server.heard), 3 + 6)
+        self.assertEqual(len(self.server.heard), 5 + 6)
         self.assertEqual(len({heard.body for heard in self.server.heard}), 1)
 
     def test_a_retry_asks_the_first_url_again(self):
@@ -2689,7 +2693,7 @@ class Redirects(TransportTest):
         table = [
             ("/login?token=1", 302, "/login"), ("/x", 301, "/x"), ("/x", 303, "/x"),
             ("/x", 300, "/x"), (f"http://127.0.0.1:{other.port}/v1", 307, str(other.port)),
-            (url.replace("http", "https"), 307, "https://"), ("x", 308, " x;"),
+            (url.replace("http", "https"), 307, "https://"),
             ("http://evil.example/" + KEY, 308, "evil.example"),
             ("ftp://127.0.0.1/", 307, "ftp://"), ("http://[bad", 307, "[bad"),
             (url + ":80/x", 307, ":80/x"), ("//evil.example/x", 307, "evil.example"),
@@ -3546,7 +3550,7 @@ class OtherRoutes(TransportTest):
         self.assertIs(self.sent["do_sample"], True)
 
     def test_models(self):
-        self.server.answers(lambda heard: plain(MODELS))
+        self.server.answers(lambda heard: plain(MODELS, x_request_id="req-4"))
         models = self.client.models
         page = models.list()
         self.assertEqual([model.id for model in page], ["qwen25"])
@@ -3556,7 +3560,7 @@ class OtherRoutes(TransportTest):
         self.assertEqual(page.model_dump(exclude_unset=True), MODELS)
         response = models.with_raw_response.retrieve("qwen25")
         for model in (models.retrieve("qwen25"), response.parse()):
-            self.assertEqual(model.id, "qwen25")
+            self.assertEqual((model.id, model._request_id), ("qwen25", "req-4"))
         with self.assertRaisesRegex(lightllm.NotFoundError, "qwen25"):
             models.retrieve("other")
         self.assertRaises(ValueError, models.retrieve, "")
@@ -3574,6 +3578,16 @@ class OtherRoutes(TransportTest):
         paths = [heard.path for heard in self.server.heard]
         self.assertEqual(paths, ["/token_load?a=true&b=C", "/gateway/tokens"])
         self.assertNotIn("Content-Length", self.server.heard[0].headers)
+
+    def test_paths_are_quoted(self):
+        client = self.new_client(default_query={"q": 1})
+        table = {
+            "/a b?x=%20y": "/a%20b?x=%20y&q=1", "\u8bed": "/%E8%AF%AD?q=1",
+            "/a HTTP/1.1\r\n\r\nGET /b\0": "/a%20HTTP/1.1%0D%0A%0D%0AGET%20/b%00?q=1"}  # fmt: skip
+        for path, sent in self.cases(table.items()):
+            self.server.says(plain({}))
+            client.get(path)
+            self.assertEqual(self.server.heard[-1].path, sent)
 
     def test_health(self):
         self.server.says(plain({"message": "Ok"}), plain({"message": "Error"}, 503))
@@ -3804,7 +3818,7 @@ class FunctionsAsTools(ServerTest):
 class CommandLine(TransportTest):
     def run_main(self, *arguments, stdin=None, suffix="", **values):
         """Run the module in this process, by default without stdin, as daemons have it."""
-        if stdin is not None:
+        if isinstance(stdin, bytes):
             stdin = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
         out, err, url = io.StringIO(), io.StringIO(), self.server.url + suffix
         usual = {"LIGHTLLM_BASE_URL": url, "LIGHTLLM_API_KEY": KEY}
@@ -3890,6 +3904,8 @@ class CommandLine(TransportTest):
         status, _, err = self.run_main("q", stdin=b"caf\xe9")
         self.assertEqual((status, err.count("\n")), (1, 1))
         self.assertIn("can't decode byte 0xe9", err)
+        lenient = io.TextIOWrapper(io.BytesIO(b"\xff"), "ascii", "surrogateescape")
+        self.assertIn("can't decode byte 0xff", self.run_main("q", stdin=lenient)[2])
         left = raised(self, SystemExit, self.run_main, "q", "--top-k", "many")
         self.assertEqual(left.code, 2)
 
