@@ -1076,6 +1076,10 @@ class Completions(_Resource):
     def create(  # noqa: F811
         self, *, stream: _NoStream = ..., **options: Unpack[CompletionOptions]
     ) -> Completion: ...
+    @overload
+    def create(  # noqa: F811
+        self, *, stream: _BoolOption, **options: Unpack[CompletionOptions]
+    ) -> Completion | Stream[Completion]: ...
     def create(  # noqa: F811
         self, *, model: _StrOption, prompt: Any, **options: Any
     ) -> Any:

@@ -57,6 +57,12 @@ also: ChatCompletion = create(model="m", messages=question, stream=False, seed=1
 stream: Stream[ChatCompletionChunk] = create(model="m", messages=question, stream=True)
 either: bool = bool(question)
 create(model="m", messages=question, stream=either).close()  # wrong
+both: Completion | Stream[Completion] = client.completions.create(
+    model="m", prompt="x", stream=either
+)
+raw = client.chat.completions.with_raw_response.create(model="m", messages=question)
+parsed: ChatCompletion = raw.parse()
+print(raw.status_code, raw.headers.get("x-request-id"))
 thought: str | None = plain.choices[0].message.reasoning
 also_thought: str | None = plain.choices[0].message.reasoning_content
 used: int = plain.usage.total_tokens if plain.usage else 0
