@@ -727,6 +727,7 @@ class LightLLMClient:
         api_key = _hide(_environment("API_KEY") if api_key is None else api_key)
         self.default_headers = default_headers = _hide(default_headers or {})
         for name in unknown:
+            unknown.clear()  # or a variable would show a key under a misspelt name
             raise TypeError(_unknown_name(name, _OPTION_NAMES))
         self.api_key = _check_key(api_key)
         self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
@@ -2831,6 +2832,7 @@ class _Exchange:
         data = None if body is None else _dump_request(body).encode()
         headers = _request_headers(client, call.pop("extra_headers", None) or {})
         for name in call:
+            call.clear()
             raise TypeError(_unknown_name(name, _CALL_OPTIONS))
         # filled from one that was parsed before: making or copying one takes longer
         self._wire: Any = object.__new__(urllib.request.Request)
