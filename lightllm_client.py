@@ -1091,6 +1091,8 @@ class Completions(_Resource):
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
         body, extra, call = _split_options(options, CompletionOptions, **named)
         body.update(extra)
+        if "n" in body:
+            body.setdefault("best_of", body["n"])  # LightLLM wants them equal
         url = self._client.base_url + "/completions"
         return self._request("POST", url, call, body, _AnswerBuilder(False, body))
 
@@ -1379,14 +1381,15 @@ def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
     sent["content"] = parts
     if sent.get("tool_calls"):
         calls = sent["tool_calls"] = [_prepare_call(one) for one in sent["tool_calls"]]
-        if any(_read_calls(part, calls) for part in parts if isinstance(part, str)):
+        known = _parameter_schemas(calls)
+        if any(_read_calls(part, known) for part in parts if isinstance(part, str)):
             del sent["tool_calls"]  # the content still holds them: once is enough
     return sent
 
 
 def _prepare_call(call: Any) -> _Json:
     """LightLLM silently drops a call whose arguments are not JSON text."""
-    sent = _as_function(call, "a tool call")
+    sent = {**_as_function(call, "a tool call"), "type": "function"}
     arguments = sent["function"].get("arguments") or "{}"
     is_text = isinstance(arguments, str)
     sent["function"]["arguments"] = arguments if is_text else _dump_json(arguments)
@@ -1510,6 +1513,7 @@ _SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
 
 # Options that the native API takes by the same name; and those that have another way
 # there, that the prompt says, or that do not change the answer.
+_NATIVE_FIELDS = ("inputs", "multimodal_params")
 _PASSED = """do_sample frequency_penalty ignore_eos n presence_penalty
     repetition_penalty seed temperature top_k top_p"""
 _LEFT_OUT = """max_completion_tokens max_tokens messages metadata model
@@ -1585,8 +1589,11 @@ def _native_body(
     else:
         prompt = "".join(map(_TURN.format_map, messages)) + "<|im_start|>assistant\n"
     media = {"multimodal_params": {"images": images}} if images else {}
-    parameters = {**_native_parameters(body), **(extra.get("parameters") or {})}
-    return {"inputs": prompt, **media, **extra, "parameters": parameters}
+    extra = {**extra}
+    named = extra.pop("parameters", None) or {}
+    outer = {name: extra.pop(name) for name in _NATIVE_FIELDS if name in extra}
+    parameters = {**_native_parameters(body), **extra, **named}
+    return {"inputs": prompt, **media, **outer, "parameters": parameters}
 
 
 def _native_parameters(body: _Json) -> _Json:
@@ -1783,6 +1790,7 @@ _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
 _NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
 _HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
+_NAMING_FIELDS = {*_HEAD_FIELDS[:3]}  # which each answer has
 
 
 class _LostCall(ValueError):
@@ -1832,6 +1840,8 @@ class _ChoiceState:
             pieces = self._reader.feed(ready)
             if deltas:
                 self._reader.drop_open_tag()
+                if re.search("[{[]|<function=|<arg_key>", self._reader.held):
+                    self.problem = "the server took a part of a call's text for a call"
             if ending:
                 pieces += self._reader.finish(ending in _NATURAL_ENDS)
             calls = [piece for piece in pieces if isinstance(piece, _Call)]
@@ -1927,7 +1937,7 @@ class _AnswerBuilder:
 
     def build_chunk(self, data: _Json) -> Any:
         """The chunk that goes out for an event. Raises where an answer lost a call."""
-        if len(self.head) < 4:
+        if not self.head.keys() >= _NAMING_FIELDS:
             known = {name: data[name] for name in _HEAD_FIELDS if data.get(name)}
             self.head = {**known, **self.head}
         self.usage = data.get("usage") or self.usage
@@ -2050,14 +2060,19 @@ class _ServerCalls:
         if not (has_begun or calls or ending):
             return calls
         text = self._text.getvalue()
-        is_closed = self._is_plain and text.rstrip().endswith("</tool_call>")
-        if ending not in _NATURAL_ENDS and not is_closed:
+        is_whole = ending in _NATURAL_ENDS
+        is_shown = False  # whether the text holds them, whole and not in a thought
+        if self._is_plain and deltas:
+            shown = _read_calls(text, self._schemas, is_whole)
+            is_shown = len(shown) >= len(self.held)
+        if not (is_whole or is_shown):
             del self.held[-1:]  # the server may have closed it itself
         given: _Calls = []
         kept = 0 if calls or ending else 1  # the last one may go on
         while len(self.held) > kept:
             call = self.held[0]
-            objects, damage = call.objects(), _find_damage(text, call.name)
+            objects = call.objects()
+            damage = "" if is_shown else _find_damage(text, call.name)
             has_copy = len(self.held) > 1 and self.held[1].name == call.name
             if not ending and (has_copy or damage or not objects):
                 break  # glm47 sends a call twice, and perhaps cuts it
@@ -2135,9 +2150,12 @@ class _StreamSource:
             while not self.error:
                 raw = self._reply.read_next()
                 cut = "" if raw or decoder.finish() else builder.find_cut()
+                if cut and decoder.stray:
+                    body = _ErrorText(decoder.stray.decode("utf-8", "replace"))
+                    raise self._exchange.event_error(self.response, body, None)
                 if cut:
                     raise self._exchange.error(APIConnectionError, cut)
-                for text in decoder.feed(raw) if raw else [_DONE]:
+                for text in filter(str.strip, decoder.feed(raw)) if raw else [_DONE]:
                     self._is_over = text[:6] == _DONE
                     if not self._is_over:
                         data = self._parse(text)
@@ -2201,7 +2219,8 @@ def _is_error(text: str, data: _Json) -> bool:
     if "choices" in data or "token" in data:
         return False
     is_named = "error" in (data.get("object"), data.get("type"))
-    return is_named or ("message" in data and "usage" not in data)
+    has_words = "message" in data or bool(_error_words(data))
+    return is_named or (has_words and not data.get("usage"))
 
 
 # --- tool-call tags ---
@@ -2336,10 +2355,10 @@ class _CallReader:
         return end
 
 
-def _read_calls(text: str, tools: Iterable[_Json]) -> _Calls:
+def _read_calls(text: str, schemas: _Json, is_end: bool = True) -> _Calls:
     """The calls in a whole text."""
-    reader = _CallReader(_parameter_schemas(tools), is_stream=False)
-    out = reader.feed(text) + reader.finish() if _TAG.search(text) else []
+    reader = _CallReader(schemas, is_stream=False)
+    out = reader.feed(text) + reader.finish(is_end) if _TAG.search(text) else []
     return [call for call in out if isinstance(call, _Call)]
 
 
@@ -2439,7 +2458,7 @@ def _read_code(text: str, pos: int) -> _Token:
 # before a declared argument that is not set yet, or at the end of the call.
 
 _NAME = r"""[\s"']{0,9}([^<>\s"'][^<>\n]{0,127}?)[\s"']{0,9}"""  # with quotes around
-_LAST_END_TAG = re.compile(r"(?:\A|\n)[ \t]*</(\w+)>\s*\Z")
+_LAST_END_TAG = re.compile(r"(?:\A|\r?\n)[ \t]*</(\w+)>\s*\Z")
 
 
 class _Qwen3Coder:
@@ -2464,8 +2483,8 @@ class _Glm:
     name = re.compile(r"([\w.-]{0,128})")
     key = re.compile(_NAME + r"</arg_key>\s{0,64}<arg_value>")
     tags = re.compile(
-        rf"(?P<line>\n?)<arg_key>{_NAME}</arg_key>\s{{0,64}}<arg_value>"
-        r"|<arg_value>|<tool_call>|</arg_value>|\n?</tool_call>"
+        rf"(?P<line>(?:\r?\n)?)<arg_key>{_NAME}</arg_key>\s{{0,64}}<arg_value>"
+        r"|<arg_value>|<tool_call>|</arg_value>|(?:\r?\n)?</tool_call>"
     )
 
 
@@ -2485,7 +2504,7 @@ def _read_tagged_call(text: str, pos: int, form: Any, schemas: _Json) -> Any:
                 return _Call(name, values), pos
             break
         key, start = _take(text, end, form.key)
-        unset = properties.keys() - values.keys() - {key}
+        unset = {one for one in properties if one not in values and one != key}
         value, pos = _read_value(text, start, form, unset)
         converted = _convert_value(value, properties.get(key), schema)
         if values.setdefault(key, converted) != converted:
@@ -2712,6 +2731,7 @@ class _EventDecoder:
         self._line = bytearray()  # that has not ended
         self._data: list[bytes] = []  # the data lines of the event that has not ended
         self._is_error = False  # whether that event is named "error"
+        self.stray = b""  # JSON that stands where events should: an error's, perhaps
         self._size = 0  # bytes since the last event
         self._after_cr = False
         self._is_first = True
@@ -2749,6 +2769,8 @@ class _EventDecoder:
                 data.append(line[6 if line[5:6] == b" " else 5 :])
             elif line[:6] == b"event:":
                 self._is_error = line[6:].strip() == b"error"
+            elif line[:1] in (b"{", b"[") or (self.stray and line[:1] != b":"):
+                self.stray = (self.stray + line)[:_MAX_HEAD]
             if not line or data == [b"[DONE]"]:  # need not wait for the empty line
                 text = b"\n".join(data).decode("utf-8", "replace")
                 if text:
@@ -2816,7 +2838,7 @@ _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNOREC
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
 _REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
 _WORDS = re.compile("(error_|)(errors?|message|msg|details?|title|reason|description)")
-_TOO_LONG = re.compile("(?i)(token|total).len|context.(len|win)|(prompt|input).* long")
+_TOO_LONG = re.compile("(?i)(token|total|text).len|context.[lw]|(prompt|input).* long")
 
 
 class _Exchange:
@@ -3203,7 +3225,10 @@ class _Connection(http.client.HTTPConnection):
             self.connect()
         self.clock.enter("write")
         body = request.data or b""
-        target, headers = request.selector, {"Host": request.host, **request.headers}
+        target, headers = (
+            request.selector or "/",
+            {"Host": request.host, **request.headers},
+        )
         if route.proxy and not route.tls:
             target = request.full_url
             headers.update(route.login)
@@ -3466,7 +3491,7 @@ class _Transport(urllib.request.BaseHandler):
 _HEAD_END = re.compile(rb"\n\r?\n")  # behind a CR, perhaps: with it the search is slow
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?= |\Z)")
 _FOLD = re.compile(r"\n[ \t]+")
-_LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
+_LENGTH = re.compile(r"([0-9]{1,18})(?: *, *\1)*")  # the same one may come twice
 _CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
 _MAX_HEAD = 65536  # bytes of a response's head, of a chunk's head, of trailers
