@@ -543,7 +543,7 @@ class UsageGuide(ServerTest):
         self.ask_error("bad temperature", kind=lightllm.APIError, reply=bad)
         error = self.error(lightllm.APIConnectionError, reply=cut)
         self.assertNotIsInstance(error, lightllm.APITimeoutError)
-        self.ask_error("0.1 s", kind=lightllm.APITimeoutError, reply=late, timeout=0.1)
+        self.ask_error("0.05 s", kind=lightllm.APITimeoutError, reply=late, timeout=0.05)
 
     def test_vendored_under_another_name_and_twice_in_one_process(self):
         folder = self.new_folder()
@@ -730,8 +730,8 @@ class Clients(ServerTest):
             self.assertIs(client.is_closed(), is_shared)
 
     def test_options_of_a_client_count_for_its_namespaces_at_once(self):
-        self.client.timeout = 0.1
-        self.ask_error("0.1 s", kind=lightllm.APITimeoutError, reply=raw(0.4))
+        self.client.timeout = 0.05
+        self.ask_error("0.05 s", kind=lightllm.APITimeoutError, reply=raw(0.4))
         self.client.timeout, self.client.api_key = 5, "other"
         self.request()
         self.assertEqual(self.server.heard[1].headers["Authorization"], "Bearer other")
@@ -1597,11 +1597,14 @@ class Streams(ServerTest):
             self.stream_error(stream, *words, partial="partial")
 
     def test_silence_is_a_timeout_and_a_slow_stream_is_none(self):
-        stream = self.stream(delta("a"), 0.4, client=self.new_client(timeout=0.15))
+        stream = self.stream(delta("a"), 0.4, client=self.new_client(timeout=0.1))
         self.stream_error(stream, partial="a", kind=lightllm.APITimeoutError)
-        items = [0.06, delta("a")] * 4 + [STOP, DONE]
-        stream = self.stream(*items, client=self.new_client(timeout=0.2))
-        self.assertEqual(reply_text(stream), "aaaa")
+        chunks, real = [], time.monotonic
+        stream = self.stream(*[delta("a"), 0.01] * 4, STOP, DONE)
+        self.limit("monotonic", lambda: real() + 4 * len(chunks), time)
+        for chunk in stream:
+            chunks.append(chunk)  # and four of the five seconds pass
+        self.assertEqual(len(chunks), 5)
 
     def test_errors_in_a_stream_say_the_servers_words_first(self):
         inner = {"message": f"boom {KEY}", "type": "t", "code": 7}
@@ -2065,6 +2068,7 @@ class Listener(Server):
 
     def finish_request(self, connection, _):
         self.accepted.append(connection)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.behaviour(connection)
 
 
@@ -2190,7 +2194,7 @@ class Time(TransportTest):
             raise raising
 
         def rule(heard):
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
             return reply
 
         before = signal.signal(signal.SIGALRM, alarm)
@@ -2233,8 +2237,8 @@ class Time(TransportTest):
         self.assertIs(type(caught.exception), TimeoutError)
 
     def test_forms_of_a_timeout(self):
-        phases = mock.Mock(connect=5.0, read=0.1, write=None, pool=None)
-        for timeout in (0.1, lightllm.Timeout(5, read=0.1), phases):
+        phases = mock.Mock(connect=5.0, read=0.05, write=None, pool=None)
+        for timeout in (0.05, lightllm.Timeout(5, read=0.05), phases):
             self.server.says(raw(0.5))
             with self.within(0.4):
                 self.error(lightllm.APITimeoutError, self.new_client(timeout=timeout))
@@ -2478,10 +2482,10 @@ class Pool(TransportTest):
 
     def test_a_broken_idle_connection_is_replaced_unseen(self):
         status, headers, parts = answer()
-        self.server.says((status, headers, [*parts, 0.03, HANGUP]))
+        self.server.says((status, headers, [*parts, 0.01, HANGUP]))
         self.server.says(answer("second"), answer("third"))
         self.ask()
-        time.sleep(0.1)
+        self.assertTrue(select.select([self.idle()[0].sock], [], [], 2)[0])
         self.assertEqual(reply_text(self.ask()), "second")
         connection = self.idle()[0]
         connection.is_usable = lambda: True  # as if it broke a moment later
@@ -2489,6 +2493,7 @@ class Pool(TransportTest):
         self.assertEqual((reply_text(self.ask()), len(self.server.heard)), ("third", 3))
 
     def test_a_stream_that_is_held_holds_no_connection(self):
+        self.limit("_FINISH_SECONDS", 0.02)
         for last in ({"error": {"message": "oops"}}, DONE):
             self.server.aborted.clear()
             stream = self.stream(delta("a"), STOP, last, 0.5)
@@ -2511,8 +2516,13 @@ class Pool(TransportTest):
 
     def test_idle_connections_are_bounded(self):
         self.limit("MAX_IDLE_CONNECTIONS", 2)
-        status, headers, parts = answer()
-        self.server.answers(lambda heard: (status, headers, [0.1, *parts]))
+        all_came = threading.Barrier(6)
+
+        def rule(heard):
+            all_came.wait(9)
+            return answer()
+
+        self.server.answers(rule)
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda _: self.ask(), range(6)))
         self.assertEqual(len(self.idle()), 2)
@@ -2633,7 +2643,7 @@ class Retries(TransportTest):
         client = self.new_client(max_retries=3)
         self.server.says(raw(), cut, raw(RESET), answer(), raw(0.4), answer())
         self.assertEqual(self.ask(client).id, "8")
-        self.assertEqual(self.ask(client, timeout=0.1).id, "8")
+        self.assertEqual(self.ask(client, timeout=0.06).id, "8")
         self.stream_error(self.stream(delta("a"), HANGUP, client=client))
 
     def test_refused_connections_name_url_cause_attempts_and_what_to_check(self):
@@ -2864,15 +2874,16 @@ class Errors(TransportTest):
     def test_what_is_no_stream_is_refused_without_waiting_for_its_end(self):
         headers = {"Content-Type": "application/json", "Content-Length": "5000"}
         start = "with a body that is not a stream of events: "
-        table = [
-            ("no streams", b'{"error": {"message": "no ', 0.02, b'streams"}}', 3.0),
-            (start + '{"id": "8", "choices"', b'{"id": "8", "choices": [', *[0.05, b" "] * 40),
-            (start + "<html>login", b"<html>login", 3.0), (start + "null", b"null", HANGUP),
-        ]  # fmt: skip
         options = {"kind": REPLY_ERROR, "stream": True}
+        parts = [b'{"error": {"message": "no ', 0.02, b'streams"}}', 3.0]
+        self.ask_error(start + "no streams", reply=(200, headers, parts), **options)
+        self.limit("_REFUSAL_SECONDS", 0.03)
+        table = [
+            ('{"id": "8", "choices"', b'{"id": "8", "choices": [', *[0.01, b" "] * 200),
+            ("<html>login", b"<html>login", 3.0), ("null", b"null", HANGUP)]  # fmt: skip
         for words, *parts in self.cases(table):
-            with self.within(2):
-                self.ask_error(start, words, reply=(200, headers, parts), **options)
+            with self.within(1):
+                self.ask_error(start + words, reply=(200, headers, parts), **options)
         pages = [
             plain(b"<p>", Content_Type="text/" + kind) for kind in ("html", "plain")
         ]
@@ -3148,7 +3159,7 @@ class Addresses(TransportTest):
             waiting.setblocking(False)
             waiting.connect_ex(silent.getsockname())
         self.resolve_to_first(silent.getsockname())
-        self.request(self.new_client(timeout=0.6))
+        self.request(self.new_client(timeout=0.4))
 
 
 # --- every LightLLM build ---
@@ -3428,6 +3439,7 @@ class NativeApi(TransportTest):
     def test_the_stream_ends_with_finished(self):
         items = [token("Hel"), token("lo"), token("", True, "length", 3), 0.5]
         self.server.says(native_events(*items), native_events(token("Hel"), HANGUP))
+        self.limit("_FINISH_SECONDS", 0.02)
         with self.within(0.4):
             stream = self.ask(stream=True)
             chunks = list(stream)
@@ -3587,7 +3599,7 @@ class OtherRoutes(TransportTest):
         self.assertIn("Error", bad.reason)
         self.server.says(raw(0.4))
         with self.within(0.3):
-            self.assertIn("0.1 s", self.client.health(timeout=0.1).reason)
+            self.assertIn("0.05 s", self.client.health(timeout=0.05).reason)
 
 
 # --- what was written for openai ---
