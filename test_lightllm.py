@@ -1447,7 +1447,7 @@ def outcome(choice):
 
 class ToolCallsInText(ServerTest):
     def test_texts_read_the_same_whole_and_in_pieces(self):
-        answers = self.answers_to([*TEXTS], (3, 9), tools=TOOLS)
+        answers = self.answers_to([*TEXTS], (3, 40), tools=TOOLS)
         for text, whole, cut in self.cases(answers):
             reason = "tool_calls" if TEXTS[text] else "stop"
             self.assertEqual(whole.message.content, text)
@@ -1457,11 +1457,11 @@ class ToolCallsInText(ServerTest):
                     self.assertEqual(choice.message.content or "", text)
 
     def test_every_cut_gives_the_same(self):
-        """Fed to the reader: a socket would join the pieces. Three cuts at once, and all."""
+        """Fed to the reader: a socket would join the pieces. Five cuts at once, and all."""
         for text, expected in self.cases(TEXTS):
-            outcomes, third = set(), len(text) // 3 + 1
-            triples = [range(cut, len(text), third) for cut in range(third)]
-            for cuts in (*triples, range(1, len(text))):
+            outcomes, step = set(), len(text) // 5 + 1
+            fives = [range(cut, len(text), step) for cut in range(step)]
+            for cuts in (*fives, range(1, len(text))):
                 reader = lightllm._CallReader(SCHEMAS)
                 pieces = cut_at(text, *cuts)
                 found = [one for piece in pieces for one in reader.feed(piece)]
@@ -1720,7 +1720,7 @@ class Streams(ServerTest):
     def test_closing_from_another_thread_ends_the_loop_with_an_error(self):
         stream = self.stream(delta("a"), 2.0, client=self.new_client(timeout=None))
         next(stream)
-        threading.Timer(0.1, stream.close).start()
+        threading.Timer(0.05, stream.close).start()
         with self.within(1.0):
             self.assertRaisesRegex(CONNECTION_ERROR, "closed", next, stream)
 
@@ -2502,6 +2502,29 @@ class Pool(TransportTest):
             self.assertTrue(self.server.aborted.wait(0.4))
             del stream
 
+    def test_a_socket_is_closed_by_the_thread_that_waits_on_it(self):
+        """Its number could be another socket's by the time that thread wakes."""
+
+        def recv(_):
+            is_waiting.set()
+            return b"x" * is_woken.wait(9)
+
+        is_waiting, is_woken = threading.Event(), threading.Event()
+        sock = mock.Mock(recv=recv, **{"gettimeout.return_value": None})
+        connection, clock = lightllm._Connection(""), lightllm._Clock(9)
+        vars(connection).update(sock=sock, clock=clock, _owner=os.getpid())
+        thread = threading.Thread(target=connection.receive)
+        thread.start()
+        is_waiting.wait(9)
+
+        connection.abort()
+        before = len(sock.shutdown.mock_calls), len(sock.close.mock_calls)
+        is_woken.set()
+        thread.join()
+
+        self.assertEqual((*before, len(sock.close.mock_calls)), (1, 0, 1))
+        self.assertRaisesRegex(OSError, "was closed", connection.receive)
+
     def test_a_closed_client_keeps_no_connection(self):
         stream = self.stream(delta("a"), STOP, DONE)
         self.client.close()
@@ -2663,8 +2686,10 @@ class Retries(TransportTest):
 
     def test_each_reply_is_one_line_at_debug_without_texts(self):
         client = self.new_client(max_retries=1, default_query={"token": "hunter22"})
-        ms = {"Retry-After-Ms": "1"}
-        self.server.says((503, ms, [b"words"]), answer("words"), events(STOP, DONE))
+        head = "HTTP/1.1 503 X\r\nRetry-After-Ms: 1\r\nContent-Length: 5\r\n\r\n"
+        slow = answer("words")
+        slow[2].insert(0, 0.02)
+        self.server.says(raw(0.02, head + "words"), slow, events(STOP, DONE))
         self.server.says(plain({"ntokens": 5, "usage": KEY}), plain(b"{}", X=KEY))
         with self.assertLogs(lightllm.__name__, logging.DEBUG) as logs:
             self.ask(client)
@@ -2673,9 +2698,9 @@ class Retries(TransportTest):
             self.error(client=client, stream=True)
         url = f"POST {self.server.url}/v1/chat/completions: status"
         table = [
-            ("DEBUG", url + r" 503, 0\.\d+ s, unknown tokens, attempt 1"),
+            ("DEBUG", url + r" 503, 0\.(?!00)\d+ s, unknown tokens, attempt 1"),
             ("INFO", "attempt 1 failed, next in 0.0 s: .*words"),
-            ("DEBUG", url + r" 200, 0\.\d+ s, 8 tokens, attempt 2"),
+            ("DEBUG", url + r" 200, 0\.(?!00)\d+ s, 8 tokens, attempt 2"),
             ("DEBUG", url + r" 200, 0\.\d+ s, unknown tokens, attempt 1"),
             ("DEBUG", r"GET .*/\*\*\*: status 200, .*"), ("DEBUG", url + " 200")]  # fmt: skip
         self.assertEqual(len(logs.records), len(table))
@@ -3974,10 +3999,12 @@ class CommandLine(TransportTest):
         command += ["--base-url", self.server.url]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         pipes["stdin"] = subprocess.DEVNULL
-        for action, code in self.cases([("interrupt", 130), ("close", 0)]):
-            self.server.aborted.clear()
-            with subprocess.Popen(command, **pipes) as process:
+        table = [("interrupt", 130), ("close", 0)]
+        processes = [subprocess.Popen(command, **pipes) for _ in table]
+        for action, code in self.cases(table):
+            with processes.pop() as process:
                 process.stdout.read(2)
+                self.server.aborted.clear()
                 if action == "interrupt":
                     process.send_signal(signal.SIGINT)
                 else:
@@ -3992,24 +4019,28 @@ class CommandLine(TransportTest):
             if text == "fail":
                 return plain({"message": "refused"}, 400)
             if text == "slow":
-                return events(delta("begun"), *[delta("."), 0.02] * 200)
+                is_shown.clear()
+                begun = delta(reasoning="Hm"), is_shown, delta("begun")
+                return events(*begun, *[delta("."), 0.02] * 200)
             return events(delta(f"<{text}>"), STOP, DONE)
 
+        is_shown = threading.Event()
         self.server.answers(rule)
-        chat = Terminal(self, "-m", "m", "-s", "S")
+        chat, other = Terminal(self, "-m", "m", "-s", "S"), Terminal(self)
         table = [
-            ("", "> "), ("one\n", "<one>\n> "), ("fail\n", "\n> "), ("slow\n", "begun"),
-            ("\x03", "\n> "),  # stops the answer
+            ("", "> "), ("one\n", "<one>\n> "), ("fail\n", "\n> "), ("slow\n", "Hm"),
+            ("", "\nbegun"), ("\x03", "\n> "),  # stops the answer
             ("half", "half"), ("\x03", "\n> "),  # clears the line
             ("two\n", "<two>\n> ")]  # fmt: skip
         for keys, shown in self.cases(table):
             chat.types(keys, until=shown)
+            is_shown.set()
         self.assertTrue(self.server.aborted.wait(2))
-        self.assertEqual(chat.types("\x04"), 0)
+        chat.types("\x04", until="\n")
+        self.assertEqual(chat.types(""), 0)
         texts = [message["content"].rstrip(".") for message in self.sent["messages"]]
         self.assertEqual(texts, ["S", "one", "<one>", "slow", "begun", "two"])
 
-        other = Terminal(self)
         other.types("", until="> ")
         self.assertEqual(other.types("/quit\n"), 0)
 
@@ -4135,6 +4166,7 @@ class Packaging(ServerTest):
     def test_the_examples_recipes(self):
         example = importlib.import_module(EXAMPLE.stem)
         self.limit("disable_nagle_algorithm", True, example.ScriptedServer)
+        self.limit("request_queue_size", 100, http.server.ThreadingHTTPServer)
         out, err = io.StringIO(), io.StringIO()
 
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
