@@ -2187,8 +2187,10 @@ class Time(TransportTest):
     def test_a_server_that_reads_nothing(self):
         listener = self.listener(lambda connection: time.sleep(3))
         self.use_small_buffers()
-        for scheme, size in self.cases([("http", 1_000_000), ("https", 1)]):
-            client = self.client_of(listener, scheme, timeout=0.1)
+        limits = lightllm.Timeout(5, write=0.05)
+        table = [("http", 10**6, 0.1), ("http", 10**6, limits), ("https", 1, 0.1)]
+        for scheme, size, timeout in self.cases(table):
+            client = self.client_of(listener, scheme, timeout=timeout)
             with self.within(0.6), self.assertRaises(lightllm.APITimeoutError):
                 self.ask(client, messages=[user("x" * size)])
 
@@ -2227,6 +2229,14 @@ class Time(TransportTest):
             self.assertTrue(reply is busy or self.server.aborted.wait(1))
         self.server.answers(lambda heard: answer())
         self.ask(client)
+
+        self.use_small_buffers()
+        client = self.client_of(self.listener(lambda connection: time.sleep(3)))
+        big = [user("x" * 1_000_000)]
+        for raising in (TimeoutError("in an upload"), OSError("in an upload")):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            error = raised(self, Exception, self.ask, client, messages=big)
+            self.assertIs(error.__cause__ or error, raising)
 
     def test_forms_of_a_timeout(self):
         phases = mock.Mock(connect=5.0, read=0.05, write=None, pool=None)
