@@ -1158,9 +1158,8 @@ class Answers(ServerTest):
         function.to_dict()["x"]["y"].append(2)
         self.assertEqual(function.x, {"y": [1]})
         del function["x"]
-        self.assertEqual(
-            function.model_dump_json(), '{"name":"f","arguments":"\u00e9"}'
-        )
+        text = '{"name":"f","arguments":"\u00e9"}'
+        self.assertEqual(function.model_dump_json(), text)
         texts = response.model_dump_json(indent=1), response.json()
         self.assertIn("é", texts[0])
         self.assertEqual([*map(json.loads, texts), response.dict()], [dump] * 3)
@@ -1636,12 +1635,10 @@ class Streams(ServerTest):
             stream = self.stream(delta("a"), *finish, data, delta("b"), DONE)
             self.assertEqual(next(stream).choices[0].delta.content, "a")
             error = self.stream_error(stream, partial="a", kind=lightllm.APIError)
-            is_other = (data, words) in others
+            text, is_other = str(error), (data, words) in others
             cut = f"not a JSON object: {words}; the answer is incomplete"
-            self.assertIs(
-                str(error).startswith(words + where), not is_other, str(error)
-            )
-            self.assertIs(cut in str(error), is_other, str(error))
+            self.assertIs(text.startswith(words + where), not is_other, text)
+            self.assertIs(cut in text, is_other, text)
             self.assertIs(isinstance(error, ValueError), is_other)
             if words == boom:
                 facts = error.code, error.type, error.body["code"]
@@ -2922,9 +2919,7 @@ class Errors(TransportTest):
         for words, *parts in self.cases(table):
             with self.within(1):
                 self.ask_error(start + words, reply=(200, headers, parts), **options)
-        pages = [
-            plain(b"<p>", Content_Type="text/" + kind) for kind in ("html", "plain")
-        ]
+        pages = [plain(b"<p>", Content_Type=f"text/{x}") for x in ("html", "plain")]
         errors = plain({"error": {"message": "no", "code": 5}}), plain(b"")
         self.server.says(*errors, *pages)
         error = self.ask_error("of events: no; is base_url", **options)
