@@ -2238,9 +2238,11 @@ class Time(TransportTest):
     def test_forms_of_a_timeout(self):
         phases = mock.Mock(connect=5.0, read=0.05, write=None, pool=None)
         for timeout in (0.05, lightllm.Timeout(5, read=0.05), phases):
-            self.server.says(raw(0.5))
+            self.request(timeout=0.6)  # on the connection that is used next
+            self.server.says(raw(0.6))
             with self.within(0.4):
-                self.error(lightllm.APITimeoutError, self.new_client(timeout=timeout))
+                client = self.client.with_options(timeout=timeout)
+                self.error(lightllm.APITimeoutError, client)
         for timeout in (None, float("inf"), 1e30):
             self.request(timeout=timeout)
             self.request(self.client.with_options(timeout=timeout))
