@@ -647,6 +647,7 @@ class Clients(ServerTest):
             raised(self, ValueError, make, **given, timeout=0)
         raised(self, TypeError, self.ask, api_key=KEY)
         raised(self, TypeError, self.ask, extra_header=headers)
+        raised(self, ValueError, self.ask, extra_headers=headers, messages=[])
         client, words = self.new_client(api_key=lambda: None), "str .*, got NoneType"
         self.assertRaisesRegex(TypeError, "api_key must be " + words, self.ask, client)
         anonymous = self.new_client(api_key="")
@@ -1938,7 +1939,7 @@ class ServerMadeStreamCalls(ServerTest):
         call = server_call(0, "x", "f", '{"a": 1}')
         table = {
             "a thought that does not end": [delta("<think>hm"), call, STOP],
-            "it stands in a thought": [delta(f"<think>{CALL} f</think>"), call, STOP],
+            "it stands in a thought": [delta(f"<think>{CALL}<think> f</think>"), call, STOP],
             "cut an argument off, whose </arg_value>": [call, delta("b</arg_value>"), STOP],
             "cut an argument off, whose </parameter>": [call, delta("b\n</parameter>"), STOP],
         }  # fmt: skip
