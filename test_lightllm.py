@@ -659,6 +659,7 @@ class Clients(ServerTest):
         ]:  # fmt: skip
             kind = lightllm.AuthenticationError
             raised(self, kind, ask, *arguments, extra_headers=headers)
+        raised(self, ValueError, anonymous.get, "/x", timeout=0, extra_headers=headers)
         self.assertEqual(headers, {"authorization": "Bearer " + KEY})
         self.assertNotIn(KEY, repr([self.client, vars(self.client), self.client.chat]))
 
