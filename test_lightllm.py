@@ -909,7 +909,7 @@ class Messages(ServerTest):
         return sent["messages"]
 
     def test_messages_are_made_sendable(self):
-        call, plain_call = call_to("f", {"a": 1}), call_to("f", '{"a": 1}')
+        call, plain_call = call_to("f", {"a": 1}, type=None), call_to("f", '{"a": 1}')
         object_call = Dumped(**call_to("f", None, function=Dumped(**call["function"])))
         image = {"type": "image_url", "image_url": {"url": "http://h/x"}}
         null = {"type": "text", "text": None}
@@ -1415,7 +1415,9 @@ TEXTS.update({FORM.format("save", text): expected for text, expected in {
     param("path", "x") + param("text", FUNCTION_CALL): saved(path="x", text=FUNCTION_CALL),
     OSLO + param("text", "NO"): saved(path="Oslo", text="NO"),
     OSLO + "</path>\n" + param("text", "NO"): saved(path="Oslo", text="NO"),
-    OSLO + "</parameter1>\n": saved(path="Oslo"), OSLO + param("zip", "NO"): [],
+    OSLO + "</parameter1>\n": saved(path="Oslo"),
+    (OSLO + "</path>\n" + param("text", "NO")).replace("\n", "\r\n"): saved(
+        path="Oslo", text="NO"), OSLO + param("zip", "NO"): [],
     "<parameter=text>\n<html>\n</html>\n": saved(text="<html>\n</html>"),
     param("path", "a") * 2: saved(path="a"), param("path", "a") + param("path", "b"): [],
 }.items()})  # fmt: skip
@@ -1522,6 +1524,9 @@ class ToolCallsInText(ServerTest):
             '<tool_call>{"name": "f", "arguments": {"a": "\\"']  # fmt: skip
         endings = ("", "</code></parameter></arg_value>x'\"", " " * size + "x")
         texts = [unit * (size // len(unit)) + end for unit in units for end in endings]
+        texts.append(
+            "<function=search>" + "".join(param(f"k{n}", n) for n in range(9000))
+        )
         in_pieces = pieces_of((CALL[:-14] + "x" * size + '"}}')[:size], 97)
         for pieces in self.cases([*([text] for text in texts), in_pieces]):
             reader = lightllm._CallReader(SCHEMAS)
@@ -1538,7 +1543,8 @@ class ToolCallsInText(ServerTest):
 
 class Streams(ServerTest):
     def test_chunks(self):
-        filters = {"id": "", "model": "", "created": 0, "object": "", "choices": []}
+        named = {"object": "o", "system_fingerprint": "f"}
+        filters = {"id": "", **LAB, **named, "choices": []}
         head = delta("", role="assistant")
         last = {**delta(), "choices": [], "usage": {"total_tokens": 3}}
         stream = self.stream(filters, head, delta("Hel"), delta("lo"), STOP, last, DONE)
@@ -1578,7 +1584,7 @@ class Streams(ServerTest):
             "usage behind finish": [STOP, {"choices": [], "usage": {}}],
             "comments, empty events": events(
                 b": ping\n\n", delta("a"), b"\n\n", b"event: error\nid: 1\n\n", delta(""),
-                b"data\n\ndata:\n\nretry: 5\n\n", STOP, DONE),
+                b"data\ndata\n\ndata: \t\n\nretry: 5\n\n", STOP, DONE),
             "the connection's end": (200, UNTIL_CLOSE, [event(delta("a")), event(STOP)]),
         }  # fmt: skip
         for _, items in self.cases(table):
@@ -1625,6 +1631,7 @@ class Streams(ServerTest):
             ({"error": inner}, boom), ({"object": "error", **inner}, boom), (inner, boom),
             ({"type": "error", "error": inner}, boom), ({"error": "boom"}, "boom"),
             ({"message": "boom", "error": None}, "boom"), ({"message": "boom"}, "boom"),
+            ({"detail": "boom"}, "boom"), ({"errors": ["boom"], "usage": None}, "boom"),
             ({"error": {"code": 7}}, '{"error": {"code": 7}}'),
             (b'event: error\ndata: {"detail": "boom"}\n\n', "boom"),
             (b"event: error\ndata: boom\n\n", "boom"),
@@ -1645,6 +1652,9 @@ class Streams(ServerTest):
             if words == boom:
                 facts = error.code, error.type, error.body["code"]
                 self.assertEqual(facts, ("7", "t", 7))
+        body = json.dumps({"error": inner}, indent=1).encode()
+        for items in self.cases([[body], [body + b"\n"], [delta("a"), body]]):
+            self.stream_error(self.stream(*items), boom + where, kind=lightllm.APIError)
         fine = [b"event: message\n", delta("a"), {"message": "x", "choices": []}, STOP]
         self.assertEqual(reply_text(self.stream(*fine)), "a")
 
@@ -1950,11 +1960,19 @@ class ServerMadeStreamCalls(ServerTest):
             stream, kind = self.stream(*items, DONE, tools=[TOOL]), lightllm.APIError
             error = self.stream_error(stream, words, "did not come whole", kind=kind)
             self.assertIsNone(error.partial.choices[0].message.tool_calls)
+        text = FORM.format("save", "<parameter=text>\nSee:\n<tool_call>\n")[:-24]
+        stream = self.stream(
+            delta(text), server_call(0, "x", "ping", "{}"), STOP, DONE, tools=[PING]
+        )
+        self.stream_error(stream, "a part of a call's text", kind=lightllm.APIError)
 
     def test_plain_replies_take_the_same_path(self):
         good, bad = call_to(*A), call_to("save", '{"text": "ha', id="y")
         made = [{"function": {"name": "ping", "arguments": ""}}] * 2
         oops = "<tool_call>\n{oops"
+        (whole,) = saved(text="<think></parameter>")
+        shown = FORM.format("save", param("text", "<think></parameter>"))
+        cut = FORM.format("save", "<parameter=text>\nSee:\n" + FUNCTION_CALL)[:-24]
         table = [
             (CALL, "stop", None, "tool_calls", [A]), (CALL, None, None, "tool_calls", [A]),
             (CALL, "function_call", [], "tool_calls", [A]), (oops, None, None, None, []),
@@ -1962,6 +1980,9 @@ class ServerMadeStreamCalls(ServerTest):
             (oops, "function_call", [], "stop", []), (CALL, "length", [good], "length", [A]),
             ("hi", "stop", None, "stop", []), ("", "length", [good, bad], "length", [A]),
             ("hi", "stop", [], "stop", []), ("hi", "tool_calls", [], "stop", []),
+            (CALL + "\nNow", "length", [good], "length", [A]),
+            (cut, "length", [call_to("save", dumped(text="See:"))], "length", []),
+            (shown, "stop", [call_to(*whole)], "tool_calls", [whole]),
             ("", "function_call", made, "tool_calls", [PINGED, PINGED]),
             (None, "tool_calls", made, "tool_calls", [PINGED, PINGED]),
             ("I write </tool_call> now", "length", [good], "length", [])]  # fmt: skip
@@ -2355,7 +2376,7 @@ class WholeOrError(TransportTest):
             f"HTTP/1.0 200 OK\r\n\r\n{body}", f"HTTP/1.1 200 OK\n{size}\n\n{body}",
             f"HTTP/1.1 200 \r\n{end}", f"HTTP/1.1 200\r\n{end}", f"{ok}{size}\r\n{end}",
             f"{ok}cOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}", f"{ok}X: y\r\n\t z\r\n{end}",
-            f"{ok}{size}, {len(body)}\r\n\r\n{body}", f"HTTP/1.1 102 P\r\n\r\n{ok}{end}",
+            f"{ok}{size}, {len(body)},{len(body)}\r\n\r\n{body}", f"HTTP/1.1 102 P\r\n\r\n{ok}{end}",
             f"{coded}{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n"]  # fmt: skip
         for text in self.cases(table):
             message = self.choice(raw(text), self.new_client()).message
@@ -2884,10 +2905,11 @@ class Errors(TransportTest):
     def test_advice_goes_by_what_the_server_says(self):
         long = "the input prompt token len 7000 + max_new_tokens 10000 > 16384"
         total = "the req total len (input len + output len) is too long"
+        text = "prompt text length 200000 exceeds the character limit 131072"
         node = "service in pd mode dont recv reqs from http interface"
         lower = "lower max_tokens (10000 unless given)"
         table = [
-            (400, long, lower), (417, total, lower), (500, long, lower),
+            (400, long, lower), (417, total, lower), (500, long, lower), (400, text, lower),
             (417, node, "name the pd_master"), (413, "body too long", "send less"),
             (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
@@ -3408,14 +3430,19 @@ class NativeApi(TransportTest):
 
     def test_extra_parameters_are_merged_and_win(self):
         own = {"min_new_tokens": 2, "allowed_token_ids": [7], "top_k": None}
-        extra = {"parameters": own, "multimodal_params": {"audios": []}}
+        extra = {
+            "parameters": own,
+            "multimodal_params": {"audios": []},
+            "guided_regex": "a",
+        }
         given = {"do_sample": False, "top_p": None, "max_completion_tokens": 9}
         self.prompt(user("q"), **given, top_k=3, extra_body=extra)
         parameters = self.sent["parameters"]
-        expected = {**own, "do_sample": False, "max_new_tokens": 9}
+        expected = {**own, "guided_regex": "a", "do_sample": False, "max_new_tokens": 9}
         self.assertEqual({**parameters, **expected}, parameters)
         self.assertNotIn("top_p", parameters)
         self.assertEqual(self.sent["multimodal_params"], {"audios": []})
+        self.assertEqual(len(self.sent), 3)
 
     def test_response_formats(self):
         schema = {"type": "object", "title": "\u00e4"}
@@ -3585,8 +3612,9 @@ class OtherRoutes(TransportTest):
         self.assertIs(self.sent["do_sample"], True)
         self.assertEqual((self.sent["logprobs"], self.sent["top_k"]), (1, 50))
         self.server.says(plain(self.text_reply("Hello")))
-        create(model="m", prompt="x", extra_body={"own": None, "top_k": 9})
+        create(model="m", prompt="x", n=2, extra_body={"own": None, "top_k": 9})
         self.assertEqual((self.sent["own"], self.sent["top_k"]), (None, 9))
+        self.assertEqual(self.sent["best_of"], 2)
         create = functools.partial(create, model="m", prompt="x")
         self.assertRaisesRegex(TypeError, "prompt", create, promt="x")
         self.assertRaises(TypeError, create, messages=[])
