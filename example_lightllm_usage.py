@@ -148,6 +148,8 @@ def ask(client, item):
     """A row for {"id": ..., "prompt": ...}, with an answer, or with what went wrong."""
     answer = error = None
     try:
+        if not item["prompt"]:
+            raise ValueError("no prompt")
         response = client.chat.completions.create(
             model=MODEL, messages=[user(item["prompt"])]
         )
@@ -240,6 +242,7 @@ class ScriptedServer(http.server.BaseHTTPRequestHandler):
     """Answers chat requests as LightLLM does, plain and streamed."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each reply waits for 40 ms
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -270,8 +273,12 @@ class ScriptedServer(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class PatientServer(http.server.ThreadingHTTPServer):
+    request_queue_size = 100  # connections that may wait
+
+
 def start_server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ScriptedServer)
+    server = PatientServer(("127.0.0.1", 0), ScriptedServer)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return server
 

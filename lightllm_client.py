@@ -1250,8 +1250,8 @@ def _hide_secrets(options: _Json) -> None:
 
 
 def _environment(name: str) -> str:
-    found = os.environ.get("LIGHTLLM_" + name) or os.environ.get("OPENAI_" + name, "")
-    return found.strip()
+    found = [os.environ.get(prefix + name, "") for prefix in ("LIGHTLLM_", "OPENAI_")]
+    return next(filter(None, map(str.strip, found)), "")
 
 
 def _unknown_name(name: str, known: Iterable[str]) -> str:
