@@ -115,25 +115,22 @@ class Omit(NotGiven):
     """The type of `omit`: like NOT_GIVEN; as a header's value it removes the header."""
 
 
-NOT_GIVEN = not_given = NotGiven()
-omit = Omit()
-
-
 class DefaultInt(int):
     """A default that can be told from the same number given by a caller."""
 
     is_default = True
 
 
+NOT_GIVEN = not_given = NotGiven()
+omit = Omit()
 DEFAULT_MAX_TOKENS = DefaultInt(10000)
 
 
 class Timeout:
     """Limits in seconds for the phases of one attempt; None waits for ever.
 
-    `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply once the
-    request is sent, or for the wait for a stream's next bytes. `pool` is accepted because
-    openai has it: nothing here waits for a pool."""
+    `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply once all is
+    sent, or for a stream's next bytes; `pool` is openai's: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
         self.connect = phases.pop("connect", timeout)
@@ -174,6 +171,7 @@ class Headers(_Json):
         return self.get(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
+        """The value of that header, read in any case, or the default."""
         return super().get(name.lower(), default)
 
 
@@ -198,10 +196,12 @@ class Response:
 
     @property
     def request_id(self) -> Any:
+        """The server's x-request-id, or None."""
         return self.headers.get("x-request-id")
 
     @property
-    def text(self) -> str:  # UTF-8 whatever a charset says, no byte order mark
+    def text(self) -> str:
+        """The content as UTF-8, also under another charset; no byte order mark."""
         return self.content.decode("utf-8", "replace").lstrip("\ufeff")
 
     @property
@@ -378,8 +378,6 @@ class BaseModel(_Json):
         model.update(data)
         for name, kind in cls._nested:
             value = data.get(name)
-            if value is None:
-                continue
             validate = kind.model_validate
             if type(value) is dict:
                 model[name] = validate(value)
@@ -446,11 +444,8 @@ class BaseModel(_Json):
         if {str, dict} & {type(include), type(exclude)}:
             raise TypeError("include and exclude must be sets of names")
         fields = vars(self)
-        nulls: Any = fields  # names that stay where their value is None
-        if options.get("exclude_unset"):
-            nulls = self.keys() - self._unset
-        if options.get("exclude_none"):
-            nulls = ()
+        sent = self.keys() - self._unset if options.get("exclude_unset") else fields
+        nulls: Any = () if options.get("exclude_none") else sent  # None stays in these
         return {
             name: _to_plain(value, options)
             for name, value in fields.items()
@@ -502,6 +497,7 @@ class Details(BaseModel):
 
 
 Details._nested = ("content", Details), ("top_logprobs", Details)
+_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
 
 
 class Function(BaseModel):
@@ -519,12 +515,8 @@ class ChatCompletionMessageToolCall(BaseModel, function=Function):
     function: Function
 
 
-_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
-
-
 class _Message(BaseModel, function_call=Function):
-    """A message or a delta. `reasoning` and `reasoning_content` both read what the server
-    sent under either name; they are in dumps as it sent them."""
+    """`reasoning` and `reasoning_content` both read what was sent under either name."""
 
     content: str | None
     refusal: Any
@@ -551,7 +543,8 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
-        always = dict.fromkeys(("role", "content", "tool_calls"))  # the usage guide's
+        """As in BaseModel; what the usage guide reads is there, if only as None."""
+        always = dict.fromkeys(("role", "content", "tool_calls"))
         message = super().model_validate({**always, **data})
         message._unset = always.keys() - data
         return message
@@ -754,8 +747,7 @@ class LightLLMClient:
         self._add_namespaces(False)
 
     def _add_namespaces(self, raw: bool) -> Self:
-        """They hold a twin and not the client: in a cycle, the sockets of a dropped one
-        would wait for the garbage collector."""
+        """They hold a twin: in a cycle, a dropped client would keep its sockets."""
         twin = object.__new__(type(self))
         twin.__dict__ = self.__dict__
         self.chat = Chat(twin, raw)
@@ -796,15 +788,17 @@ class LightLLMClient:
         `default_query` are added to its own, or replace them with `set_` in front."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         _hide_secrets(changes)
-        options = {**self._options(), **changes}
         for name in ("default_headers", "default_query"):
-            base = options.pop("set_" + name, None)
+            base = changes.pop("set_" + name, None)
             base = getattr(self, name) if base is None else base
-            options[name] = {**base, **(changes.get(name) or {})}
-        twin = type(self)(**options)
-        if "ssl_context" not in changes:
-            twin._transport, twin._opener = self._transport, self._opener
-        return twin
+            changes[name] = {**base, **(changes.get(name) or {})}
+        try:
+            twin = type(self)(**{**self._options(), **changes})
+            if "ssl_context" not in changes:
+                twin._transport, twin._opener = self._transport, self._opener
+            return twin
+        finally:
+            changes.clear()  # or it would show a key under a misspelt name
 
     with_options = __copy__ = copy
 
@@ -1152,20 +1146,18 @@ class Stream(Generic[_Answer]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the connection now; a loop in another thread gets an error at once."""
         self._source.close()
+
+    __del__ = close
 
     @overload
     def get_final_completion(self: Stream[ChatCompletionChunk]) -> ChatCompletion: ...
     @overload
     def get_final_completion(self: Stream[Completion]) -> Completion: ...  # noqa: F811
     def get_final_completion(self) -> Any:  # noqa: F811
-        """The whole answer, after reading what is left of it: a ChatCompletion, or of
-        `completions` a Completion. Raises as the loop does."""
+        """The whole answer, after reading what is left of it. Raises as the loop does."""
         for _ in self:
             pass
         return self._source.builder.build_completion()
@@ -1179,16 +1171,15 @@ class Stream(Generic[_Answer]):
 def run_tool(call: Any, tools: Iterable[Any]) -> str:
     """The text for the `tool` message that answers a call: what the function of that name
     returns, a str as it is, anything else as JSON. An unknown name, arguments that do not
-    fit and a TypeError or ValueError of the function come back as text that the model can
-    act on; its other exceptions are for the caller, and are raised."""
+    fit and a TypeError or ValueError of the function come back as text for the model."""
     import typing
 
     asked = _prepare_call(call)["function"]
     name, text = asked["name"], asked["arguments"]
     functions = {_tool_name(tool): tool for tool in tools if callable(tool)}
-    if name not in functions:
+    function = functions.get(name)
+    if function is None:
         return f"Error: there is no tool {name!r}, only {', '.join(functions)}."
-    function = functions[name]
     try:
         arguments = _parse_json(text)
         for key, kind in typing.get_type_hints(function).items():
