@@ -121,16 +121,11 @@ class DefaultInt(int):
     is_default = True
 
 
-NOT_GIVEN = not_given = NotGiven()
-omit = Omit()
-DEFAULT_MAX_TOKENS = DefaultInt(10000)
-
-
 class Timeout:
     """Limits in seconds for the phases of one attempt; None waits for ever.
 
-    `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply once all is
-    sent, or for a stream's next bytes; `pool` is openai's: nothing here waits for a pool."""
+    `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply, or for
+    a stream's next bytes. `pool` is openai's: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
         self.connect = phases.pop("connect", timeout)
@@ -143,6 +138,10 @@ class Timeout:
     def __repr__(self) -> str:
         return f"Timeout(connect={self.connect}, read={self.read}, write={self.write})"
 
+
+NOT_GIVEN = not_given = NotGiven()
+omit = Omit()
+DEFAULT_MAX_TOKENS = DefaultInt(10000)
 
 if TYPE_CHECKING:  # what an option may be
     _NotSent = NotGiven | None
@@ -852,10 +851,6 @@ class LightLLMClient:
         return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path
 
 
-OpenAI = LightLLMClient
-Client = LightLLMClient
-
-
 class AsyncOpenAI:
     """Only a name, for code that imports it: calling it raises TypeError."""
 
@@ -871,6 +866,9 @@ class AzureOpenAI(AsyncOpenAI):
 class AsyncAzureOpenAI(AsyncOpenAI):
     """Only a name, too."""
 
+
+OpenAI = LightLLMClient
+Client = LightLLMClient
 
 # --- endpoints ---
 # What can be asked. TypedDicts serve checkers, completion and the check of names. None is
@@ -902,8 +900,7 @@ class _CommonOptions(TypedDict, total=False):
 
 
 class ChatOptions(_CommonOptions, total=False):
-    """The options of `chat.completions.create`: openai's, and LightLLM's own. LightLLM
-    ignores those from `audio` on."""
+    """What `chat.completions.create` takes; LightLLM ignores those from `audio` on."""
 
     messages: Required[Iterable[Any]]
     logprobs: _BoolOption
@@ -1019,7 +1016,6 @@ class Chat(_Resource):
         Defaults: temperature 0.6, top_p 0.95, top_k 50, max_tokens 10000,
         presence_penalty 1.1, repetition_penalty 1.0, logprobs False, no stop, no tools.
         Without max_tokens (None) the server's limit applies: 16 on builds of 2025.
-
         `messages`: {"role": str, "content": str | list of parts}, or messages of earlier
         answers. Parts: {"type": "text", "text": str}; {"type": "image_url", "image_url":
         URL | {"url": URL}} with a file://, data: or http(s):// URL or a PIL image.
@@ -1078,10 +1074,9 @@ class Completions(_Resource):
     def create(  # noqa: F811
         self, *, model: _StrOption, prompt: Any, **options: Any
     ) -> Any:
-        """A Completion, or with `stream=True` a Stream of Completions.
-
-        `prompt`: str, list of str, or token ids. Defaults as in chat, and do_sample True:
-        builds of 2025 are greedy without it."""
+        """A Completion, or with `stream=True` a Stream of them. `prompt`: str, list of
+        str, or token ids. Defaults as in chat, and do_sample True: builds of 2025 are
+        greedy without it."""
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
         body, extra, call = _split_options(options, CompletionOptions, **named)
         body.update(extra)
@@ -1157,7 +1152,7 @@ class Stream(Generic[_Answer]):
     @overload
     def get_final_completion(self: Stream[Completion]) -> Completion: ...  # noqa: F811
     def get_final_completion(self) -> Any:  # noqa: F811
-        """The whole answer, after reading what is left of it. Raises as the loop does."""
+        """The whole answer, after reading what is left; raises as the loop does."""
         for _ in self:
             pass
         return self._source.builder.build_completion()
@@ -1171,7 +1166,7 @@ class Stream(Generic[_Answer]):
 def run_tool(call: Any, tools: Iterable[Any]) -> str:
     """The text for the `tool` message that answers a call: what the function of that name
     returns, a str as it is, anything else as JSON. An unknown name, arguments that do not
-    fit and a TypeError or ValueError of the function come back as text for the model."""
+    fit and a TypeError or ValueError of the function are told to the model as text."""
     import typing
 
     asked = _prepare_call(call)["function"]
@@ -1318,7 +1313,7 @@ def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]
 # What a caller wrote -> what every LightLLM build accepts, in new dicts. Image files are
 # read here: the server sees other disks. http(s) URLs are not: theirs is another network.
 
-_IMAGE_TYPE = re.compile(  # told by the first bytes, whatever the name says
+_IMAGE_TYPE = re.compile(  # told by the first bytes, not by the name
     rb"(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)"
     rb"|(?P<webp>RIFF.{4}WEBP)"
 )
@@ -1363,11 +1358,10 @@ def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
     if role == "developer":
         sent["role"] = "system"  # templates ignore roles that they do not know
     content = sent.get("content")
-    parts = [content or ""]
-    if content is not None and not isinstance(content, str):
-        content = _make_list(content, "content must be a str or a list of parts")
-        parts = [_prepare_part(part, client) for part in content] or [""]
-    sent["content"] = parts
+    if content is None or isinstance(content, str):
+        content = [content or ""]
+    content = _make_list(content, "content must be a str or a list of parts")
+    sent["content"] = parts = [_prepare_part(part, client) for part in content] or [""]
     if sent.get("tool_calls"):
         calls = sent["tool_calls"] = [_prepare_call(one) for one in sent["tool_calls"]]
         if any(_read_calls(part, calls) for part in parts if isinstance(part, str)):
@@ -1399,8 +1393,7 @@ def _prepare_part(part: Any, client: LightLLMClient) -> Any:
 
 
 def _join_parts(messages: _JsonList) -> None:
-    """Make each content a str where all parts are, as templates of text models fail on
-    lists, or drop them; else a list of dicts. Never null: old builds refuse it."""
+    """Make contents str where all parts are: templates of text models fail on lists."""
     for message in messages:
         parts = message["content"]
         try:
@@ -1499,8 +1492,7 @@ For each function call, return a json object with function name and arguments wi
 _TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
 _SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
 
-# Options that the native API takes by the same name; and those that have another way
-# there, that the prompt says, or that do not change the answer.
+# Options that the native API takes by name; and those it gets otherwise or can lack.
 _PASSED = """do_sample frequency_penalty ignore_eos n presence_penalty
     repetition_penalty seed temperature top_k top_p"""
 _LEFT_OUT = """max_completion_tokens max_tokens messages metadata model
@@ -1661,15 +1653,13 @@ def _tool_list(tools: Any) -> _JsonList:
     ]
 
 
-def _tool_name(function: Any) -> str:
+def _tool_name(tool: Any) -> str:
     import inspect
 
-    name: str = getattr(function, "__name__", "")
-    is_async = inspect.iscoroutinefunction(function)
-    if is_async or inspect.isasyncgenfunction(function) or not name.isidentifier():
-        raise TypeError(
-            f"a tool must be a def with a name, not async, got {function!r}"
-        )
+    name: str = getattr(tool, "__name__", "")
+    is_async = inspect.iscoroutinefunction(tool) or inspect.isasyncgenfunction(tool)
+    if is_async or not name.isidentifier():
+        raise TypeError(f"a tool must be a def with a name, not async, got {tool!r}")
     return name
 
 
@@ -3202,9 +3192,8 @@ class _Connection(http.client.HTTPConnection):
             headers["Content-Length"] = str(len(body))
         try:
             self._send(f"{request.get_method()} {target}", headers, body)
-        except (
-            OSError
-        ) as error:  # perhaps behind a reply: large bodies are refused early
+        except OSError as error:
+            # perhaps behind a reply: large bodies are refused early
             if isinstance(error, _TIMEOUTS) or not error.errno:  # a signal handler's
                 raise
             self.is_stale = True
@@ -3333,8 +3322,6 @@ class _Connection(http.client.HTTPConnection):
 # Which way an origin is reached, and the connections between uses: only such whose reply
 # ended exactly. There is no lock: a list's append and pop are atomic.
 
-_LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
-
 
 class _Route:
     """The way to one origin, perhaps by a proxy, and the idle connections on it."""
@@ -3349,11 +3336,10 @@ class _Route:
         self.proxy = ""  # as messages show it
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
-        exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
-        if not proxy or any(map(self._matches, exempt.split())):
-            return
-        if urllib.request.proxy_bypass(self.host):  # macOS's and Windows's own
-            return
+        exempt = f"localhost,127.0.0.0/8,0.0.0.0,::1,{proxies.get('no', '')}".lower()
+        matches = map(self._matches, exempt.replace(",", " ").split())
+        if not proxy or any(matches) or urllib.request.proxy_bypass(self.host):
+            return  # macOS and Windows have exceptions of their own
         url = proxy if "://" in proxy else "http://" + proxy
         scheme, _, place = url.partition("//")
         login, _, place = place.rpartition("@")
@@ -3382,11 +3368,10 @@ class _Route:
         is_name = f".{self.host}".endswith(suffix)
         if entry == "*" or is_name or f".{self.authority}".endswith(suffix):
             return True
-        import ipaddress
+        from ipaddress import ip_address, ip_network
 
         try:
-            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
-            return ipaddress.ip_address(self.host) in network
+            return ip_address(self.host) in ip_network(entry.strip("[]"), strict=False)
         except ValueError:
             return False
 
@@ -3616,7 +3601,7 @@ examples:
 exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
 1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
 """
-_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")  # they lost no call
+_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")  # from April 2026 on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -3627,9 +3612,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
-    options = _parse_arguments(arguments)
     try:
-        status = _run(options)
+        status = _run(_parse_arguments(arguments))
         print(end="", flush=True)  # a closed pipe must show here, not at exit
         return status
     except KeyboardInterrupt:
@@ -3648,16 +3632,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
 
     code = pathlib.Path(__file__).read_text("utf-8")  # makes all line ends the same
     digest = hashlib.sha256(code.encode()).hexdigest()[:16]
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        epilog=_EPILOG, formatter_class=kind, argument_default=NOT_GIVEN
-    )
+    parser = argparse.ArgumentParser(epilog=_EPILOG, argument_default=NOT_GIVEN)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    model = os.environ.get("LIGHTLLM_MODEL")
-    url = os.environ.get("LIGHTLLM_BASE_URL") or "http://localhost:8000"
+    url = os.getenv("LIGHTLLM_BASE_URL") or "http://localhost:8000"
     add("prompt", nargs="*", help="the question; text from a pipe follows it")
     add("-s", "--system", help="a system message")
-    add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
+    add("-m", "--model", default=os.getenv("LIGHTLLM_MODEL"), help="or LIGHTLLM_MODEL")
     add("--image", action="append", default=[], help="a file; repeatable")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
     for name in ("--timeout", "--temperature", "--top-p"):
@@ -3684,7 +3665,7 @@ def _report(text: str) -> int:
 
 
 def _run(options: Any) -> int:
-    key = os.environ.get("LIGHTLLM_API_KEY", "")
+    key = os.getenv("LIGHTLLM_API_KEY", "")
     client = LightLLMClient(key, options.base_url, options.timeout)
     text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
     if options.check:
@@ -3731,13 +3712,10 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     question = {"role": "user", "content": [*options.image, text]}
     options.model = options.model or _find_model(client)["id"]
     is_plain = options.json or options.no_stream
-    names = ("temperature", "top_p", "top_k", "max_tokens")
-    answer: Any = client.chat.completions.create(
-        model=options.model,
-        messages=[*options.history, question],
-        stream=not is_plain,
-        **{name: getattr(options, name) for name in names},
-    )
+    sent: _Json = {"messages": [*options.history, question], "stream": not is_plain}
+    for name in ("model", "temperature", "top_p", "top_k", "max_tokens"):
+        sent[name] = getattr(options, name)
+    answer: Any = client.chat.completions.create(**sent)
     if options.json:
         return print(answer.to_json())
     said, line_end, reason = "", "", None
@@ -3787,9 +3765,7 @@ def _check(client: LightLLMClient, options: Any) -> int:
     except (APIStatusError, APIResponseValidationError, TypeError, LookupError):
         pass  # builds of 2025 do not tell
     advice = "'prompt': 'server' may lose or damage calls"
-    if (
-        _SOUND_PARSERS.fullmatch(str(parser)) and "max_model_len" in model
-    ):  # from April 2026
+    if "max_model_len" in model and _SOUND_PARSERS.fullmatch(str(parser)):
         advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
