@@ -122,10 +122,9 @@ class DefaultInt(int):
 
 
 class Timeout:
-    """Limits in seconds for the phases of one attempt; None waits for ever.
-
-    `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply, or for
-    a stream's next bytes. `pool` is openai's: nothing here waits for a pool."""
+    """Limits in seconds for the phases of one attempt; None waits for ever. `connect`
+    is for TCP and TLS, `write` for sending, `read` for a plain reply, or for a stream's
+    next bytes; `pool` is openai's: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
         self.connect = phases.pop("connect", timeout)
@@ -159,6 +158,8 @@ if TYPE_CHECKING:  # what an option may be
 # openai's names. A message says what was asked of whom, what came back and what to try.
 # No error shows a key, and all survive pickle.
 
+Request = namedtuple("Request", "method url")  # what was asked
+
 
 class Headers(_Json):
     """Response headers: lower-case names, read in any case; repeats joined by ", "."""
@@ -172,10 +173,6 @@ class Headers(_Json):
     def get(self, name: str, default: Any = None) -> Any:
         """The value of that header, read in any case, or the default."""
         return super().get(name.lower(), default)
-
-
-class Request(namedtuple("Request", "method url")):
-    """What was asked."""
 
 
 class Response:
@@ -223,7 +220,6 @@ class OpenAIError(Exception):
 
 class APIError(OpenAIError):
     """A request that failed: `.message`, `.request`, `.body`, `.code`, `.param`, `.type`.
-
     `body` is the value of "error" in the server's JSON, else the JSON, else the text.
     `partial` is None, or what a stream had brought when it failed: a ChatCompletion with
     the text and the finished calls so far; its finish_reason is None."""
@@ -437,7 +433,6 @@ class BaseModel(_Json):
         self, *, include: Any = None, exclude: Any = None, **options: Any
     ) -> _Json:
         """Plain dicts and lists; declared fields that the server left out are None.
-
         `include` and `exclude` are sets of names. `exclude_none` and `exclude_unset` go
         for nested objects too; pydantic's other options are ignored."""
         if {str, dict} & {type(include), type(exclude)}:
@@ -1075,8 +1070,7 @@ class Completions(_Resource):
         self, *, model: _StrOption, prompt: Any, **options: Any
     ) -> Any:
         """A Completion, or with `stream=True` a Stream of them. `prompt`: str, list of
-        str, or token ids. Defaults as in chat, and do_sample True: builds of 2025 are
-        greedy without it."""
+        str, or token ids. Defaults as in chat, and do_sample: old builds are greedy."""
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
         body, extra, call = _split_options(options, CompletionOptions, **named)
         body.update(extra)
@@ -1116,7 +1110,6 @@ class Models(_Resource):
 
 class Stream(Generic[_Answer]):
     """The chunks of one answer, each as soon as its bytes are there.
-
     Raises APIConnectionError where the answer is cut off, APIError with the server's
     words where it reports an error; `error.partial` is what had come. `.response` has
     status and headers. `with`, `close()` and dropping it end it at once."""
@@ -1165,8 +1158,8 @@ class Stream(Generic[_Answer]):
 
 def run_tool(call: Any, tools: Iterable[Any]) -> str:
     """The text for the `tool` message that answers a call: what the function of that name
-    returns, a str as it is, anything else as JSON. An unknown name, arguments that do not
-    fit and a TypeError or ValueError of the function are told to the model as text."""
+    returns, a str as it is, else as JSON. Of an unknown name, arguments that do not
+    fit, a TypeError or ValueError the text tells the model; other errors are raised."""
     import typing
 
     asked = _prepare_call(call)["function"]
@@ -1597,8 +1590,7 @@ def _native_parameters(body: _Json) -> _Json:
 
 
 def _prompt_text(parts: _List, images: _JsonList, tag: str) -> str:
-    """The text of a content, with a tag for each image. A special token in it, such as
-    <|im_end|>, gets a space behind its first bar, so that no text forges a turn."""
+    """The text of a content, with tags for images; no special token forges a turn."""
     texts = []
     for part in parts:
         if isinstance(part, str):
