@@ -1066,9 +1066,7 @@ class Completions(_Resource):
     def create(  # noqa: F811
         self, *, stream: _BoolOption, **options: Unpack[CompletionOptions]
     ) -> Completion | Stream[Completion]: ...
-    def create(  # noqa: F811
-        self, *, model: _StrOption, prompt: Any, **options: Any
-    ) -> Any:
+    def create(self, *, model: Any, prompt: Any, **options: Any) -> Any:  # noqa: F811
         """A Completion, or with `stream=True` a Stream of them. `prompt`: str, list of
         str, or token ids. Defaults as in chat, and do_sample: old builds are greedy."""
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
