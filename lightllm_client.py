@@ -373,10 +373,10 @@ class BaseModel(_Json):
         model.update(data)
         for name, kind in cls._nested:
             value = data.get(name)
-            validate = kind.model_validate
             if type(value) is dict:
-                model[name] = validate(value)
+                model[name] = kind.model_validate(value)
             elif type(value) is list:
+                validate = kind.model_validate
                 model[name] = [validate(v) if type(v) is dict else v for v in value]
         return model
 
@@ -1349,10 +1349,11 @@ def _prepare_message(message: Any, client: LightLLMClient) -> _Json:
     if role == "developer":
         sent["role"] = "system"  # templates ignore roles that they do not know
     content = sent.get("content")
-    if content is None or isinstance(content, str):
-        content = [content or ""]
-    content = _make_list(content, "content must be a str or a list of parts")
-    sent["content"] = parts = [_prepare_part(part, client) for part in content] or [""]
+    parts = [content or ""]
+    if content is not None and not isinstance(content, str):
+        content = _make_list(content, "content must be a str or a list of parts")
+        parts = [_prepare_part(part, client) for part in content] or [""]
+    sent["content"] = parts
     if sent.get("tool_calls"):
         calls = sent["tool_calls"] = [_prepare_call(one) for one in sent["tool_calls"]]
         if any(_read_calls(part, calls) for part in parts if isinstance(part, str)):
