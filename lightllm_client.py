@@ -115,25 +115,16 @@ class Omit(NotGiven):
     """The type of `omit`: like NOT_GIVEN; as a header's value it removes the header."""
 
 
-NOT_GIVEN = not_given = NotGiven()
-omit = Omit()
-
-
 class DefaultInt(int):
     """A default that can be told from the same number given by a caller."""
 
     is_default = True
 
 
-DEFAULT_MAX_TOKENS = DefaultInt(10000)
-
-
 class Timeout:
-    """Limits in seconds for the phases of one attempt; None waits for ever.
-
-    `connect` is for TCP and TLS, `write` for sending, `read` for a plain reply once the
-    request is sent, or for the wait for a stream's next bytes. `pool` is accepted because
-    openai has it: nothing here waits for a pool."""
+    """Limits in seconds for the phases of one attempt; None waits for ever. `connect`
+    is for TCP and TLS, `write` for sending, `read` for a plain reply, or for a stream's
+    next bytes; `pool` is openai's: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
         self.connect = phases.pop("connect", timeout)
@@ -146,6 +137,10 @@ class Timeout:
     def __repr__(self) -> str:
         return f"Timeout(connect={self.connect}, read={self.read}, write={self.write})"
 
+
+NOT_GIVEN = not_given = NotGiven()
+omit = Omit()
+DEFAULT_MAX_TOKENS = DefaultInt(10000)
 
 if TYPE_CHECKING:  # what an option may be
     _NotSent = NotGiven | None
@@ -163,6 +158,8 @@ if TYPE_CHECKING:  # what an option may be
 # openai's names. A message says what was asked of whom, what came back and what to try.
 # No error shows a key, and all survive pickle.
 
+Request = namedtuple("Request", "method url")  # what was asked
+
 
 class Headers(_Json):
     """Response headers: lower-case names, read in any case; repeats joined by ", "."""
@@ -174,11 +171,8 @@ class Headers(_Json):
         return self.get(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
+        """The value of that header, read in any case, or the default."""
         return super().get(name.lower(), default)
-
-
-class Request(namedtuple("Request", "method url")):
-    """What was asked."""
 
 
 class Response:
@@ -198,10 +192,12 @@ class Response:
 
     @property
     def request_id(self) -> Any:
+        """The server's x-request-id, or None."""
         return self.headers.get("x-request-id")
 
     @property
-    def text(self) -> str:  # UTF-8 whatever a charset says, no byte order mark
+    def text(self) -> str:
+        """The content as UTF-8, also under another charset; no byte order mark."""
         return self.content.decode("utf-8", "replace").lstrip("\ufeff")
 
     @property
@@ -224,7 +220,6 @@ class OpenAIError(Exception):
 
 class APIError(OpenAIError):
     """A request that failed: `.message`, `.request`, `.body`, `.code`, `.param`, `.type`.
-
     `body` is the value of "error" in the server's JSON, else the JSON, else the text.
     `partial` is None, or what a stream had brought when it failed: a ChatCompletion with
     the text and the finished calls so far; its finish_reason is None."""
@@ -378,12 +373,10 @@ class BaseModel(_Json):
         model.update(data)
         for name, kind in cls._nested:
             value = data.get(name)
-            if value is None:
-                continue
-            validate = kind.model_validate
             if type(value) is dict:
-                model[name] = validate(value)
+                model[name] = kind.model_validate(value)
             elif type(value) is list:
+                validate = kind.model_validate
                 model[name] = [validate(v) if type(v) is dict else v for v in value]
         return model
 
@@ -440,17 +433,13 @@ class BaseModel(_Json):
         self, *, include: Any = None, exclude: Any = None, **options: Any
     ) -> _Json:
         """Plain dicts and lists; declared fields that the server left out are None.
-
         `include` and `exclude` are sets of names. `exclude_none` and `exclude_unset` go
         for nested objects too; pydantic's other options are ignored."""
         if {str, dict} & {type(include), type(exclude)}:
             raise TypeError("include and exclude must be sets of names")
         fields = vars(self)
-        nulls: Any = fields  # names that stay where their value is None
-        if options.get("exclude_unset"):
-            nulls = self.keys() - self._unset
-        if options.get("exclude_none"):
-            nulls = ()
+        sent = self.keys() - self._unset if options.get("exclude_unset") else fields
+        nulls: Any = () if options.get("exclude_none") else sent  # None stays in these
         return {
             name: _to_plain(value, options)
             for name, value in fields.items()
@@ -502,6 +491,7 @@ class Details(BaseModel):
 
 
 Details._nested = ("content", Details), ("top_logprobs", Details)
+_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
 
 
 class Function(BaseModel):
@@ -519,12 +509,8 @@ class ChatCompletionMessageToolCall(BaseModel, function=Function):
     function: Function
 
 
-_TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
-
-
 class _Message(BaseModel, function_call=Function):
-    """A message or a delta. `reasoning` and `reasoning_content` both read what the server
-    sent under either name; they are in dumps as it sent them."""
+    """`reasoning` and `reasoning_content` both read what was sent under either name."""
 
     content: str | None
     refusal: Any
@@ -551,7 +537,8 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
-        always = dict.fromkeys(("role", "content", "tool_calls"))  # the usage guide's
+        """As in BaseModel; what the usage guide reads is there, if only as None."""
+        always = dict.fromkeys(("role", "content", "tool_calls"))
         message = super().model_validate({**always, **data})
         message._unset = always.keys() - data
         return message
@@ -754,8 +741,7 @@ class LightLLMClient:
         self._add_namespaces(False)
 
     def _add_namespaces(self, raw: bool) -> Self:
-        """They hold a twin and not the client: in a cycle, the sockets of a dropped one
-        would wait for the garbage collector."""
+        """They hold a twin: in a cycle, a dropped client would keep its sockets."""
         twin = object.__new__(type(self))
         twin.__dict__ = self.__dict__
         self.chat = Chat(twin, raw)
@@ -796,15 +782,17 @@ class LightLLMClient:
         `default_query` are added to its own, or replace them with `set_` in front."""
         changes = {name: v for name, v in changes.items() if _is_given(v)}
         _hide_secrets(changes)
-        options = {**self._options(), **changes}
         for name in ("default_headers", "default_query"):
-            base = options.pop("set_" + name, None)
+            base = changes.pop("set_" + name, None)
             base = getattr(self, name) if base is None else base
-            options[name] = {**base, **(changes.get(name) or {})}
-        twin = type(self)(**options)
-        if "ssl_context" not in changes:
-            twin._transport, twin._opener = self._transport, self._opener
-        return twin
+            changes[name] = {**base, **(changes.get(name) or {})}
+        try:
+            twin = type(self)(**{**self._options(), **changes})
+            if "ssl_context" not in changes:
+                twin._transport, twin._opener = self._transport, self._opener
+            return twin
+        finally:
+            changes.clear()  # or it would show a key under a misspelt name
 
     with_options = __copy__ = copy
 
@@ -858,10 +846,6 @@ class LightLLMClient:
         return re.sub("/(v1|generate)$", "", self._base_url) + "/" + path
 
 
-OpenAI = LightLLMClient
-Client = LightLLMClient
-
-
 class AsyncOpenAI:
     """Only a name, for code that imports it: calling it raises TypeError."""
 
@@ -877,6 +861,9 @@ class AzureOpenAI(AsyncOpenAI):
 class AsyncAzureOpenAI(AsyncOpenAI):
     """Only a name, too."""
 
+
+OpenAI = LightLLMClient
+Client = LightLLMClient
 
 # --- endpoints ---
 # What can be asked. TypedDicts serve checkers, completion and the check of names. None is
@@ -908,8 +895,7 @@ class _CommonOptions(TypedDict, total=False):
 
 
 class ChatOptions(_CommonOptions, total=False):
-    """The options of `chat.completions.create`: openai's, and LightLLM's own. LightLLM
-    ignores those from `audio` on."""
+    """What `chat.completions.create` takes; LightLLM ignores those from `audio` on."""
 
     messages: Required[Iterable[Any]]
     logprobs: _BoolOption
@@ -1025,7 +1011,6 @@ class Chat(_Resource):
         Defaults: temperature 0.6, top_p 0.95, top_k 50, max_tokens 10000,
         presence_penalty 1.1, repetition_penalty 1.0, logprobs False, no stop, no tools.
         Without max_tokens (None) the server's limit applies: 16 on builds of 2025.
-
         `messages`: {"role": str, "content": str | list of parts}, or messages of earlier
         answers. Parts: {"type": "text", "text": str}; {"type": "image_url", "image_url":
         URL | {"url": URL}} with a file://, data: or http(s):// URL or a PIL image.
@@ -1081,13 +1066,9 @@ class Completions(_Resource):
     def create(  # noqa: F811
         self, *, stream: _BoolOption, **options: Unpack[CompletionOptions]
     ) -> Completion | Stream[Completion]: ...
-    def create(  # noqa: F811
-        self, *, model: _StrOption, prompt: Any, **options: Any
-    ) -> Any:
-        """A Completion, or with `stream=True` a Stream of Completions.
-
-        `prompt`: str, list of str, or token ids. Defaults as in chat, and do_sample True:
-        builds of 2025 are greedy without it."""
+    def create(self, *, model: Any, prompt: Any, **options: Any) -> Any:  # noqa: F811
+        """A Completion, or with `stream=True` a Stream of them. `prompt`: str, list of
+        str, or token ids. Defaults as in chat, and do_sample: old builds are greedy."""
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
         body, extra, call = _split_options(options, CompletionOptions, **named)
         body.update(extra)
@@ -1129,7 +1110,6 @@ class Models(_Resource):
 
 class Stream(Generic[_Answer]):
     """The chunks of one answer, each as soon as its bytes are there.
-
     Raises APIConnectionError where the answer is cut off, APIError with the server's
     words where it reports an error; `error.partial` is what had come. `.response` has
     status and headers. `with`, `close()` and dropping it end it at once."""
@@ -1154,20 +1134,18 @@ class Stream(Generic[_Answer]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the connection now; a loop in another thread gets an error at once."""
         self._source.close()
+
+    __del__ = close
 
     @overload
     def get_final_completion(self: Stream[ChatCompletionChunk]) -> ChatCompletion: ...
     @overload
     def get_final_completion(self: Stream[Completion]) -> Completion: ...  # noqa: F811
     def get_final_completion(self) -> Any:  # noqa: F811
-        """The whole answer, after reading what is left of it: a ChatCompletion, or of
-        `completions` a Completion. Raises as the loop does."""
+        """The whole answer, after reading what is left; raises as the loop does."""
         for _ in self:
             pass
         return self._source.builder.build_completion()
@@ -1180,17 +1158,16 @@ class Stream(Generic[_Answer]):
 
 def run_tool(call: Any, tools: Iterable[Any]) -> str:
     """The text for the `tool` message that answers a call: what the function of that name
-    returns, a str as it is, anything else as JSON. An unknown name, arguments that do not
-    fit and a TypeError or ValueError of the function come back as text that the model can
-    act on; its other exceptions are for the caller, and are raised."""
+    returns, a str as it is, else as JSON. Of an unknown name, arguments that do not
+    fit, a TypeError or ValueError the text tells the model; other errors are raised."""
     import typing
 
     asked = _prepare_call(call)["function"]
     name, text = asked["name"], asked["arguments"]
     functions = {_tool_name(tool): tool for tool in tools if callable(tool)}
-    if name not in functions:
+    function = functions.get(name)
+    if function is None:
         return f"Error: there is no tool {name!r}, only {', '.join(functions)}."
-    function = functions[name]
     try:
         arguments = _parse_json(text)
         for key, kind in typing.get_type_hints(function).items():
@@ -1329,7 +1306,7 @@ def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]
 # What a caller wrote -> what every LightLLM build accepts, in new dicts. Image files are
 # read here: the server sees other disks. http(s) URLs are not: theirs is another network.
 
-_IMAGE_TYPE = re.compile(  # told by the first bytes, whatever the name says
+_IMAGE_TYPE = re.compile(  # told by the first bytes, not by the name
     rb"(?s)(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG)|(?P<gif>GIF8)|(?P<bmp>BM)"
     rb"|(?P<webp>RIFF.{4}WEBP)"
 )
@@ -1411,8 +1388,7 @@ def _prepare_part(part: Any, client: LightLLMClient) -> Any:
 
 
 def _join_parts(messages: _JsonList) -> None:
-    """Make each content a str where all parts are, as templates of text models fail on
-    lists, or drop them; else a list of dicts. Never null: old builds refuse it."""
+    """Make contents str where all parts are: templates of text models fail on lists."""
     for message in messages:
         parts = message["content"]
         try:
@@ -1511,9 +1487,8 @@ For each function call, return a json object with function name and arguments wi
 _TURN = "<|im_start|>{role}\n{content}<|im_end|>\n"
 _SPECIAL_TOKEN = re.compile(r"<\|(?=[^|<>\s]{1,40}\|>)")
 
-# Options that the native API takes by the same name; and those that have another way
-# there, that the prompt says, or that do not change the answer.
-_NATIVE_FIELDS = ("inputs", "multimodal_params")
+_NATIVE_FIELDS = ("inputs", "multimodal_params")  # beside its parameters
+# Options that the native API takes by name; and those it gets otherwise or can lack.
 _PASSED = """do_sample frequency_penalty ignore_eos n presence_penalty
     repetition_penalty seed temperature top_k top_p"""
 _LEFT_OUT = """max_completion_tokens max_tokens messages metadata model
@@ -1621,8 +1596,7 @@ def _native_parameters(body: _Json) -> _Json:
 
 
 def _prompt_text(parts: _List, images: _JsonList, tag: str) -> str:
-    """The text of a content, with a tag for each image. A special token in it, such as
-    <|im_end|>, gets a space behind its first bar, so that no text forges a turn."""
+    """The text of a content, with tags for images; no special token forges a turn."""
     texts = []
     for part in parts:
         if isinstance(part, str):
@@ -1677,15 +1651,13 @@ def _tool_list(tools: Any) -> _JsonList:
     ]
 
 
-def _tool_name(function: Any) -> str:
+def _tool_name(tool: Any) -> str:
     import inspect
 
-    name: str = getattr(function, "__name__", "")
-    is_async = inspect.iscoroutinefunction(function)
-    if is_async or inspect.isasyncgenfunction(function) or not name.isidentifier():
-        raise TypeError(
-            f"a tool must be a def with a name, not async, got {function!r}"
-        )
+    name: str = getattr(tool, "__name__", "")
+    is_async = inspect.iscoroutinefunction(tool) or inspect.isasyncgenfunction(tool)
+    if is_async or not name.isidentifier():
+        raise TypeError(f"a tool must be a def with a name, not async, got {tool!r}")
     return name
 
 
@@ -3236,9 +3208,8 @@ class _Connection(http.client.HTTPConnection):
             headers["Content-Length"] = str(len(body))
         try:
             self._send(f"{request.get_method()} {target}", headers, body)
-        except (
-            OSError
-        ) as error:  # perhaps behind a reply: large bodies are refused early
+        except OSError as error:
+            # perhaps behind a reply: large bodies are refused early
             if isinstance(error, _TIMEOUTS) or not error.errno:  # a signal handler's
                 raise
             self.is_stale = True
@@ -3367,8 +3338,6 @@ class _Connection(http.client.HTTPConnection):
 # Which way an origin is reached, and the connections between uses: only such whose reply
 # ended exactly. There is no lock: a list's append and pop are atomic.
 
-_LOOPBACK = "localhost 127.0.0.0/8 0.0.0.0 ::1"  # reached without a proxy
-
 
 class _Route:
     """The way to one origin, perhaps by a proxy, and the idle connections on it."""
@@ -3383,11 +3352,10 @@ class _Route:
         self.proxy = ""  # as messages show it
         self.login: _StrDict = {}
         proxy = proxies.get(scheme) or proxies.get("all")
-        exempt = f"{_LOOPBACK},{proxies.get('no', '')}".lower().replace(",", " ")
-        if not proxy or any(map(self._matches, exempt.split())):
-            return
-        if urllib.request.proxy_bypass(self.host):  # macOS's and Windows's own
-            return
+        exempt = f"localhost,127.0.0.0/8,0.0.0.0,::1,{proxies.get('no', '')}".lower()
+        matches = map(self._matches, exempt.replace(",", " ").split())
+        if not proxy or any(matches) or urllib.request.proxy_bypass(self.host):
+            return  # macOS and Windows have exceptions of their own
         url = proxy if "://" in proxy else "http://" + proxy
         scheme, _, place = url.partition("//")
         login, _, place = place.rpartition("@")
@@ -3416,11 +3384,10 @@ class _Route:
         is_name = f".{self.host}".endswith(suffix)
         if entry == "*" or is_name or f".{self.authority}".endswith(suffix):
             return True
-        import ipaddress
+        from ipaddress import ip_address, ip_network
 
         try:
-            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
-            return ipaddress.ip_address(self.host) in network
+            return ip_address(self.host) in ip_network(entry.strip("[]"), strict=False)
         except ValueError:
             return False
 
@@ -3650,7 +3617,7 @@ examples:
 exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
 1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
 """
-_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")  # they lost no call
+_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")  # from April 2026 on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -3661,9 +3628,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter
             stream.reconfigure(errors="replace")
-    options = _parse_arguments(arguments)
     try:
-        status = _run(options)
+        status = _run(_parse_arguments(arguments))
         print(end="", flush=True)  # a closed pipe must show here, not at exit
         return status
     except KeyboardInterrupt:
@@ -3682,16 +3648,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
 
     code = pathlib.Path(__file__).read_text("utf-8")  # makes all line ends the same
     digest = hashlib.sha256(code.encode()).hexdigest()[:16]
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        epilog=_EPILOG, formatter_class=kind, argument_default=NOT_GIVEN
-    )
+    parser = argparse.ArgumentParser(epilog=_EPILOG, argument_default=NOT_GIVEN)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    model = os.environ.get("LIGHTLLM_MODEL")
-    url = os.environ.get("LIGHTLLM_BASE_URL") or "http://localhost:8000"
+    url = os.getenv("LIGHTLLM_BASE_URL") or "http://localhost:8000"
     add("prompt", nargs="*", help="the question; text from a pipe follows it")
     add("-s", "--system", help="a system message")
-    add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
+    add("-m", "--model", default=os.getenv("LIGHTLLM_MODEL"), help="or LIGHTLLM_MODEL")
     add("--image", action="append", default=[], help="a file; repeatable")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
     for name in ("--timeout", "--temperature", "--top-p"):
@@ -3718,7 +3681,7 @@ def _report(text: str) -> int:
 
 
 def _run(options: Any) -> int:
-    key = os.environ.get("LIGHTLLM_API_KEY", "")
+    key = os.getenv("LIGHTLLM_API_KEY", "")
     client = LightLLMClient(key, options.base_url, options.timeout)
     text, is_terminal = " ".join(options.prompt or []), sys.stdin.isatty()
     if options.check:
@@ -3765,13 +3728,10 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     question = {"role": "user", "content": [*options.image, text]}
     options.model = options.model or _find_model(client)["id"]
     is_plain = options.json or options.no_stream
-    names = ("temperature", "top_p", "top_k", "max_tokens")
-    answer: Any = client.chat.completions.create(
-        model=options.model,
-        messages=[*options.history, question],
-        stream=not is_plain,
-        **{name: getattr(options, name) for name in names},
-    )
+    sent: _Json = {"messages": [*options.history, question], "stream": not is_plain}
+    for name in ("model", "temperature", "top_p", "top_k", "max_tokens"):
+        sent[name] = getattr(options, name)
+    answer: Any = client.chat.completions.create(**sent)
     if options.json:
         return print(answer.to_json())
     said, line_end, reason = "", "", None
@@ -3821,9 +3781,7 @@ def _check(client: LightLLMClient, options: Any) -> int:
     except (APIStatusError, APIResponseValidationError, TypeError, LookupError):
         pass  # builds of 2025 do not tell
     advice = "'prompt': 'server' may lose or damage calls"
-    if (
-        _SOUND_PARSERS.fullmatch(str(parser)) and "max_model_len" in model
-    ):  # from April 2026
+    if "max_model_len" in model and _SOUND_PARSERS.fullmatch(str(parser)):
         advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
