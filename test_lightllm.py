@@ -915,8 +915,7 @@ class Messages(ServerTest):
              {"content": "", "tool_calls": [plain_call, plain_call]}),
             (assistant(CALL, tool_calls=[call]), {"content": CALL}),
             (assistant("x", name=None), {"content": "x", "name": None}),
-            (user([audio, {"type": "new"}]), {"content": [audio, {"type": "new"}]}),
-        ]  # fmt: skip
+            (user([audio, {"type": "new"}]), {"content": [audio, {"type": "new"}]})]  # fmt: skip
         for given, expected in self.cases(table):
             sent = self.sends(given)[0]
             self.assertEqual({**given, **sent, **expected}, {**given, **sent})
@@ -1110,8 +1109,7 @@ class Answers(ServerTest):
             {"id": "0", "type": "function", "function": {"name": "a", "arguments": ""}},
             {"id": "0", "index": -1, "function": {"name": "b", "arguments": None}},
             {"id": None, "function": {"name": "c", "arguments": {"x": 1}}},
-            {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}},
-        ]
+            {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}}]  # fmt: skip
         reply = answer("text", "function_call", tool_calls=calls)
         message = self.choice(reply, tools=[*map(tool_named, "ab")]).message
         expected = [("a", "{}"), ("b", "{}"), ("c", '{"x": 1}'), ("d", '{"y":2}')]
@@ -1493,8 +1491,7 @@ class ToolCallsInText(ServerTest):
         table = {
             " a \n" + CALL + bad: " a \n" + bad,
             " a \n" + CALL[:-5]: " a \n",  # a part of the end tag goes with the call
-            CALL[:-12] + "<tool_": "<tool_",
-        }
+            CALL[:-12] + "<tool_": "<tool_"}  # fmt: skip
         answers = self.answers_to([*table], (1, 3, 7, 1000), tools=[TOOL])
         for text, _, cut in self.cases(answers):
             self.assertEqual({choice.message.content for choice in cut}, {table[text]})
@@ -1670,8 +1667,7 @@ class Streams(ServerTest):
             {"choices": [{"index": [], "delta": None}]},
             {"choices": [{"delta": {"content": 5, "tool_calls": 7}}]},
             {"choices": [{"delta": {"tool_calls": [None, {"function": 5}]}}]},
-            {"usage": 5}, {"choices": [{"index": "x", "delta": {"content": "a"}}]},
-        ]  # fmt: skip
+            {"usage": 5}, {"choices": [{"index": "x", "delta": {"content": "a"}}]}]  # fmt: skip
         stream = self.stream(*odd, STOP, DONE, tools=[TOOL])
         collections.deque(stream, 0)
         self.assertEqual(reply_text(stream.get_final_completion()), "a")
@@ -1889,8 +1885,7 @@ class ServerMadeStreamCalls(ServerTest):
             reason = "length" if LENGTH in items else "tool_calls"
             found = got["content"], got["calls"], got["reason"]
             self.assertEqual(found, (text, calls, reason))
-            self.assertEqual(len({*got["ids"]}), len(calls))
-            self.assertTrue(all(got["ids"]))
+            self.assertEqual((len({*got["ids"]}), all(got["ids"])), (len(calls), True))
             message = stream.get_final_completion().choices[0].message
             self.assertEqual((calls_of(message), message.content or ""), (calls, text))
 
@@ -1976,8 +1971,7 @@ class ServerMadeStreamCalls(ServerTest):
             ("neither a call nor text", "", "tool_calls", [], []),
             ("a call of '' did not come whole", "", "stop", odd, []),
             ("a call of '' did not come whole", "hi", "stop", [{"function": "f"}], []),
-            ("it stands in a thought", thought, "tool_calls", [good], []),
-        ]
+            ("it stands in a thought", thought, "tool_calls", [good], [])]  # fmt: skip
         for words, text, reason, calls, kept in self.cases(table):
             reply, words = answer(text, reason, tool_calls=calls), [words, "='prompt'"]
             error = self.ask_error(*words, kind=REPLY_ERROR, reply=reply, tools=[TOOL])
@@ -2337,8 +2331,7 @@ class WholeOrError(TransportTest):
             (b" \n" + body + b"\n ", body, "TEXT"), (b"TE\nXT", b"TEXT", "TE\nXT"),
             (b"TEXT\xff\xfe", b"TEXT", "TEXT\ufffd\ufffd"),
             (b"TEXT \\ud83d", b"TEXT", "TEXT \ufffd"),
-            (b"TEXT \\ud83d\\ude00 \\\\ud83d", b"TEXT", "TEXT \U0001f600 \\ud83d"),
-        ]  # fmt: skip
+            (b"TEXT \\ud83d\\ude00 \\\\ud83d", b"TEXT", "TEXT \U0001f600 \\ud83d")]  # fmt: skip
         for odd, usual, text in self.cases(table):
             odd_body = body.replace(usual, odd, 1)
             reply = plain(odd_body, Content_Type="text/plain; charset=x")
@@ -3079,8 +3072,7 @@ class Proxies(TransportTest):
             "http://127.0.0.1:9": "the proxy http://127.0.0.1:9",
             "https://user:hunter22@127.0.0.1:9": "the proxy https://127.0.0.1:9",
             "socks5://user:hunter22@127.0.0.1:9": "of the form http://host:port",
-            "http://127.0.0.1:notaport": "of the form http://host:port",
-        }
+            "http://127.0.0.1:notaport": "of the form http://host:port"}  # fmt: skip
         for proxy, named in self.cases(table):
             client = self.proxied_client("http://model.example", {"http_proxy": proxy})
             self.assertNotIn("hunter22", shown(self.ask_error(named, client=client)))
@@ -3128,8 +3120,7 @@ class Tls(TransportTest):
         table = [
             ("127.0.0.1", TLS_GOOD, False, "self.signed certificate"),
             ("elsewhere.example", TLS_GOOD, True, "not valid for 'elsewhere.example'"),
-            ("127.0.0.1", TLS_EXPIRED, True, "expired"),
-        ]
+            ("127.0.0.1", TLS_EXPIRED, True, "expired")]  # fmt: skip
         for host, certificate, is_trusted, reason in self.cases(table):
             listener, trusting = self.tls_server(certificate=certificate)
             trust = {"ssl_context": trusting} if is_trusted else {}
@@ -3220,9 +3211,10 @@ class EveryBuild(ServerTest):
         ways = [
             ("server", in_2025), ("server", in_2026), ("server", as_text), ("prompt", as_text),
             ("generate", generated(text))]  # fmt: skip
+        native, chat = (generated, 32, "/generate"), (answer, 8, "/v1/chat/completions")
         for mode, reply in self.cases(ways):
             client, messages = self.client_for(mode), [user("weather?")]
-            last = generated if mode == "generate" else answer
+            last, *expected = native if mode == "generate" else chat
             self.server.says(reply, last("20"))
 
             ask = functools.partial(self.ask, client, messages=messages, tools=[TOOL])
@@ -3235,9 +3227,8 @@ class EveryBuild(ServerTest):
             response = ask()
             self.assertIsInstance(response, lightllm.ChatCompletion)
             self.assertEqual(said(response.choices[0]), ("20", "stop"))
-            found = response.usage.total_tokens, self.server.heard[-1].path
-            native, usual = (32, "/generate"), (8, "/v1/chat/completions")
-            self.assertEqual(found, native if mode == "generate" else usual)
+            found = [response.usage.total_tokens, self.server.heard[-1].path]
+            self.assertEqual(found, expected)
             raw_body = json.dumps(self.sent)
             self.assertEqual(raw_body.count("RESULT-20"), 1)
             self.assertEqual(len(re.findall(r'query[\\"]+: \[', raw_body)), 1, raw_body)
@@ -3511,8 +3502,7 @@ class StopStrings(ServerTest):
         kept = ["END 1 END", "2 END x END"]
         table = [
             ("a END b", ["a END b and c END"], ["a END b and c "]),
-            (["END 1", "2 END"], kept, kept), ([1, 2, 3], ["a END b"], ["a END b"]),
-        ]  # fmt: skip
+            (["END 1", "2 END"], kept, kept), ([1, 2, 3], ["a END b"], ["a END b"])]  # fmt: skip
         for prompt, texts, expected in self.cases(table):
             choices, chunks = [completion(*one) for one in enumerate(texts)], []
             for at, text in enumerate(texts):
@@ -3553,9 +3543,8 @@ class OtherRoutes(TransportTest):
         for prompt in ("once", ["a", "b"], [1, 2], [[1], [2]]):
             self.server.says(plain(self.text_reply("Hello END")))
             response = create(model="m", prompt=prompt, stop="END", logprobs=1)
-            self.assertIsInstance(response, lightllm.Completion)
-            self.assertEqual(response.choices[0].text, "Hello ")
-            self.assertIsNone(response.usage)
+            found = type(response), response.choices[0].text, response.usage
+            self.assertEqual(found, (lightllm.Completion, "Hello ", None))
             self.assertEqual(self.sent["prompt"], prompt)
         self.assertEqual(self.server.heard[0].path, "/v1/completions")
         self.assertIs(self.sent["do_sample"], True)
@@ -3577,9 +3566,8 @@ class OtherRoutes(TransportTest):
         texts = [chunk.choices[0].text for chunk in stream if chunk.choices]
         self.assertEqual("".join(texts), "Hello ")
         final = stream.get_final_completion()
-        self.assertIsInstance(final, lightllm.Completion)
-        self.assertEqual(final.choices[0].text, "Hello ")
-        self.assertEqual(final.usage.total_tokens, 3)
+        found = type(final), final.choices[0].text, final.usage.total_tokens
+        self.assertEqual(found, (lightllm.Completion, "Hello ", 3))
         self.assertIs(self.sent["do_sample"], False)
         self.server.says(answer())
         self.client.completions.create(model="lab", prompt="x", do_sample=lightllm.omit)
