@@ -87,9 +87,8 @@ CALL = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_c
 # --- the scripted server ---
 # A reply is (status, headers, parts). A part is bytes (sent as they are), a float (the
 # seconds to wait), an event (to wait for), HANGUP or RESET. With the status None the parts
-# are the whole reply.
-# Parts that follow each other at once may reach the client as one piece: a cut that a test
-# cannot do without is made by feeding the pieces to the decoder.
+# are the whole reply. Parts that follow each other at once may reach the client as one: a
+# cut that a test cannot do without is made by feeding the pieces to the decoder.
 
 
 class Heard(collections.namedtuple("Heard", "method path headers body connection")):
@@ -275,9 +274,8 @@ def drop_garbage():
 
 
 def finish_script(test):
-    """The test method; if it passes, every reply of the script must have been asked for,
-    and nothing else, and no socket or file was left to the garbage collector. If it fails
-    in a case of a table, its error names the case."""
+    """The test, which also fails if a reply of the script was not asked for, or something
+    else was, or a socket or file is left open. An error in a table names the case."""
 
     @functools.wraps(test)
     def run(self):
@@ -315,9 +313,8 @@ class ServerTest(unittest.TestCase):
         self.client = self.new_client()
 
     def cases(self, table):
-        """Each case of a list, or each (key, value) of a dict, as a subtest. The case, or
-        the first part of a tuple, is its name: `for given, expected in self.cases(...)`.
-        The first case that fails ends the test."""
+        """Each case of a list, or (key, value) of a dict. The first that fails ends the
+        test, whose error names it, by the first part of a tuple."""
         for case in table.items() if isinstance(table, dict) else table:
             name = case[0] if isinstance(case, tuple) else case
             self.case = ascii(name)[:100]
@@ -378,8 +375,7 @@ class ServerTest(unittest.TestCase):
         return stream
 
     def stream_error(self, stream, *words, partial=None, kind=CONNECTION_ERROR):
-        """The error with these words that a stream ends with, however often it is asked.
-        Its `.partial` has this text."""
+        """The error of these words and this partial text that ends a stream for good."""
         error = raised(self, kind, collections.deque, stream, 0)
         self.assertRaises(kind, next, stream)
         self.assertRaises(kind, stream.get_final_completion)
@@ -554,8 +550,7 @@ class UsageGuide(ServerTest):
         folder = self.new_folder()
         for name in ("openai_middleware.py", "second_copy.py"):
             (folder / name).write_bytes(MODULE.read_bytes())
-        path = mock.patch.object(sys, "path", [str(folder)])
-        with path, mock.patch.dict(sys.modules):
+        with mock.patch("sys.path", [str(folder)]), mock.patch.dict(sys.modules):
             from openai_middleware import LightLLMClient as OpenAI
             from second_copy import LightLLMClient
         for kind in (OpenAI, LightLLMClient):
@@ -626,14 +621,12 @@ class Clients(ServerTest):
         make = lightllm.LightLLMClient
         for key in self.cases([KEY + "\nX: y", KEY + "\x00", KEY + "\u20ac"]):
             raised(self, ValueError, make, key)
+            raised(self, ValueError, make, default_headers={"Authorization": key})
             with environment(LIGHTLLM_API_KEY=key.replace("\x00", "\x01")):
                 raised(self, ValueError, make)
-        words = "api_key must be str or .*, got int"
-        self.assertRaisesRegex(TypeError, words, make, 5)
+        self.assertRaisesRegex(TypeError, "api_key must be str or .*, got int", make, 5)
         words = "api_key is a URL: .* base_url="
         self.assertRaisesRegex(ValueError, words, make, " http://localhost:8000")
-        headers = {"Authorization": KEY + "\r\nX: y"}
-        raised(self, ValueError, make, default_headers=headers)
         client = self.new_client(api_key=KEY + "\n")
         self.choice(answer(), client)
         for client.api_key in (KEY + "\nX: y", lambda: KEY + "\nX: y"):
@@ -664,10 +657,9 @@ class Clients(ServerTest):
         self.assertNotIn(KEY, repr([self.client, vars(self.client), self.client.chat]))
 
     def test_keys(self):
-        keys = iter(["first", "second"])
         table = [
             ({"api_key": "  k  "}, {}, "Bearer k"), ({"api_key": ""}, {}, None),
-            ({"api_key": lambda: next(keys)}, {}, "Bearer first"),
+            ({"api_key": iter(["first", "second"]).__next__}, {}, "Bearer first"),
             ({"default_headers": {"authorization": "Basic x"}}, {}, "Basic x"),
             ({}, {"extra_headers": {"AUTHORIZATION": "Other y"}}, "Other y"),
             ({}, {"extra_headers": {"authorization": lightllm.omit}}, None)]  # fmt: skip
@@ -696,14 +688,13 @@ class Clients(ServerTest):
         second = first.with_options(timeout=9, **new)
         kept = second.copy(set_default_headers=None, set_default_query=None)
         self.assertEqual(kept.default_headers, second.default_headers)
-        third = second.copy(set_default_headers={"X-C": "3"}, set_default_query={})
+        last = second.copy(set_default_headers={"X-C": "3"}, set_default_query={})
         self.request(first)
         self.request(second)
 
         self.assertEqual((first.timeout, second.timeout), (5, 9))
         self.assertEqual(first.default_headers, {"X-A": "1"})
-        found = third.default_headers, third.default_query
-        self.assertEqual(found, ({"X-C": "3"}, {}))
+        self.assertEqual((last.default_headers, last.default_query), ({"X-C": "3"}, {}))
         one, two = self.server.heard
         self.assertEqual(one.connection, two.connection)
         self.assertEqual((two.headers["X-A"], two.headers["X-B"]), ("1", "2"))
@@ -761,8 +752,7 @@ class Clients(ServerTest):
     def test_clients_live_through_a_reload_of_the_module(self):
         stream = events(delta("a"), STOP, DONE)
         self.server.answers(lambda h: stream if h.json.get("stream") else answer(CALL))
-        path = mock.patch.object(sys, "path", [str(MODULE.parent)])
-        with path, mock.patch.dict(sys.modules):
+        with mock.patch("sys.path", [str(MODULE.parent)]), mock.patch.dict(sys.modules):
             sys.modules.pop(MODULE.stem, None)
             module = importlib.import_module(MODULE.stem)
             client = module.OpenAI(base_url=self.server.url, max_retries=0)
@@ -876,12 +866,11 @@ class Create(ServerTest):
         text = "h\u00e9llo \u65e5\u672c \U0001f600 \u2028"
         self.request(messages=[user(text)])
         self.assertIn(text.encode(), self.server.heard[0].body)
-        headers = self.server.heard[0].headers
-        kinds = {headers["Accept"], headers["Content-Type"]}
-        self.assertEqual(kinds, {"application/json"})
-        self.assertEqual(headers["Accept-Encoding"], "identity")
-        self.assertIn("lightllm_client", headers["User-Agent"])
-        self.assertEqual(len(headers.get_all("Host")), 1)
+        sent = self.server.heard[0].headers
+        self.assertEqual({sent["Accept"], sent["Content-Type"]}, {"application/json"})
+        self.assertEqual(sent["Accept-Encoding"], "identity")
+        self.assertIn("lightllm_client", sent["User-Agent"])
+        self.assertEqual(len(sent.get_all("Host")), 1)
 
 
 # --- messages ---
@@ -926,8 +915,7 @@ class Messages(ServerTest):
              {"content": "", "tool_calls": [plain_call, plain_call]}),
             (assistant(CALL, tool_calls=[call]), {"content": CALL}),
             (assistant("x", name=None), {"content": "x", "name": None}),
-            (user([audio, {"type": "new"}]), {"content": [audio, {"type": "new"}]}),
-        ]  # fmt: skip
+            (user([audio, {"type": "new"}]), {"content": [audio, {"type": "new"}]})]  # fmt: skip
         for given, expected in self.cases(table):
             sent = self.sends(given)[0]
             self.assertEqual({**given, **sent, **expected}, {**given, **sent})
@@ -1096,15 +1084,14 @@ class Messages(ServerTest):
 
 class Answers(ServerTest):
     def test_attributes_and_subscripts(self):
-        response = self.receive(answer(CALL, tool_calls=[], new_field={"x": 1}))
+        response = self.receive(answer(CALL, tool_calls=[], new={"x": 1}))
         message = response.choices[0].message
         call = response["choices"][0]["message"]["tool_calls"][0]
         self.assertIs(call, message.tool_calls[0])
         found = call["type"], call["function"]["arguments"]
         self.assertEqual(found, ("function", A[1]))
         self.assertEqual(call.function.name, call["function"]["name"])
-        found = message.new_field, response.usage.total_tokens
-        self.assertEqual(found, ({"x": 1}, 8))
+        self.assertEqual((message.new, response.usage.total_tokens), ({"x": 1}, 8))
         for name in ("refusal", "function_call", "annotations", "audio"):
             self.assertEqual((getattr(message, name), message[name]), (None, None))
         self.assertIsNone(response.system_fingerprint)
@@ -1122,8 +1109,7 @@ class Answers(ServerTest):
             {"id": "0", "type": "function", "function": {"name": "a", "arguments": ""}},
             {"id": "0", "index": -1, "function": {"name": "b", "arguments": None}},
             {"id": None, "function": {"name": "c", "arguments": {"x": 1}}},
-            {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}},
-        ]
+            {"id": "ok", "function": {"name": "d", "arguments": '{"y":2}'}}]  # fmt: skip
         reply = answer("text", "function_call", tool_calls=calls)
         message = self.choice(reply, tools=[*map(tool_named, "ab")]).message
         expected = [("a", "{}"), ("b", "{}"), ("c", '{"x": 1}'), ("d", '{"y":2}')]
@@ -1160,8 +1146,7 @@ class Answers(ServerTest):
         function.to_dict()["x"]["y"].append(2)
         self.assertEqual(function.x, {"y": [1]})
         del function["x"]
-        text = '{"name":"f","arguments":"\u00e9"}'
-        self.assertEqual(function.model_dump_json(), text)
+        self.assertEqual(function.model_dump_json(), '{"name":"f","arguments":"é"}')
         texts = response.model_dump_json(indent=1), response.json()
         self.assertIn("é", texts[0])
         self.assertEqual([*map(json.loads, texts), response.dict()], [dump] * 3)
@@ -1210,13 +1195,12 @@ class Answers(ServerTest):
         table = [
             ({"reasoning": "r", "reasoning_content": None}, "r"), ({}, None),
             ({"reasoning_content": "r"}, "r"), ({"reasoning": ""}, "")]  # fmt: skip
-        for fields, expected in self.cases(table):
-            message = self.choice(answer("x", **fields)).message
+        for given, expected in self.cases(table):
+            message = self.choice(answer("x", **given)).message
             for name in ("reasoning", "reasoning_content"):
                 found = getattr(message, name), message[name]
                 self.assertEqual(found, (expected, expected))
-            kept = {k: v for k, v in message.items() if "reason" in k}
-            self.assertEqual(kept, fields)
+            self.assertEqual({k: v for k, v in message.items() if "reason" in k}, given)
 
     def test_messages_are_dicts_with_the_keys_that_code_reads(self):
         response = self.receive(answer("x", new=1))
@@ -1507,8 +1491,7 @@ class ToolCallsInText(ServerTest):
         table = {
             " a \n" + CALL + bad: " a \n" + bad,
             " a \n" + CALL[:-5]: " a \n",  # a part of the end tag goes with the call
-            CALL[:-12] + "<tool_": "<tool_",
-        }
+            CALL[:-12] + "<tool_": "<tool_"}  # fmt: skip
         answers = self.answers_to([*table], (1, 3, 7, 1000), tools=[TOOL])
         for text, _, cut in self.cases(answers):
             self.assertEqual({choice.message.content for choice in cut}, {table[text]})
@@ -1524,9 +1507,7 @@ class ToolCallsInText(ServerTest):
             '<tool_call>{"name": "f", "arguments": {"a": "\\"']  # fmt: skip
         endings = ("", "</code></parameter></arg_value>x'\"", " " * size + "x")
         texts = [unit * (size // len(unit)) + end for unit in units for end in endings]
-        texts.append(
-            "<function=search>" + "".join(param(f"k{n}", n) for n in range(9000))
-        )
+        texts.append("<function=search>" + "".join(param(n, n) for n in range(9000)))
         in_pieces = pieces_of((CALL[:-14] + "x" * size + '"}}')[:size], 97)
         for pieces in self.cases([*([text] for text in texts), in_pieces]):
             reader = lightllm._CallReader(SCHEMAS)
@@ -1560,9 +1541,8 @@ class Streams(ServerTest):
         self.assertEqual(chunks[3].choices[0].finish_reason, "stop")
         self.assertEqual((chunks[4].usage.total_tokens, chunks[4].choices), (3, []))
         final = stream.get_final_completion()
-        self.assertIsInstance(final, lightllm.ChatCompletion)
-        self.assertEqual(said(final.choices[0]), ("Hello", "stop"))
-        self.assertEqual(final.usage.total_tokens, 3)
+        found = type(final), said(final.choices[0]), final.usage.total_tokens
+        self.assertEqual(found, (lightllm.ChatCompletion, ("Hello", "stop"), 3))
         self.assertLessEqual({"id": "c1", **LAB}.items(), final.model_dump().items())
         self.assertIs(self.sent["stream"], True)
         self.assertEqual(list(stream), [])
@@ -1647,8 +1627,8 @@ class Streams(ServerTest):
             text, is_other = str(error), (data, words) in others
             cut = f"not a JSON object: {words}; the answer is incomplete"
             self.assertIs(text.startswith(words + where), not is_other, text)
-            self.assertIs(cut in text, is_other, text)
-            self.assertIs(isinstance(error, ValueError), is_other)
+            found = cut in text, isinstance(error, ValueError)
+            self.assertEqual(found, (is_other, is_other), text)
             if words == boom:
                 facts = error.code, error.type, error.body["code"]
                 self.assertEqual(facts, ("7", "t", 7))
@@ -1660,8 +1640,7 @@ class Streams(ServerTest):
 
     def test_comments_never_add_up_to_a_large_event(self):
         self.limit("MAX_EVENT_BYTES", 1000)
-        comments = b": " + b"x" * 300 + b"\n\n", b"\ndata: [1]\n"
-        for lines in self.cases(comments):
+        for lines in self.cases([b": " + b"x" * 300 + b"\n\n", b"\ndata: [1]\n"]):
             decoder = lightllm._EventDecoder()
             found = [text for _ in range(100) for text in decoder.feed(lines)]
             self.assertEqual(decoder.feed(b"data: "), [])
@@ -1688,8 +1667,7 @@ class Streams(ServerTest):
             {"choices": [{"index": [], "delta": None}]},
             {"choices": [{"delta": {"content": 5, "tool_calls": 7}}]},
             {"choices": [{"delta": {"tool_calls": [None, {"function": 5}]}}]},
-            {"usage": 5}, {"choices": [{"index": "x", "delta": {"content": "a"}}]},
-        ]  # fmt: skip
+            {"usage": 5}, {"choices": [{"index": "x", "delta": {"content": "a"}}]}]  # fmt: skip
         stream = self.stream(*odd, STOP, DONE, tools=[TOOL])
         collections.deque(stream, 0)
         self.assertEqual(reply_text(stream.get_final_completion()), "a")
@@ -1699,14 +1677,13 @@ class Streams(ServerTest):
             with stream:
                 next(stream)
 
-        def raise_inside(stream):
+        def fail_inside(stream):
             with contextlib.suppress(KeyError):
                 for _ in stream:
                     raise KeyError
 
         self.stop_collecting()  # dropping is enough, where references are counted
-        close = lightllm.Stream.close
-        for leave in self.cases([next, leave_with, close, raise_inside]):
+        for leave in self.cases([next, leave_with, lightllm.Stream.close, fail_inside]):
             self.server.aborted.clear()
             self.server.says(events(delta("a"), 2.0, delta("b")), answer())
             with self.within(1.0):
@@ -1752,9 +1729,8 @@ class Streams(ServerTest):
 
     def test_choices_interleave(self):
         items = [delta("a"), delta("x", index=1), delta("b"), delta("y", "length", 1)]
-        final = self.stream(*items, STOP, DONE, n=2).get_final_completion()
-        found = [*map(said, final.choices)]
-        self.assertEqual(found, [("ab", "stop"), ("xy", "length")])
+        choices = self.stream(*items, STOP, DONE, n=2).get_final_completion().choices
+        self.assertEqual([*map(said, choices)], [("ab", "stop"), ("xy", "length")])
         self.stream_error(self.stream(*items))
 
     def test_a_delta_has_reasoning_only_if_the_server_sent_it(self):
@@ -1909,8 +1885,7 @@ class ServerMadeStreamCalls(ServerTest):
             reason = "length" if LENGTH in items else "tool_calls"
             found = got["content"], got["calls"], got["reason"]
             self.assertEqual(found, (text, calls, reason))
-            self.assertEqual(len({*got["ids"]}), len(calls))
-            self.assertTrue(all(got["ids"]))
+            self.assertEqual((len({*got["ids"]}), all(got["ids"])), (len(calls), True))
             message = stream.get_final_completion().choices[0].message
             self.assertEqual((calls_of(message), message.content or ""), (calls, text))
 
@@ -1950,21 +1925,19 @@ class ServerMadeStreamCalls(ServerTest):
 
     def test_text_that_shows_damage_makes_server_made_calls_an_error(self):
         call = server_call(0, "x", "f", '{"a": 1}')
+        begun = FORM.format("save", "<parameter=text>\nSee:\n<tool_call>\n")[:-24]
         table = {
             "a thought that does not end": [delta("<think>hm"), call, STOP],
             "it stands in a thought": [delta(f"<think>{CALL}<think> f</think>"), call, STOP],
             "cut an argument off, whose </arg_value>": [call, delta("b</arg_value>"), STOP],
             "cut an argument off, whose </parameter>": [call, delta("b\n</parameter>"), STOP],
+            "a part of a call's text": [delta(begun), server_call(0, "x", *PINGED), STOP],
         }  # fmt: skip
         for words, items in self.cases(table):
-            stream, kind = self.stream(*items, DONE, tools=[TOOL]), lightllm.APIError
-            error = self.stream_error(stream, words, "did not come whole", kind=kind)
+            stream = self.stream(*items, DONE, tools=[TOOL, PING])
+            error = self.stream_error(stream, words, kind=lightllm.APIError)
+            self.assertIs("did not come whole" in str(error), call in items)
             self.assertIsNone(error.partial.choices[0].message.tool_calls)
-        text = FORM.format("save", "<parameter=text>\nSee:\n<tool_call>\n")[:-24]
-        stream = self.stream(
-            delta(text), server_call(0, "x", "ping", "{}"), STOP, DONE, tools=[PING]
-        )
-        self.stream_error(stream, "a part of a call's text", kind=lightllm.APIError)
 
     def test_plain_replies_take_the_same_path(self):
         good, bad = call_to(*A), call_to("save", '{"text": "ha', id="y")
@@ -1998,8 +1971,7 @@ class ServerMadeStreamCalls(ServerTest):
             ("neither a call nor text", "", "tool_calls", [], []),
             ("a call of '' did not come whole", "", "stop", odd, []),
             ("a call of '' did not come whole", "hi", "stop", [{"function": "f"}], []),
-            ("it stands in a thought", thought, "tool_calls", [good], []),
-        ]
+            ("it stands in a thought", thought, "tool_calls", [good], [])]  # fmt: skip
         for words, text, reason, calls, kept in self.cases(table):
             reply, words = answer(text, reason, tool_calls=calls), [words, "='prompt'"]
             error = self.ask_error(*words, kind=REPLY_ERROR, reply=reply, tools=[TOOL])
@@ -2137,9 +2109,10 @@ class TransportTest(ServerTest):
         self.limit("sleep", naps.append, time)
         return naps
 
-    def use_small_buffers(self):
-        """Let an upload of 1 MB wait where the server does not read it."""
+    def large_upload(self):
+        """Messages of 1 MB, which wait where the server does not read them."""
         self.limit("_TCP_OPTIONS", {"TCP_NOTSENT_LOWAT": 1 << 14})
+        return [user("x" * 1_000_000)]
 
     def count_connections(self):
         return len({heard.connection for heard in self.server.heard})
@@ -2209,13 +2182,12 @@ class Time(TransportTest):
 
     def test_a_server_that_reads_nothing(self):
         listener = self.listener(lambda connection: time.sleep(3))
-        self.use_small_buffers()
-        limits = lightllm.Timeout(5, write=0.05)
-        table = [("http", 10**6, 0.1), ("http", 10**6, limits), ("https", 1, 0.1)]
-        for scheme, size, timeout in self.cases(table):
+        big, limits = self.large_upload(), lightllm.Timeout(5, write=0.05)
+        table = [("http", big, 0.1), ("http", big, limits), ("https", [user("x")], 0.1)]
+        for scheme, messages, timeout in self.cases(table):
             client = self.client_of(listener, scheme, timeout=timeout)
             with self.within(0.6), self.assertRaises(lightllm.APITimeoutError):
-                self.ask(client, messages=[user("x" * size)])
+                self.ask(client, messages=messages)
 
     @unittest.skipUnless(hasattr(signal, "setitimer"), "needs signals")
     def test_what_a_signal_handler_raises_passes_through_at_once(self):
@@ -2253,9 +2225,8 @@ class Time(TransportTest):
         self.server.answers(lambda heard: answer())
         self.ask(client)
 
-        self.use_small_buffers()
         client = self.client_of(self.listener(lambda connection: time.sleep(3)))
-        big = [user("x" * 1_000_000)]
+        big = self.large_upload()
         for raising in (TimeoutError("in an upload"), OSError("in an upload")):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             error = raised(self, Exception, self.ask, client, messages=big)
@@ -2332,8 +2303,7 @@ class WholeOrError(TransportTest):
         def nest(begin, end, levels):
             return begin * levels + "5" + end * levels
 
-        kinds = ("[", "]"), ('{"a":', "}")
-        for begin, end in self.cases(kinds):
+        for begin, end in self.cases([("[", "]"), ('{"a":', "}")]):
             flat = ",".join([nest(begin, end, 2)] * 600)
             for text in (f"[{flat}]", nest(begin, end, 500)):
                 self.assertEqual(lightllm._parse_json(text), json.loads(text))
@@ -2361,8 +2331,7 @@ class WholeOrError(TransportTest):
             (b" \n" + body + b"\n ", body, "TEXT"), (b"TE\nXT", b"TEXT", "TE\nXT"),
             (b"TEXT\xff\xfe", b"TEXT", "TEXT\ufffd\ufffd"),
             (b"TEXT \\ud83d", b"TEXT", "TEXT \ufffd"),
-            (b"TEXT \\ud83d\\ude00 \\\\ud83d", b"TEXT", "TEXT \U0001f600 \\ud83d"),
-        ]  # fmt: skip
+            (b"TEXT \\ud83d\\ude00 \\\\ud83d", b"TEXT", "TEXT \U0001f600 \\ud83d")]  # fmt: skip
         for odd, usual, text in self.cases(table):
             odd_body = body.replace(usual, odd, 1)
             reply = plain(odd_body, Content_Type="text/plain; charset=x")
@@ -2375,8 +2344,8 @@ class WholeOrError(TransportTest):
         table = [
             f"HTTP/1.0 200 OK\r\n\r\n{body}", f"HTTP/1.1 200 OK\n{size}\n\n{body}",
             f"HTTP/1.1 200 \r\n{end}", f"HTTP/1.1 200\r\n{end}", f"{ok}{size}\r\n{end}",
-            f"{ok}cOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}", f"{ok}X: y\r\n\t z\r\n{end}",
-            f"{ok}{size}, {len(body)},{len(body)}\r\n\r\n{body}", f"HTTP/1.1 102 P\r\n\r\n{ok}{end}",
+            f"{ok}cOnTeNt-LeNgTh: {len(body)}\r\n\r\n{body}", f"HTTP/1.1 102 P\r\n\r\n{ok}{end}",
+            f"{ok}{size}, {len(body)},{len(body)}\r\n\r\n{body}", f"{ok}X: y\r\n\t z\r\n{end}",
             f"{coded}{len(body):X};a=b\r\n{body}\r\n0\r\nX: y\r\n\r\n"]  # fmt: skip
         for text in self.cases(table):
             message = self.choice(raw(text), self.new_client()).message
@@ -2409,8 +2378,7 @@ class WholeOrError(TransportTest):
                 cuts = sorted(rng.choices(range(1, len(text)), k=rng.randrange(9)))
                 found = self.read([*filter(None, cut_at(text, *cuts)), b"next"])
                 self.assertEqual(found, body)
-                with self.assertRaises(ConnectionError):
-                    self.read([text[:-1]])
+                self.assertRaises(ConnectionError, self.read, [text[:-1]])
 
     def test_an_early_reply_to_a_large_upload_is_the_answer(self):
         reply = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\n{}"
@@ -2433,8 +2401,7 @@ class WholeOrError(TransportTest):
                         step -= len(connection.recv(65536)) or step
             connection.close()
 
-        listener, big = self.listener(behave), [user("x" * 1_000_000)]
-        self.use_small_buffers()
+        listener, big = self.listener(behave), self.large_upload()
         for steps in self.cases(table):
             uploads, client = [], self.client_of(listener, max_retries=2)
             with self.within(2):
@@ -2443,8 +2410,7 @@ class WholeOrError(TransportTest):
 
     def test_a_large_upload_that_is_cut_without_a_reply_is_an_error(self):
         listener = self.listener(lambda connection: connection.close())
-        big = [user("x" * 1_000_000)]
-        self.use_small_buffers()
+        big = self.large_upload()
         self.error(CONNECTION_ERROR, self.client_of(listener), messages=big)
         self.assertEqual(len(listener.accepted), 1)
 
@@ -2454,8 +2420,7 @@ class WholeOrError(TransportTest):
             read_request(connection)
             connection.sendall(http_answer("early")[20:])
 
-        client, big = self.client_of(self.listener(behave)), [user("x" * 1_000_000)]
-        self.use_small_buffers()
+        client, big = self.client_of(self.listener(behave)), self.large_upload()
         self.assertEqual(reply_text(self.ask(client, messages=big)), "early")
 
 
@@ -2581,12 +2546,7 @@ class Pool(TransportTest):
     def test_idle_connections_are_bounded(self):
         self.limit("MAX_IDLE_CONNECTIONS", 2)
         all_came = threading.Barrier(6)
-
-        def rule(heard):
-            all_came.wait(9)
-            return answer()
-
-        self.server.answers(rule)
+        self.server.answers(lambda heard: answer(str(all_came.wait(9))))
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda _: self.ask(), range(6)))
         self.assertEqual(len(self.idle()), 2)
@@ -2689,8 +2649,8 @@ class Retries(TransportTest):
         date = email.utils.formatdate(time.time() + 60, usegmt=True)
         bad = "0", "-5", "nan", "inf", "1,2", "x" * 99, "Sun Nov 99 2026", ""
         table = [
-            *[({"Retry-After": value}, 0.3, 0.5) for value in bad],
-            ({"Retry-After": "120"}, 120, 120), ({"Retry-After": "1.5"}, 1.5, 1.5), ({"Retry-After": date}, 50, 60),
+            *[({"Retry-After": text}, 0.3, 0.5) for text in bad], ({"Retry-After": date}, 50, 60),
+            ({"Retry-After": "120"}, 120, 120), ({"Retry-After": "1.5"}, 1.5, 1.5),
             ({"Retry-After-Ms": "2500", "Retry-After": "9"}, 2.5, 2.5),
             ({"Retry-After-Ms": "soon", "Retry-After": "9"}, 9, 9)]  # fmt: skip
         for headers, least, most in self.cases(table):
@@ -2753,8 +2713,7 @@ class Retries(TransportTest):
 
 class Redirects(TransportTest):
     def test_same_origin_307_and_308_are_followed_five_times_at_most(self):
-        url = self.server.url + "/v1/elsewhere"
-        hops = url, "/x/y", "z?a=b:c", "?d"
+        hops = self.server.url + "/v1/elsewhere", "/x/y", "z?a=b:c", "?d"
         self.server.says(*[(308, {"Location": hop}, []) for hop in hops])
         self.request()
         paths = [heard.path for heard in self.server.heard]
@@ -2766,9 +2725,8 @@ class Redirects(TransportTest):
 
     def test_a_retry_asks_the_first_url_again(self):
         away = 307, {"Location": "/node"}, []
-        self.server.says(away, plain({}, 503), answer())
-        with mock.patch("time.sleep"):
-            self.ask(self.new_client(max_retries=1))
+        self.server.says(away, plain({}, 503, retry_after_ms="1"), answer())
+        self.ask(self.new_client(max_retries=1))
         paths = [heard.path for heard in self.server.heard]
         self.assertEqual(paths, [paths[0], "/node", paths[0]])
 
@@ -2832,21 +2790,13 @@ class Errors(TransportTest):
             reply = plain(body, status, x_request_id="req-3")
             error = self.ask_error(text, str(status), kind=kind, reply=reply)
             for one in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
-                self.assertIs(type(one), kind)
-                self.assertEqual(str(one), error.message)
-                self.assertEqual((one.status_code, one.request_id), (status, "req-3"))
-                self.assertEqual(one.response.status_code, status)
+                found = type(one), str(one), one.status_code, one.request_id
+                self.assertEqual(found, (kind, error.message, status, "req-3"))
+                found = one.response.status_code, one.response.request.method
+                self.assertEqual(found, (status, "POST"))
                 self.assertEqual(one.response.headers["x-request-id"], "req-3")
-                self.assertEqual(one.response.request.method, "POST")
             self.assertLess(len(str(error)), 700)
             self.assertIsNone(error.code)
-
-    def test_errors_that_callers_make_have_a_text(self):
-        kinds = lightllm.APIConnectionError, lightllm.APITimeoutError
-        made = [kind(request=None) for kind in kinds]
-        texts = ["Connection error.", "Request timed out."]
-        self.assertEqual([str(error) for error in made], texts)
-        self.assertEqual([error.message for error in made], texts)
 
     def test_words_of_every_shape(self):
         inner = {"message": "m", "type": "t", "code": 429}
@@ -2953,21 +2903,18 @@ class Errors(TransportTest):
         parts = [b'{"error": {"message": "no ', 0.02, b'streams"}}', 3.0]
         self.ask_error(start + "no streams", reply=(200, headers, parts), **options)
         self.limit("_REFUSAL_SECONDS", 0.03)
+        slow = [b'{"id": "8", "choices": [', *[0.01, b" "] * 200]
         table = [
-            ('{"id": "8", "choices"', b'{"id": "8", "choices": [', *[0.01, b" "] * 200),
-            ("<html>login", b"<html>login", 3.0), ("null", b"null", HANGUP)]  # fmt: skip
-        for words, *parts in self.cases(table):
+            ('{"id": "8", "choices"', (200, headers, slow)), ("no text; is base_url", plain(b"")),
+            ("<html>login", (200, headers, [b"<html>login", 3.0])),
+            ("null", (200, headers, [b"null", HANGUP])),
+            ("no; is base_url", plain({"error": {"message": "no", "code": 5}})), ("", answer()),
+            *[("<p>", plain(b"<p>", Content_Type=f"text/{x}")) for x in ("html", "plain")],
+        ]  # fmt: skip
+        for words, reply in self.cases(table):
             with self.within(1):
-                self.ask_error(start + words, reply=(200, headers, parts), **options)
-        pages = [plain(b"<p>", Content_Type=f"text/{x}") for x in ("html", "plain")]
-        errors = plain({"error": {"message": "no", "code": 5}}), plain(b"")
-        self.server.says(*errors, *pages)
-        error = self.ask_error("of events: no; is base_url", **options)
-        self.assertEqual(error.code, "5")
-        self.ask_error("of events: no text; is base_url", **options)
-        for _ in pages:
-            self.ask_error(start + "<p>", **options)
-        self.ask_error("not a stream of events", reply=answer(), **options)
+                error = self.ask_error(start + words, reply=reply, **options)
+            self.assertEqual(error.code, "5" if words == "no; is base_url" else None)
         error = self.stream_error(self.stream(), "without any event")
         self.assertNotIn("April 2025", str(error))  # no tools were sent
 
@@ -3027,8 +2974,14 @@ class Errors(TransportTest):
         self.assertEqual(error.body, {"message": "a *** b", "code": ["***"]})
 
     def test_errors_made_as_openai_makes_them(self):
-        self.assertEqual(lightllm.APIConnectionError(request="r").request, "r")
-        self.assertEqual(str(lightllm.APITimeoutError("late", "r")), "late")
+        table = [
+            (CONNECTION_ERROR(request=None), "Connection error.", None),
+            (CONNECTION_ERROR(request="r"), "Connection error.", "r"),
+            (lightllm.APITimeoutError(request=None), "Request timed out.", None),
+            (lightllm.APITimeoutError("late", "r"), "late", "r")]  # fmt: skip
+        for error, text, asked in self.cases(table):
+            found = str(error), error.message, error.request
+            self.assertEqual(found, (text, text, asked))
         response = self.error(reply=plain({}, 429)).response
         error = lightllm.RateLimitError("slow", response=response, body=None)
         self.assertEqual((str(error), error.status_code), ("slow", 429))
@@ -3063,8 +3016,7 @@ class Proxies(TransportTest):
             self.assertEqual(reply_text(self.ask(client)), "via proxy")
             head = self.seen[0]
             self.assertTrue(head.startswith(f"POST {url}/v1/chat/completions HTTP/1.1"))
-            token = base64.b64encode(expected).decode()
-            login = f"Basic {token}\r\n"
+            login = f"Basic {base64.b64encode(expected).decode()}\r\n"
             self.assert_says(head, login, "Host: model.example:8000", KEY)
 
     def test_a_refused_tunnel_is_asked_for_again_only_where_that_helps(self):
@@ -3092,31 +3044,26 @@ class Proxies(TransportTest):
         self.assertNotIn("proxy", str(self.error(client=far)))
 
     def test_what_no_proxy_exempts(self):
-        v6 = "[2001:db8::1]"
+        v6, port = "[2001:db8::1]", self.server.server_port
         table = [
-            ("m.example", "m.example", True), ("m.example", "M.example:8000", True),
+            ("m.example", "m.example", True), ("m.example", f"M.example:{port}", True),
             ("m.example", "m.example:80", False), ("m.example", "10.0.0.0/8", False),
             ("a.m.example", "m.example", True), ("a.m.example", "x, .m.example", True),
             ("a.m.example", "x *.m.example", True), ("am.example", "m.example", False),
             ("m.example", "*", True), ("m.example", "", False), ("127.8.8.8", "", True),
             ("10.1.2.3", "10.0.0.0/8", True), ("10.1.2.3", "11.0.0.0/8", False),
             ("10.1.2.3", "10.1.2.3", True), (v6, "2001:db8::1", True),
-            (v6, "2001:DB8:0::1", True), (v6, "[2001:db8::1]:8000", True),
+            (v6, "2001:DB8:0::1", True), (v6, f"{v6}:{port}", True),
             (v6, "2001:db8::/32", True), (v6, "2001:db9::/32", False),
             ("a.localhost", "", True), ("exempt.on.macos", "m.example", True)]  # fmt: skip
         proxy, real = f"http://127.0.0.1:{self.proxy().port}", socket.getaddrinfo
-        ports = {8000: self.server.server_address[1]}  # every host is this server
-
-        def resolve(host, port, *rest):
-            return real("127.0.0.1", ports.get(port, port), *rest)
-
-        self.limit("getaddrinfo", resolve, socket)
+        self.limit("getaddrinfo", lambda _, *rest: real("127.0.0.1", *rest), socket)
         library = lightllm.urllib.request
         self.limit("proxy_bypass", lambda host: host == "exempt.on.macos", library)
         self.server.answers(lambda heard: answer("direct"))
         for host, no_proxy, is_direct in self.cases(table):
             proxies = {"http_proxy": proxy, "no_proxy": no_proxy}
-            client = self.proxied_client(f"http://{host}:8000", proxies)
+            client = self.proxied_client(f"http://{host}:{port}", proxies)
             expected = "direct" if is_direct else "via proxy"
             self.assertEqual(reply_text(self.ask(client)), expected, no_proxy)
 
@@ -3125,8 +3072,7 @@ class Proxies(TransportTest):
             "http://127.0.0.1:9": "the proxy http://127.0.0.1:9",
             "https://user:hunter22@127.0.0.1:9": "the proxy https://127.0.0.1:9",
             "socks5://user:hunter22@127.0.0.1:9": "of the form http://host:port",
-            "http://127.0.0.1:notaport": "of the form http://host:port",
-        }
+            "http://127.0.0.1:notaport": "of the form http://host:port"}  # fmt: skip
         for proxy, named in self.cases(table):
             client = self.proxied_client("http://model.example", {"http_proxy": proxy})
             self.assertNotIn("hunter22", shown(self.ask_error(named, client=client)))
@@ -3151,10 +3097,9 @@ class Tls(TransportTest):
         trusting.check_hostname = False
         for _ in range(2):
             self.assertEqual(reply_text(self.ask(client)), "secret")
-        token = base64.b64encode(b"user:hunter22").decode()
         self.assertEqual(len(tunnels), 2)
         self.assertTrue(tunnels[1].startswith("CONNECT model.example:443 HTTP/1.1\r\n"))
-        self.assertIn(f"Basic {token}\r\n", tunnels[1])
+        self.assertIn("Basic dXNlcjpodW50ZXIyMg==\r\n", tunnels[1])
         self.assertNotIn(KEY, "".join(tunnels))
 
     def test_ssl_cert_file_is_honoured_and_a_cut_without_close_notify_an_error(self):
@@ -3175,8 +3120,7 @@ class Tls(TransportTest):
         table = [
             ("127.0.0.1", TLS_GOOD, False, "self.signed certificate"),
             ("elsewhere.example", TLS_GOOD, True, "not valid for 'elsewhere.example'"),
-            ("127.0.0.1", TLS_EXPIRED, True, "expired"),
-        ]
+            ("127.0.0.1", TLS_EXPIRED, True, "expired")]  # fmt: skip
         for host, certificate, is_trusted, reason in self.cases(table):
             listener, trusting = self.tls_server(certificate=certificate)
             trust = {"ssl_context": trusting} if is_trusted else {}
@@ -3267,9 +3211,10 @@ class EveryBuild(ServerTest):
         ways = [
             ("server", in_2025), ("server", in_2026), ("server", as_text), ("prompt", as_text),
             ("generate", generated(text))]  # fmt: skip
+        native, chat = (generated, 32, "/generate"), (answer, 8, "/v1/chat/completions")
         for mode, reply in self.cases(ways):
             client, messages = self.client_for(mode), [user("weather?")]
-            last = generated if mode == "generate" else answer
+            last, *expected = native if mode == "generate" else chat
             self.server.says(reply, last("20"))
 
             ask = functools.partial(self.ask, client, messages=messages, tools=[TOOL])
@@ -3282,9 +3227,8 @@ class EveryBuild(ServerTest):
             response = ask()
             self.assertIsInstance(response, lightllm.ChatCompletion)
             self.assertEqual(said(response.choices[0]), ("20", "stop"))
-            found = response.usage.total_tokens, self.server.heard[-1].path
-            native, usual = (32, "/generate"), (8, "/v1/chat/completions")
-            self.assertEqual(found, native if mode == "generate" else usual)
+            found = [response.usage.total_tokens, self.server.heard[-1].path]
+            self.assertEqual(found, expected)
             raw_body = json.dumps(self.sent)
             self.assertEqual(raw_body.count("RESULT-20"), 1)
             self.assertEqual(len(re.findall(r'query[\\"]+: \[', raw_body)), 1, raw_body)
@@ -3430,18 +3374,15 @@ class NativeApi(TransportTest):
 
     def test_extra_parameters_are_merged_and_win(self):
         own = {"min_new_tokens": 2, "allowed_token_ids": [7], "top_k": None}
-        extra = {
-            "parameters": own,
-            "multimodal_params": {"audios": []},
-            "guided_regex": "a",
-        }
+        sound = {"audios": []}
+        extra = {"parameters": own, "multimodal_params": sound, "guided_regex": "a"}
         given = {"do_sample": False, "top_p": None, "max_completion_tokens": 9}
         self.prompt(user("q"), **given, top_k=3, extra_body=extra)
         parameters = self.sent["parameters"]
         expected = {**own, "guided_regex": "a", "do_sample": False, "max_new_tokens": 9}
         self.assertEqual({**parameters, **expected}, parameters)
         self.assertNotIn("top_p", parameters)
-        self.assertEqual(self.sent["multimodal_params"], {"audios": []})
+        self.assertEqual(self.sent["multimodal_params"], sound)
         self.assertEqual(len(self.sent), 3)
 
     def test_response_formats(self):
@@ -3491,10 +3432,9 @@ class NativeApi(TransportTest):
     def test_another_template(self):
         render = mock.Mock(return_value="PROMPT")
         calls = [call_to("f", '{"a": 1}'), call_to("f", "[")]
-        history = {"role": "assistant", "content": None, "tool_calls": calls}
+        given = user("q"), assistant(None, tool_calls=calls)
         client = self.new_client(api="generate", render=render)
-        prompt = self.prompt(user("q"), history, client=client, tools=[TOOL])
-        self.assertEqual(prompt, "PROMPT")
+        self.assertEqual(self.prompt(*given, client=client, tools=[TOOL]), "PROMPT")
         messages, tools = render.call_args[0]
         self.assertEqual(tools, [TOOL])
         self.assertEqual(messages[1]["tool_calls"], [call_to("f", {"a": 1}), calls[1]])
@@ -3562,8 +3502,7 @@ class StopStrings(ServerTest):
         kept = ["END 1 END", "2 END x END"]
         table = [
             ("a END b", ["a END b and c END"], ["a END b and c "]),
-            (["END 1", "2 END"], kept, kept), ([1, 2, 3], ["a END b"], ["a END b"]),
-        ]  # fmt: skip
+            (["END 1", "2 END"], kept, kept), ([1, 2, 3], ["a END b"], ["a END b"])]  # fmt: skip
         for prompt, texts, expected in self.cases(table):
             choices, chunks = [completion(*one) for one in enumerate(texts)], []
             for at, text in enumerate(texts):
@@ -3604,9 +3543,8 @@ class OtherRoutes(TransportTest):
         for prompt in ("once", ["a", "b"], [1, 2], [[1], [2]]):
             self.server.says(plain(self.text_reply("Hello END")))
             response = create(model="m", prompt=prompt, stop="END", logprobs=1)
-            self.assertIsInstance(response, lightllm.Completion)
-            self.assertEqual(response.choices[0].text, "Hello ")
-            self.assertIsNone(response.usage)
+            found = type(response), response.choices[0].text, response.usage
+            self.assertEqual(found, (lightllm.Completion, "Hello ", None))
             self.assertEqual(self.sent["prompt"], prompt)
         self.assertEqual(self.server.heard[0].path, "/v1/completions")
         self.assertIs(self.sent["do_sample"], True)
@@ -3628,9 +3566,8 @@ class OtherRoutes(TransportTest):
         texts = [chunk.choices[0].text for chunk in stream if chunk.choices]
         self.assertEqual("".join(texts), "Hello ")
         final = stream.get_final_completion()
-        self.assertIsInstance(final, lightllm.Completion)
-        self.assertEqual(final.choices[0].text, "Hello ")
-        self.assertEqual(final.usage.total_tokens, 3)
+        found = type(final), final.choices[0].text, final.usage.total_tokens
+        self.assertEqual(found, (lightllm.Completion, "Hello ", 3))
         self.assertIs(self.sent["do_sample"], False)
         self.server.says(answer())
         self.client.completions.create(model="lab", prompt="x", do_sample=lightllm.omit)
@@ -3638,7 +3575,7 @@ class OtherRoutes(TransportTest):
 
     def test_models(self):
         self.server.answers(lambda heard: plain(MODELS, x_request_id="req-4"))
-        models = self.client.models
+        models, missing = self.client.models, lightllm.NotFoundError
         page = models.list()
         self.assertEqual([model.id for model in page], ["qwen25"])
         self.assertEqual(page.data[0].max_model_len, 16384)
@@ -3648,12 +3585,11 @@ class OtherRoutes(TransportTest):
         response = models.with_raw_response.retrieve("qwen25")
         for model in (models.retrieve("qwen25"), response.parse()):
             self.assertEqual((model.id, model._request_id), ("qwen25", "req-4"))
-        with self.assertRaisesRegex(lightllm.NotFoundError, "qwen25"):
-            models.retrieve("other")
+        self.assertRaisesRegex(missing, "qwen25", models.retrieve, "other")
         self.assertRaises(ValueError, models.retrieve, "")
         self.assertEqual(self.server.heard[0].method, "GET")
         self.server.answers(lambda heard: plain({"detail": "Not Found"}, 404))
-        self.assertRaisesRegex(lightllm.NotFoundError, "lacks the route", models.list)
+        self.assertRaisesRegex(missing, "lacks the route", models.list)
 
     def test_any_route(self):
         self.server.says(plain({"current_load": 0.5}), plain({"ntokens": 5}))
@@ -3782,8 +3718,7 @@ class WrittenForOpenai(ServerTest):
     def test_client_methods_can_be_patched_in_tests_of_users(self):
         self.client.chat.completions.create = lambda **options: "patched"
         self.assertEqual(self.client.chat.completions.create(model="m"), "patched")
-        mocked = mock.create_autospec(lightllm.OpenAI, instance=True)
-        self.assertTrue(mocked.chat)
+        self.assertTrue(mock.create_autospec(lightllm.OpenAI, instance=True).chat)
         with mock.patch.object(self.client, "chat") as chat:
             self.assertIs(self.client.chat, chat)
         self.assertEqual(self.client.chat.completions.create(), "patched")
@@ -3929,8 +3864,7 @@ class CommandLine(TransportTest):
         self.assertEqual(self.sent["messages"], [system, user("a word")])
         self.assertEqual((self.sent["model"], self.sent["max_tokens"]), ("qwen25", 5))
         self.assertEqual(self.sent["temperature"], 0.6)
-        login = self.server.heard[-1].headers["Authorization"]
-        self.assertEqual(login, f"Bearer {KEY}")
+        self.assertEqual(self.server.heard[1].headers["Authorization"], f"Bearer {KEY}")
 
     def test_only_its_own_variables_are_read(self):
         self.server.answers(lambda heard: answer())
@@ -3983,21 +3917,19 @@ class CommandLine(TransportTest):
 
     def test_errors_are_one_line(self):
         dead = ["q", "--base-url", "http://127.0.0.1:9", "--timeout", "1"]
+        lenient = io.TextIOWrapper(io.BytesIO(b"\xff"), "ascii", "surrogateescape")
         table = [
-            ("bad thing", ["q", "--model", "m"]), ("127.0.0.1:9", dead),
-            ("base_url", ["q", "--base-url", "nonsense"]), ("a prompt is needed", []),
-            ("No such file", ["q", "--model", "m", "--image", "/no/such.png"])]  # fmt: skip
+            ("bad thing", ["q", "--model", "m"], None), ("127.0.0.1:9", dead, None),
+            ("base_url", ["q", "--base-url", "nonsense"], None), ("a prompt is needed", [], None),
+            ("No such file", ["q", "--model", "m", "--image", "/no/such.png"], None),
+            ("can't decode byte 0xe9", ["q"], b"caf\xe9"),
+            ("can't decode byte 0xff", ["q"], lenient)]  # fmt: skip
         self.server.says(plain({"message": "bad\nthing " + KEY}, 400))
         self.skip_naps()
-        for words, arguments in self.cases(table):
-            status, out, err = self.run_main(*arguments)
+        for words, arguments, stdin in self.cases(table):
+            status, out, err = self.run_main(*arguments, stdin=stdin)
             self.assertEqual((status, out, err.count("\n")), (1, "", 1), err)
             self.assertIn(words, err)
-        status, _, err = self.run_main("q", stdin=b"caf\xe9")
-        self.assertEqual((status, err.count("\n")), (1, 1))
-        self.assertIn("can't decode byte 0xe9", err)
-        lenient = io.TextIOWrapper(io.BytesIO(b"\xff"), "ascii", "surrogateescape")
-        self.assertIn("can't decode byte 0xff", self.run_main("q", stdin=lenient)[2])
         self.assertEqual(self.run_main("q", "--top-k", "many")[0], 2)
 
     def test_check(self):
@@ -4008,9 +3940,8 @@ class CommandLine(TransportTest):
 
         def check(suffix="", *options):
             status, out, _ = self.run_main("--check", *options, suffix=suffix)
-            self.assertEqual(self.sent.get("max_tokens", 1), 1)
+            self.assertEqual((status, self.sent.get("max_tokens", 1)), (0, 1))
             self.assert_says(out, "server: ready", "tokens of context", "round trip")
-            self.assertEqual(status, 0)
             return out
 
         self.assertIn("unknown: use tool_mode='prompt'", check())
@@ -4037,8 +3968,7 @@ class CommandLine(TransportTest):
         routes["/get_server_info"] = plain({"tool_call_parser": "qwen25"})
         self.assertIn("model: default, ? tokens", check())
         self.assertIn(prompt, check())  # a build before April 2026
-        dead = {"LIGHTLLM_BASE_URL": "http://127.0.0.1:9"}
-        status, out, _ = self.run_main("--check", **dead)
+        status, out, _ = self.run_main("--check", "--base-url", "http://127.0.0.1:9")
         self.assertEqual(status, 1)
         self.assertIn("NOT ready", out)
 
@@ -4057,12 +3987,11 @@ class CommandLine(TransportTest):
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.addCleanup(signal.signal, signal.SIGINT, before)  # if ignored: not there
         self.server.answers(lambda heard: events(*[delta("x"), 0.02] * 200))
-        command = [sys.executable, str(MODULE), "q", "-m", "m"]
-        command += ["--base-url", self.server.url]
+        start = [sys.executable, MODULE, "q", "-m", "m", "--base-url", self.server.url]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         pipes["stdin"] = subprocess.DEVNULL
         table = [("interrupt", 130), ("close", 0)]
-        processes = [subprocess.Popen(command, **pipes) for _ in table]
+        processes = [subprocess.Popen(start, **pipes) for _ in table]
         for action, code in self.cases(table):
             with processes.pop() as process:
                 process.stdout.read(2)
@@ -4174,15 +4103,14 @@ class Packaging(ServerTest):
             (package / copied).write_bytes(pathlib.Path(source).read_bytes())
         env = {"LIGHTLLM_MODULE": "openai_middleware", "LIGHTLLM_BASE_URL": ""}
         run = functools.partial(run_python, cwd=package.parent, env=env)
-        tests = ["-m", "inference.test_lightllm", "UsageGuide.test_simple_chat"]
-        tests.append("Packaging.test_the_examples_recipes")
+        tests = "UsageGuide.test_simple_chat", "Packaging.test_the_examples_recipes"
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
             example = pool.submit(run, "-W", "error", "example.py", "chat")
-            done, example = run(*tests), example.result()
+            done = run("-m", "inference.test_lightllm", *tests)
 
         self.assertIn("1 passed, 0 failed, 1 skipped", done.stdout, done.stderr)
-        self.assertIn("Paris.", example.stdout, example.stderr)
+        self.assertIn("Paris.", example.result().stdout, example.result().stderr)
 
     def test_importing_has_no_side_effects(self):
         code = f"""if True:
@@ -4207,8 +4135,7 @@ class Packaging(ServerTest):
         self.assertTrue(text.startswith(licence))
         self.assertIn('\n__version__ = "1.1.0"\n', text)
         self.assertIn("AUTHORS OR COPYRIGHT HOLDERS BE", text.replace("\n# ", " "))
-        self.assertNotIn("async def", text)
-        self.assertNotIn("# type: ignore", text)
+        self.assertNotRegex(text, "async def|# type: ignore")
         compile(text, "module", "exec")
 
     def test_process_pools(self):
@@ -4257,8 +4184,7 @@ class Packaging(ServerTest):
         path = self.new_folder() / "answers.jsonl"
         with contextlib.redirect_stderr(io.StringIO()):
             self.assertEqual(example.ask_all(self.client, items, str(path)), 10)
-            with open(path, "a") as file:
-                file.write('{"id": 99, "cut')
+            path.write_text(path.read_text() + '{"id": 99, "cut')
             self.assertEqual(example.ask_all(self.client, items, str(path)), 1)
             self.assertEqual(example.ask_all(self.client, items, str(path)), 0)
         self.assertEqual(example.answered(str(path)), set(range(10)))
