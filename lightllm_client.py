@@ -1022,11 +1022,12 @@ class Chat(_Resource):
         max_tokens too. The answer ends before a `stop` string. See also ChatOptions.
         Raises TypeError or ValueError for what cannot be sent, before anything is; then
         APIStatusError, APIConnectionError or APIResponseValidationError."""
-        body, extra, call = _split_options(
-            options, ChatOptions, model=model, temperature=temperature, top_p=top_p,
-            top_k=top_k, max_tokens=max_tokens, stop=stop, logprobs=logprobs, stream=stream,
-            presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
-        )  # fmt: skip
+        named = {
+            "model": model, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            "max_tokens": max_tokens, "stop": stop, "logprobs": logprobs, "stream": stream,
+            "presence_penalty": presence_penalty, "repetition_penalty": repetition_penalty,
+        }  # fmt: skip
+        body, extra, call = _split_options(options, ChatOptions, named)
         client = self._client
         tools = _tool_list(tools)
         mode = body.pop("tool_mode", client.tool_mode)
@@ -1074,7 +1075,7 @@ class Completions(_Resource):
         `prompt`: str, list of str, or token ids. Defaults as in chat, and do_sample True:
         builds of 2025 are greedy without it."""
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
-        body, extra, call = _split_options(options, CompletionOptions, **named)
+        body, extra, call = _split_options(options, CompletionOptions, named)
         body.update(extra)
         url = self._client.base_url + "/completions"
         return self._request("POST", url, call, body, _AnswerBuilder(False, body))
@@ -1286,21 +1287,31 @@ _OPTION_NAMES = {*LightLLMClient.__init__.__annotations__} - {"unknown", "return
 _SECRET_OPTIONS = {"api_key", "default_headers", "set_default_headers", "extra_headers"}
 _CALL_OPTIONS = ("extra_headers", "extra_query", "timeout")
 _COMMON_NAMES = {"stream", *_CommonOptions.__annotations__}
-_DEFAULTS: _Json = vars(Chat)["create"].__kwdefaults__
 
 
-def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]:
+def _drop_none(fields: _Json) -> _Json:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+_DEFAULTS = _drop_none(vars(Chat)["create"].__kwdefaults__)
+
+
+def _split_options(options: _Json, kind: Any, named: _Json) -> tuple[_Json, ...]:
     """The body of a request, what is merged into it, and the options of the call itself."""
     _hide_secrets(options)
-    for name in (options.keys() - _COMMON_NAMES).difference(kind.__annotations__):
-        options.clear()  # or a variable would show a key under a misspelt name
-        known = _COMMON_NAMES.union(kind.__annotations__)
-        raise TypeError(_unknown_name(name, known))
+    for name in options:
+        if name not in _COMMON_NAMES and name not in kind.__annotations__:
+            options.clear()  # or a variable would show a key under a misspelt name
+            known = _COMMON_NAMES.union(kind.__annotations__)
+            raise TypeError(_unknown_name(name, known))
     extra = options.pop("extra_body", None) or {}
     call = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}
-    pairs = [*named.items(), *options.items()]  # a mark leaves what stands before it
-    given = {name: value for name, value in pairs if value or _is_given(value)}
-    body = _drop_none({**_DEFAULTS, **given})
+    body: _Json = {**_DEFAULTS}
+    for name, value in itertools.chain(named.items(), options.items()):
+        if value is None:
+            body.pop(name, None)
+        elif value or _is_given(value):  # a mark leaves what stands before it
+            body[name] = value
     if "stream" in body:
         body["stream"] = bool(body["stream"])
     return body, extra, call
@@ -1974,10 +1985,6 @@ def _objects(items: Any) -> _JsonList:
     if not items or not isinstance(items, list):
         return []
     return [item for item in items if isinstance(item, dict)]
-
-
-def _drop_none(fields: _Json) -> _Json:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 # --- server-made calls ---
