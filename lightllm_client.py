@@ -2664,7 +2664,7 @@ _HALF_PAIR = re.compile(  # not behind a backslash, and not the first half of a 
 
 def _parse_json(text: str) -> Any:
     """JSON, with U+FFFD for half surrogate pairs, which cannot be printed. ValueError."""
-    if "\\ud" in text or "\\uD" in text:
+    if "\\" in text and ("\\ud" in text or "\\uD" in text):
         text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
     text = text.strip(" \t\n\r")
     try:
@@ -2681,7 +2681,7 @@ def _parse_json(text: str) -> Any:
 def _check_depth(text: str) -> None:
     """Raises RecursionError for levels that a thread's small stack may not hold."""
     depth = 0
-    if text.count("[") + text.count("{") > _MAX_DEPTH:
+    if text.replace("[", "{").count("{") > _MAX_DEPTH:
         for found in _BRACKET.finditer(text):
             depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
             if depth > _MAX_DEPTH:
