@@ -36,7 +36,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections import namedtuple
-from operator import methodcaller
+from operator import itemgetter, methodcaller
 
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
 if TYPE_CHECKING:
@@ -344,18 +344,20 @@ class BaseModel(_Json):
     """A JSON object with its fields as attributes."""
 
     _fields: Any = ()
-    _nested: Any = ()  # pairs of a field and the class of its objects
+    _nested: Any = ()  # pairs of a field and what makes its objects
     _undeclared: Any = ()  # more names that read as None
     _unset: Any = ()  # keys that are there without being sent
     _request_id: str | None = None
 
     def __init_subclass__(cls, **nested: Any) -> None:
         """As in `class Choice(BaseModel, message=Message)`."""
-        cls._nested += tuple(nested.items())
+        cls._nested += tuple((n, kind.model_validate) for n, kind in nested.items())
+        has_own = cls.__getitem__ != _Json.__getitem__  # which itemgetter would call
         for name in cls.__annotations__:
             if name[0] != "_" and name not in cls._fields:
                 cls._fields += (name,)
-                setattr(cls, name, property(methodcaller("get", name), doc=""))
+                read: Any = methodcaller("get", name) if has_own else itemgetter(name)
+                setattr(cls, name, property(read, doc=""))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         twin = self.model_validate(dict(*args, **fields))
@@ -366,12 +368,11 @@ class BaseModel(_Json):
     def model_validate(cls, data: _Json) -> Self:
         """The object for plain data, nested objects included; nothing is checked."""
         model = cls.__new__(cls)  # takes half the time of cls(data)
-        model.update(data)
-        for name, kind in cls._nested:
+        _Json.update(model, data)  # as does this of model.update(data)
+        for name, validate in cls._nested:
             value = data.get(name)
             if value is None:
                 continue
-            validate = kind.model_validate
             if type(value) is dict:
                 model[name] = validate(value)
             elif type(value) is list:
@@ -492,7 +493,7 @@ class Details(BaseModel):
             raise KeyError(name)
 
 
-Details._nested = ("content", Details), ("top_logprobs", Details)
+Details._nested = [(n, Details.model_validate) for n in ("content", "top_logprobs")]
 
 
 class Function(BaseModel):
@@ -511,6 +512,7 @@ class ChatCompletionMessageToolCall(BaseModel, function=Function):
 
 
 _TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
+_ALWAYS = dict.fromkeys(("role", "content", "tool_calls"))  # the usage guide reads them
 
 
 class _Message(BaseModel, function_call=Function):
@@ -542,9 +544,8 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
 
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
-        always = dict.fromkeys(("role", "content", "tool_calls"))  # the usage guide's
-        message = super().model_validate({**always, **data})
-        message._unset = always.keys() - data
+        message = super().model_validate({**_ALWAYS, **data})
+        message._unset = _ALWAYS.keys() - data
         return message
 
 
