@@ -2738,27 +2738,30 @@ class _EventDecoder:
         self._after_cr = raw[-1:] == b"\r"
         if b"\r" in raw:
             raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, rest = raw.split(b"\n")
-        if lines:
-            lines[0] = bytes(self._line) + lines[0]
-            self._line.clear()
-        self._line += rest
-        events = self._end_lines(lines)
-        size = self._size + len(raw)
-        self._size = size if self._data and not events else len(self._line)
-        if self._size > MAX_EVENT_BYTES and not events:  # those go out first
-            raise ValueError("an event larger than MAX_EVENT_BYTES")
-        return events
+        whole, end, rest = raw.rpartition(b"\n\n")
+        if end and not (self._is_first or self._data or self._is_error):
+            text = (self._line + whole).decode("utf-8", "replace")
+            events = text[6:].split("\n\ndata: ")
+            if text[:6] == "data: " and all(events) and "\n" not in "".join(events):
+                self._line.clear()  # as most are: whole, and of one line each
+                self._size = 0
+                return self._read_lines(rest, events) if rest else events
+        return self._read_lines(raw, [])
 
     def finish(self) -> bool:
         """Whether [DONE] stands at the end of the body without a line's end."""
         return self.feed(b"\n") == [_DONE]
 
-    def _end_lines(self, lines: list[bytes]) -> list[str]:
-        if self._is_first and lines:
-            lines[0] = re.sub(rb"\A\xef\xbb\xbf", b"", lines[0])
-            self._is_first = False
-        events, data = [], self._data
+    def _read_lines(self, raw: bytes, events: list[str]) -> list[str]:
+        *lines, rest = raw.split(b"\n")
+        if lines:
+            lines[0] = bytes(self._line) + lines[0]
+            self._line.clear()
+            if self._is_first:
+                lines[0] = re.sub(rb"\A\xef\xbb\xbf", b"", lines[0])
+                self._is_first = False
+        self._line += rest
+        data = self._data
         for line in lines:
             if line[:5] == b"data:" or line == b"data":
                 data.append(line[6 if line[5:6] == b" " else 5 :])
@@ -2770,6 +2773,10 @@ class _EventDecoder:
                     events.append(_ErrorText(text) if self._is_error else text)
                 data.clear()
                 self._is_error = False
+        size = self._size + len(raw)
+        self._size = size if self._data and not events else len(self._line)
+        if self._size > MAX_EVENT_BYTES and not events:  # those go out first
+            raise ValueError("an event larger than MAX_EVENT_BYTES")
         return events
 
 
