@@ -1907,7 +1907,8 @@ class _AnswerBuilder:
         for choice in choices:
             fields = choice["message"] if self._is_chat else choice
             calls = fields.get("tool_calls")
-            has_tags = not calls and bool(_TAG.search(str(fields.get(self._key))))
+            text = str(fields.get(self._key))
+            has_tags = "<" in text and not calls and bool(_TAG.search(text))
             is_usual = choice.get("finish_reason") in ("stop", "length")
             if calls or has_tags or self._request.get("stop") or not is_usual:
                 state = _ChoiceState(self._request, self._schemas, has_tags)
@@ -3485,7 +3486,6 @@ class _Transport(urllib.request.BaseHandler):
 
 _HEAD_END = re.compile(rb"\n\r?\n")  # behind a CR, perhaps: with it the search is slow
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?= |\Z)")
-_FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
 _CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
@@ -3501,15 +3501,16 @@ class _BadReply(ConnectionError):
 def _parse_head(head: bytes) -> tuple[str, int, _StrDict]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
     text = (head.decode("latin-1") + "\n").replace("\r\n", "\n")
-    line, *lines, _ = _FOLD.sub(" ", text).split("\n")
-    status = _STATUS_LINE.match(line)
+    lines = text.replace("\n ", " ").replace("\n\t", " ").split("\n")
+    status = _STATUS_LINE.match(lines[0])
     if not status:
         raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
     headers: _StrDict = {}
-    for line in lines:
+    is_bad = "\0" in text or "\r" in text
+    for line in lines[1:-1]:
         name, colon, value = line.partition(":")
         name, value = name.lower(), value.strip()
-        if not colon or name.split() != [name] or "\0" in line or "\r" in line:
+        if is_bad or not colon or name.split() != [name]:
             raise _BadReply("a malformed header line")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return status[1], int(status[2]), headers
