@@ -2745,8 +2745,7 @@ class _EventDecoder:
             events = text[6:].split("\n\ndata: ")
             if text[:6] == "data: " and all(events) and "\n" not in "".join(events):
                 self._line.clear()  # as most are: whole, and of one line each
-                self._size = 0
-                return self._read_lines(rest, events) if rest else events
+                return self._read_lines(rest, events)
         return self._read_lines(raw, [])
 
     def finish(self) -> bool:
@@ -2764,10 +2763,11 @@ class _EventDecoder:
         self._line += rest
         data = self._data
         for line in lines:
-            if line[:5] == b"data:" or line == b"data":
-                data.append(line[6 if line[5:6] == b" " else 5 :])
-            elif line[:6] == b"event:":
-                self._is_error = line[6:].strip() == b"error"
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                data.append(re.sub(rb"\A ", b"", value))
+            elif name == b"event":
+                self._is_error = value.strip() == b"error"
             if not line or data == [b"[DONE]"]:  # need not wait for the empty line
                 text = b"\n".join(data).decode("utf-8", "replace")
                 if text:
@@ -3232,9 +3232,7 @@ class _Connection(http.client.HTTPConnection):
             headers["Content-Length"] = str(len(body))
         try:
             self._send(f"{request.get_method()} {target}", headers, body)
-        except (
-            OSError
-        ) as error:  # perhaps behind a reply: large bodies are refused early
+        except OSError as error:  # perhaps behind a reply: large bodies are refused
             if isinstance(error, _TIMEOUTS) or not error.errno:  # a signal handler's
                 raise
             self.is_stale = True
@@ -3646,7 +3644,8 @@ examples:
 exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
 1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
 """
-_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")  # they lost no call
+# they lost no call; models tell their max_model_len from April 2026 on
+_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -3815,9 +3814,7 @@ def _check(client: LightLLMClient, options: Any) -> int:
     except (APIStatusError, APIResponseValidationError, TypeError, LookupError):
         pass  # builds of 2025 do not tell
     advice = "'prompt': 'server' may lose or damage calls"
-    if (
-        _SOUND_PARSERS.fullmatch(str(parser)) and "max_model_len" in model
-    ):  # from April 2026
+    if _SOUND_PARSERS.fullmatch(str(parser)) and "max_model_len" in model:
         advice = "'server' or 'prompt': its model's calls are read"
     print(f"tools: parser {parser or 'unknown'}: use tool_mode={advice}")
     begun = time.monotonic()
