@@ -135,10 +135,8 @@ class Timeout:
     openai has it: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
-        self.connect = phases.pop("connect", timeout)
-        self.read = phases.pop("read", timeout)
-        self.write = phases.pop("write", timeout)
-        self.pool = phases.pop("pool", timeout)
+        limits = [phases.pop(n, timeout) for n in "connect read write pool".split()]
+        self.connect, self.read, self.write, self.pool = limits
         if phases:
             raise TypeError(f"Timeout() takes connect, read, write, pool, got {phases}")
 
@@ -354,7 +352,7 @@ class BaseModel(_Json):
         cls._nested += tuple((n, kind.model_validate) for n, kind in nested.items())
         has_own = cls.__getitem__ != _Json.__getitem__  # which itemgetter would call
         for name in cls.__annotations__:
-            if name[0] != "_" and name not in cls._fields:
+            if name[0] != "_":
                 cls._fields += (name,)
                 read: Any = methodcaller("get", name) if has_own else itemgetter(name)
                 setattr(cls, name, property(read, doc=""))
@@ -397,7 +395,7 @@ class BaseModel(_Json):
             return {name: self.get(name) for name in (*self._fields, *self)}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name[:1] == "_":
+        if name.startswith("_"):
             object.__setattr__(self, name, value)
         else:
             self[name] = value
@@ -489,7 +487,7 @@ class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
     def __missing__(self, name: str) -> None:
-        if name[:2] == "__":
+        if name.startswith("__"):
             raise KeyError(name)
 
 
@@ -1040,8 +1038,8 @@ class Chat(_Resource):
         if is_default and "max_completion_tokens" in body:
             body["max_tokens"] = body["max_completion_tokens"]
         builder = _AnswerBuilder(True, {**body, **extra}, tools)
-        url = client.base_url + "/chat/completions"
-        if client.api == "generate" or client.base_url.endswith("/generate"):
+        url = client._base_url + "/chat/completions"
+        if client.api == "generate" or client._base_url.endswith("/generate"):
             url = client._join_root("generate" + "_stream" * builder.is_stream)
             head = {"id": f"gen-{next(_ids)}", "created": int(time.time())}
             builder.native = {**head, "model": body.get("model")}
@@ -1138,12 +1136,11 @@ class Stream(Generic[_Answer]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the connection now; a loop in another thread gets an error at once."""
         self._source.close()
+
+    __del__ = close
 
     @overload
     def get_final_completion(self: Stream[ChatCompletionChunk]) -> ChatCompletion: ...
@@ -1286,7 +1283,7 @@ _BASE_URL = re.compile(
 )
 _OPTION_NAMES = {*LightLLMClient.__init__.__annotations__} - {"unknown", "return"}
 _SECRET_OPTIONS = {"api_key", "default_headers", "set_default_headers", "extra_headers"}
-_CALL_OPTIONS = ("extra_headers", "extra_query", "timeout")
+_CALL_OPTIONS = "extra_headers extra_query timeout".split()
 _COMMON_NAMES = {"stream", *_CommonOptions.__annotations__}
 
 
@@ -1423,7 +1420,7 @@ def _image_url(image: Any, client: LightLLMClient) -> str:
         if hasattr(image, "save"):
             return _png_url(image, side)
         url = _read_url(str(image), client.image_root)
-        return _shrink(url, side) if side and url[:5] == "data:" else url
+        return _shrink(url, side) if side and url.startswith("data:") else url
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image {image!r:.200}: {error}") from error
 
@@ -1777,7 +1774,7 @@ def _find_kinds(schema: Any, root: _Json) -> set[str]:
 _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
 _NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
-_HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
+_HEAD_FIELDS = "id created model object system_fingerprint".split()
 
 
 class _LostCall(ValueError):
@@ -1882,12 +1879,14 @@ class _ChoiceState:
 class _AnswerBuilder:
     """Builds the answer to one request from what the server sends."""
 
+    sends_tools = False  # to the server, which then reads the calls itself
+    usage: Any = None
+    _has_usage = _has_null_role = False
+
     def __init__(self, is_chat: bool, request: _Json, tools: Any = ()) -> None:
         self.is_stream = bool(request.get("stream"))
         self.native: _Json = {}  # the head of an answer of the native API
-        self.sends_tools = False  # to the server, which then reads the calls itself
         self.head: _Json = {}  # the fields that all chunks share
-        self.usage: Any = None
         self._is_chat = is_chat
         self._key = "content" if is_chat else "text"
         self._reply: Any = ChatCompletion if is_chat else Completion
@@ -1895,7 +1894,6 @@ class _AnswerBuilder:
         self._request = request
         self._schemas = _parameter_schemas(tools)
         self._choices: dict[int, _ChoiceState] = {}
-        self._has_usage = self._has_null_role = False
 
     def __call__(self, data: Any) -> Any:
         """The answer of a plain reply. Raises where it is none, or lost a call."""
@@ -1907,8 +1905,7 @@ class _AnswerBuilder:
         for choice in choices:
             fields = choice["message"] if self._is_chat else choice
             calls = fields.get("tool_calls")
-            text = str(fields.get(self._key))
-            has_tags = "<" in text and not calls and bool(_TAG.search(text))
+            has_tags = not calls and "<" in str(fields.get(self._key))  # perhaps
             is_usual = choice.get("finish_reason") in ("stop", "length")
             if calls or has_tags or self._request.get("stop") or not is_usual:
                 state = _ChoiceState(self._request, self._schemas, has_tags)
@@ -1930,8 +1927,7 @@ class _AnswerBuilder:
         self._has_usage |= "usage" in data
         data["choices"] = _objects(data.get("choices"))
         for choice in data["choices"]:
-            index = choice.get("index")
-            index = index if isinstance(index, int) else 0
+            index = choice["index"] if isinstance(choice.get("index"), int) else 0
             fields = choice.get("delta") if self._is_chat else choice
             if not isinstance(fields, dict):
                 fields = choice["delta"] = {}
@@ -1957,8 +1953,7 @@ class _AnswerBuilder:
 
     def find_cut(self) -> str:
         """What is wrong with a stream that ended without [DONE], if anything is."""
-        states = self._choices.values()
-        reasons = [state.reason or state.pending for state in states]
+        reasons = [s.reason or s.pending for s in self._choices.values()]
         what = "the stream ended without [DONE] or a finish_reason: incomplete"
         if self.sends_tools and self._has_null_role and not self._has_usage:
             what = "the text of this stream is damaged"
@@ -2020,7 +2015,7 @@ class _ServerCall:
     def objects(self) -> list[tuple[_Json, str]]:
         """Its arguments if it is whole; those of each where a server ran calls together."""
         text, last = "".join(self.pieces), "".join(self.pieces[self._start :])
-        if not self.name.strip() or text.rstrip()[-1:] != "}":
+        if not self.name.strip() or not text.rstrip().endswith("}"):
             return []
         return _split_objects(text) or _split_objects(last)
 
@@ -2028,13 +2023,14 @@ class _ServerCall:
 class _ServerCalls:
     """The calls that a server makes itself, each held until it is whole."""
 
+    lost = ""  # what to say of one that did not come whole
+    _last: Any = None  # the one given last, if it came in one piece
+
     def __init__(self, schemas: _Json, text: io.StringIO, is_plain: bool) -> None:
         self.held: list[_ServerCall] = []
-        self.lost = ""  # what to say of one that did not come whole
         self._schemas = schemas
         self._text = text  # of the answer, which may show damage
         self._is_plain = is_plain
-        self._last: Any = None  # the one given last, if it came in one piece
 
     def take(self, deltas: _JsonList, calls: _Calls, ending: Any) -> _Calls:
         """The calls that are certain now: the server's, then `calls`, read from the text."""
@@ -2079,7 +2075,7 @@ class _ServerCalls:
         if name and call.name:  # a head: of this call again, or of the next one?
             is_other = call_id and call_id != call.fields.get("id", call_id)
             last = next(filter(str.strip, reversed(call.pieces)), "").rstrip()
-            is_whole = last[-1:] == "}" and _split_objects("".join(call.pieces))
+            is_whole = last.endswith("}") and _split_objects("".join(call.pieces))
             if is_other or name != call.name or is_whole:
                 call = _ServerCall(index)
         call.add(delta, function)
@@ -2124,11 +2120,11 @@ class _StreamSource:
         try:
             while not self.error:
                 raw = self._reply.read_next()
-                cut = "" if raw or decoder.finish() else builder.find_cut()
+                cut = "" if raw or _DONE in decoder.feed(b"\n") else builder.find_cut()
                 if cut:
                     raise self._exchange.error(APIConnectionError, cut)
                 for text in decoder.feed(raw) if raw else [_DONE]:
-                    self._is_over = text[:6] == _DONE
+                    self._is_over = text.startswith(_DONE)
                     if not self._is_over:
                         data = self._parse(text)
                         is_finished = bool(native and data.get("finished"))
@@ -2685,7 +2681,7 @@ def _check_depth(text: str) -> None:
     depth = 0
     if text.replace("[", "{").count("{") > _MAX_DEPTH:
         for found in _BRACKET.finditer(text):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+            depth += (found[0] in "[{") - (found[0] in "]}")
             if depth > _MAX_DEPTH:
                 raise RecursionError
 
@@ -2724,19 +2720,19 @@ class _ErrorText(str):
 
 
 class _EventDecoder:
+    _after_cr = _is_error = False  # whether what has not ended is named "error"
+    _size = 0  # bytes since the last event
+    _is_first = True
+
     def __init__(self) -> None:
         self._line = bytearray()  # that has not ended
         self._data: list[bytes] = []  # the data lines of the event that has not ended
-        self._is_error = False  # whether that event is named "error"
-        self._size = 0  # bytes since the last event
-        self._after_cr = False
-        self._is_first = True
 
     def feed(self, raw: bytes) -> list[str]:
         """The data of the events that these bytes end. ValueError: one is too large."""
-        if self._after_cr and raw[:1] == b"\n":
+        if self._after_cr and raw.startswith(b"\n"):
             raw = raw[1:]
-        self._after_cr = raw[-1:] == b"\r"
+        self._after_cr = raw.endswith(b"\r")
         if b"\r" in raw:
             raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         whole, end, rest = raw.rpartition(b"\n\n")
@@ -2747,10 +2743,6 @@ class _EventDecoder:
                 self._line.clear()  # as most are: whole, and of one line each
                 return self._read_lines(rest, events)
         return self._read_lines(raw, [])
-
-    def finish(self) -> bool:
-        """Whether [DONE] stands at the end of the body without a line's end."""
-        return self.feed(b"\n") == [_DONE]
 
     def _read_lines(self, raw: bytes, events: list[str]) -> list[str]:
         *lines, rest = raw.split(b"\n")
@@ -2774,8 +2766,7 @@ class _EventDecoder:
                     events.append(_ErrorText(text) if self._is_error else text)
                 data.clear()
                 self._is_error = False
-        size = self._size + len(raw)
-        self._size = size if self._data and not events else len(self._line)
+        self._size = self._size + len(raw) if data and not events else len(self._line)
         if self._size > MAX_EVENT_BYTES and not events:  # those go out first
             raise ValueError("an event larger than MAX_EVENT_BYTES")
         return events
@@ -2833,7 +2824,7 @@ class _StopFilter:
 
 _MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
-_SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key")
+_SECRET_HEADERS = "Authorization Proxy-authorization Api-key X-api-key".split()
 _WORD_EDGES = r"((?<!\w)|(?<=\\[bfnrt])){}(?!\w)"  # also behind an escape of JSON
 _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNORECASE)
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
@@ -3151,8 +3142,7 @@ def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
             merged.pop(name, None)
             if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
-                is_name = re.fullmatch("[!-9;-~]+", name)
-                if not is_name or _UNSENDABLE.search(merged[name]):
+                if not re.fullmatch(r"[!-9;-~]+: [ -~\x80-\xff]*", f"{name}: {value}"):
                     what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
@@ -3322,10 +3312,8 @@ class _Connection(http.client.HTTPConnection):
         self.buffer += raw
 
     def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        found = end.search(self.buffer)
-        while not found:
+        while not (found := end.search(self.buffer)):
             self.grow()
-            found = end.search(self.buffer)
         raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
         return raw
 
@@ -3644,8 +3632,7 @@ examples:
 exit status: 0 for an answer, also for one that --max-tokens cut off (stderr says so),
 1 for an error or a broken answer, 2 for wrong arguments, 130 for Ctrl-C
 """
-# they lost no call; models tell their max_model_len from April 2026 on
-_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")
+_SOUND_PARSERS = re.compile("qwen(25)?|deepseekv3[12]?|mistral")  # they lost no call
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -3687,7 +3674,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
     add("--image", action="append", default=[], help="a file; repeatable")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
-    for name in ("--timeout", "--temperature", "--top-p"):
+    for name in "--timeout --temperature --top-p".split():
         add(name, type=float)
     for name in ("--top-k", "--max-tokens"):
         add(name, type=int)
@@ -3758,7 +3745,7 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     question = {"role": "user", "content": [*options.image, text]}
     options.model = options.model or _find_model(client)["id"]
     is_plain = options.json or options.no_stream
-    names = ("temperature", "top_p", "top_k", "max_tokens")
+    names = "temperature top_p top_k max_tokens".split()
     answer: Any = client.chat.completions.create(
         model=options.model,
         messages=[*options.history, question],
@@ -3807,7 +3794,7 @@ def _check(client: LightLLMClient, options: Any) -> int:
     print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
     if not health:
         return 1
-    model, parser = _find_model(client), ""
+    model, parser = _find_model(client), ""  # max_model_len: from April 2026 on
     print(f"model: {model['id']}, {model.get('max_model_len', '?')} tokens of context")
     try:
         parser = client.get("/get_server_info")["tool_call_parser"] or ""
