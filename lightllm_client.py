@@ -135,7 +135,7 @@ class Timeout:
     openai has it: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
-        limits = [phases.pop(n, timeout) for n in "connect read write pool".split()]
+        limits = [phases.pop(n, timeout) for n in ("connect", "read", "write", "pool")]
         self.connect, self.read, self.write, self.pool = limits
         if phases:
             raise TypeError(f"Timeout() takes connect, read, write, pool, got {phases}")
@@ -1283,7 +1283,7 @@ _BASE_URL = re.compile(
 )
 _OPTION_NAMES = {*LightLLMClient.__init__.__annotations__} - {"unknown", "return"}
 _SECRET_OPTIONS = {"api_key", "default_headers", "set_default_headers", "extra_headers"}
-_CALL_OPTIONS = "extra_headers extra_query timeout".split()
+_CALL_OPTIONS = ("extra_headers", "extra_query", "timeout")
 _COMMON_NAMES = {"stream", *_CommonOptions.__annotations__}
 
 
@@ -1774,7 +1774,7 @@ def _find_kinds(schema: Any, root: _Json) -> set[str]:
 _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier run
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
 _NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
-_HEAD_FIELDS = "id created model object system_fingerprint".split()
+_HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
 
 
 class _LostCall(ValueError):
@@ -1994,12 +1994,13 @@ _CALL_TAG = re.compile(r"<\W?tool.call|<(?:\WDSML\W)?function[=_]")
 class _ServerCall:
     """A call that a server makes itself, as its deltas come."""
 
+    name = ""
+    _start = 0  # where the pieces behind its last head begin, which may be anew
+
     def __init__(self, index: Any) -> None:
         self.index = index
-        self.name = ""
         self.fields: _Json = {"function": {}}
         self.pieces: list[str] = []  # of its arguments
-        self._start = 0  # where those behind its last head begin, which may be anew
 
     def add(self, delta: _Json, function: _Json) -> None:
         name, arguments = function.get("name"), function.get("arguments")
@@ -2822,13 +2823,9 @@ class _StopFilter:
 # Attempts and retries, each under its clock. All ends as a whole reply or an error of
 # openai's tree, which holds no key, nor does a variable of a frame that raises it.
 
-_MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
-_SECRET_HEADERS = "Authorization Proxy-authorization Api-key X-api-key".split()
-_WORD_EDGES = r"((?<!\w)|(?<=\\[bfnrt])){}(?!\w)"  # also behind an escape of JSON
 _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNORECASE)
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
-_REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
 _WORDS = re.compile("(error_|)(errors?|message|msg|details?|title|reason|description)")
 _TOO_LONG = re.compile("(?i)(token|total).len|context.(len|win)|(prompt|input).* long")
 
@@ -2919,7 +2916,7 @@ class _Exchange:
         # without its frames, which hold what was read (PyPy restores them until here)
         raise self.connection_error(broken) from broken.with_traceback(None)
 
-    def _open(self, wire: Any, hops: int = _MAX_REDIRECTS) -> _Reply:
+    def _open(self, wire: Any, hops: int = 5) -> _Reply:
         """The reply behind redirects within the origin, which get the same request."""
         reply: _Reply = self._client._opener.open(wire)
         if hops and reply.status in (307, 308):
@@ -2938,7 +2935,7 @@ class _Exchange:
             return
         response.content = reply.read_next()
         if not _STREAM_START.match(response.content):
-            response.content += reply.read_error(_REFUSAL_SECONDS)
+            response.content += reply.read_error(0.1)  # seconds for the rest of it
             raise self._reply_error(response, "a body that is not a stream of events")
         reply.pieces = itertools.chain([response.content], reply.pieces)
         response.content = b""
@@ -3035,11 +3032,11 @@ class _Exchange:
         """`text` without the secrets of this request's headers."""
         login = self._client._transport.route(self._wire).login
         headers = {**self._wire.headers, **login}
-        for name in _SECRET_HEADERS:
+        for name in ("Authorization", "Proxy-authorization", "Api-key", "X-api-key"):
             secret = headers.get(name, "").rpartition(" ")[2]
             for form in {secret, _dump_json(secret)[1:-1]} - {""}:
-                # a short one, such as "EMPTY", is one only as a whole word
-                edges = _WORD_EDGES if len(secret) < 8 else "{}"
+                # a short one, such as "EMPTY", only as a word, or behind an escape of JSON
+                edges = r"((?<!\w)|(?<=\\[bfnrt])){}(?!\w)" if len(secret) < 8 else "{}"
                 text = re.sub(edges.format(re.escape(form)), "***", text)
         return text
 
@@ -3476,8 +3473,6 @@ _LENGTH = re.compile(r"([0-9]{1,18})(?:, \1)*")  # the same one may come twice
 _CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
 _MAX_HEAD = 65536  # bytes of a response's head, of a chunk's head, of trailers
-_MAX_INTERIM = 10  # 1xx replies before the real one
-_FINISH_SECONDS = 0.1  # for the end of a body behind [DONE], to keep the connection
 
 
 class _BadReply(ConnectionError):
@@ -3540,7 +3535,7 @@ class _Reply:
 
     def __init__(self, connection: _Connection) -> None:
         self._connection, self._is_over = connection, False
-        for _ in range(_MAX_INTERIM):
+        for _ in range(10):
             head = connection.read_until(_HEAD_END)
             version, self.status, headers = _parse_head(head)
             if self.status >= 200:
@@ -3615,7 +3610,7 @@ class _Reply:
     def finish(self) -> None:
         """The answer is whole: keep the connection if the body's end is there too."""
         if not self._is_over:  # or the connection may be another request's by now
-            self.read_error(_FINISH_SECONDS)
+            self.read_error(0.1)  # seconds
 
 
 # --- command line ---
@@ -3674,7 +3669,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> Any:
     add("-m", "--model", default=model, help="or LIGHTLLM_MODEL")
     add("--image", action="append", default=[], help="a file; repeatable")
     add("--base-url", default=url, help="or LIGHTLLM_BASE_URL; now %(default)s")
-    for name in "--timeout --temperature --top-p".split():
+    for name in ("--timeout", "--temperature", "--top-p"):
         add(name, type=float)
     for name in ("--top-k", "--max-tokens"):
         add(name, type=int)
@@ -3745,7 +3740,7 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
     question = {"role": "user", "content": [*options.image, text]}
     options.model = options.model or _find_model(client)["id"]
     is_plain = options.json or options.no_stream
-    names = "temperature top_p top_k max_tokens".split()
+    names = ("temperature", "top_p", "top_k", "max_tokens")
     answer: Any = client.chat.completions.create(
         model=options.model,
         messages=[*options.history, question],
