@@ -1927,7 +1927,8 @@ class _AnswerBuilder:
         self._has_usage |= "usage" in data
         data["choices"] = _objects(data.get("choices"))
         for choice in data["choices"]:
-            index = choice["index"] if isinstance(choice.get("index"), int) else 0
+            index = choice.get("index")
+            index = index if isinstance(index, int) else 0
             fields = choice.get("delta") if self._is_chat else choice
             if not isinstance(fields, dict):
                 fields = choice["delta"] = {}
