@@ -37,7 +37,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections import namedtuple
-from operator import methodcaller
+from operator import itemgetter, methodcaller
 
 TYPE_CHECKING = False  # checkers take this name for true; importing typing takes time
 if TYPE_CHECKING:
@@ -127,10 +127,8 @@ class Timeout:
     next bytes; `pool` is openai's: nothing here waits for a pool."""
 
     def __init__(self, timeout: float | None = None, **phases: float | None) -> None:
-        self.connect = phases.pop("connect", timeout)
-        self.read = phases.pop("read", timeout)
-        self.write = phases.pop("write", timeout)
-        self.pool = phases.pop("pool", timeout)
+        limits = [phases.pop(n, timeout) for n in ("connect", "read", "write", "pool")]
+        self.connect, self.read, self.write, self.pool = limits
         if phases:
             raise TypeError(f"Timeout() takes connect, read, write, pool, got {phases}")
 
@@ -348,18 +346,20 @@ class BaseModel(_Json):
     """A JSON object with its fields as attributes."""
 
     _fields: Any = ()
-    _nested: Any = ()  # pairs of a field and the class of its objects
+    _nested: Any = ()  # pairs of a field and what makes its objects
     _undeclared: Any = ()  # more names that read as None
     _unset: Any = ()  # keys that are there without being sent
     _request_id: str | None = None
 
     def __init_subclass__(cls, **nested: Any) -> None:
         """As in `class Choice(BaseModel, message=Message)`."""
-        cls._nested += tuple(nested.items())
+        cls._nested += tuple((n, kind.model_validate) for n, kind in nested.items())
+        has_own = cls.__getitem__ != _Json.__getitem__  # which itemgetter would call
         for name in cls.__annotations__:
-            if name[0] != "_" and name not in cls._fields:
+            if name[0] != "_":
                 cls._fields += (name,)
-                setattr(cls, name, property(methodcaller("get", name), doc=""))
+                read: Any = methodcaller("get", name) if has_own else itemgetter(name)
+                setattr(cls, name, property(read, doc=""))
 
     def __init__(self, *args: Any, **fields: Any) -> None:
         twin = self.model_validate(dict(*args, **fields))
@@ -370,13 +370,14 @@ class BaseModel(_Json):
     def model_validate(cls, data: _Json) -> Self:
         """The object for plain data, nested objects included; nothing is checked."""
         model = cls.__new__(cls)  # takes half the time of cls(data)
-        model.update(data)
-        for name, kind in cls._nested:
+        _Json.update(model, data)  # as does this of model.update(data)
+        for name, validate in cls._nested:
             value = data.get(name)
+            if value is None:
+                continue
             if type(value) is dict:
-                model[name] = kind.model_validate(value)
+                model[name] = validate(value)
             elif type(value) is list:
-                validate = kind.model_validate
                 model[name] = [validate(v) if type(v) is dict else v for v in value]
         return model
 
@@ -398,7 +399,7 @@ class BaseModel(_Json):
             return {name: self.get(name) for name in (*self._fields, *self)}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name[:1] == "_":
+        if name.startswith("_"):
             object.__setattr__(self, name, value)
         else:
             self[name] = value
@@ -486,12 +487,13 @@ class Details(BaseModel):
     """What openai nests and LightLLM seldom sends: any field reads, as None if unset."""
 
     def __missing__(self, name: str) -> None:
-        if name[:2] == "__":
+        if name.startswith("__"):
             raise KeyError(name)
 
 
-Details._nested = ("content", Details), ("top_logprobs", Details)
+Details._nested = [(n, Details.model_validate) for n in ("content", "top_logprobs")]
 _TWINS = {"reasoning": "reasoning_content", "reasoning_content": "reasoning"}
+_ALWAYS = dict.fromkeys(("role", "content", "tool_calls"))  # the usage guide reads them
 
 
 class Function(BaseModel):
@@ -538,9 +540,8 @@ class ChatCompletionMessage(_Message, tool_calls=ChatCompletionMessageToolCall):
     @classmethod
     def model_validate(cls, data: _Json) -> Self:
         """As in BaseModel; what the usage guide reads is there, if only as None."""
-        always = dict.fromkeys(("role", "content", "tool_calls"))
-        message = super().model_validate({**always, **data})
-        message._unset = always.keys() - data
+        message = super().model_validate({**_ALWAYS, **data})
+        message._unset = _ALWAYS.keys() - data
         return message
 
 
@@ -1018,11 +1019,12 @@ class Chat(_Resource):
         max_tokens too. The answer ends before a `stop` string. See also ChatOptions.
         Raises TypeError or ValueError for what cannot be sent, before anything is; then
         APIStatusError, APIConnectionError or APIResponseValidationError."""
-        body, extra, call = _split_options(
-            options, ChatOptions, model=model, temperature=temperature, top_p=top_p,
-            top_k=top_k, max_tokens=max_tokens, stop=stop, logprobs=logprobs, stream=stream,
-            presence_penalty=presence_penalty, repetition_penalty=repetition_penalty,
-        )  # fmt: skip
+        named = {
+            "model": model, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            "max_tokens": max_tokens, "stop": stop, "logprobs": logprobs, "stream": stream,
+            "presence_penalty": presence_penalty, "repetition_penalty": repetition_penalty,
+        }  # fmt: skip
+        body, extra, call = _split_options(options, ChatOptions, named)
         client = self._client
         tools = _tool_list(tools)
         mode = body.pop("tool_mode", client.tool_mode)
@@ -1034,8 +1036,8 @@ class Chat(_Resource):
         if is_default and "max_completion_tokens" in body:
             body["max_tokens"] = body["max_completion_tokens"]
         builder = _AnswerBuilder(True, {**body, **extra}, tools)
-        url = client.base_url + "/chat/completions"
-        if client.api == "generate" or client.base_url.endswith("/generate"):
+        url = client._base_url + "/chat/completions"
+        if client.api == "generate" or client._base_url.endswith("/generate"):
             url = client._join_root("generate" + "_stream" * builder.is_stream)
             head = {"id": f"gen-{next(_ids)}", "created": int(time.time())}
             builder.native = {**head, "model": body.get("model")}
@@ -1070,7 +1072,7 @@ class Completions(_Resource):
         """A Completion, or with `stream=True` a Stream of them. `prompt`: str, list of
         str, or token ids. Defaults as in chat, and do_sample: old builds are greedy."""
         named = {"model": model, "prompt": prompt, "do_sample": True, "logprobs": None}
-        body, extra, call = _split_options(options, CompletionOptions, **named)
+        body, extra, call = _split_options(options, CompletionOptions, named)
         body.update(extra)
         if "n" in body:
             body.setdefault("best_of", body["n"])  # LightLLM wants them equal
@@ -1282,21 +1284,31 @@ _OPTION_NAMES = {*LightLLMClient.__init__.__annotations__} - {"unknown", "return
 _SECRET_OPTIONS = {"api_key", "default_headers", "set_default_headers", "extra_headers"}
 _CALL_OPTIONS = ("extra_headers", "extra_query", "timeout")
 _COMMON_NAMES = {"stream", *_CommonOptions.__annotations__}
-_DEFAULTS: _Json = vars(Chat)["create"].__kwdefaults__
 
 
-def _split_options(options: _Json, kind: Any, **named: Any) -> tuple[_Json, ...]:
+def _drop_none(fields: _Json) -> _Json:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+_DEFAULTS = _drop_none(vars(Chat)["create"].__kwdefaults__)
+
+
+def _split_options(options: _Json, kind: Any, named: _Json) -> tuple[_Json, ...]:
     """The body of a request, what is merged into it, and the options of the call itself."""
     _hide_secrets(options)
-    for name in (options.keys() - _COMMON_NAMES).difference(kind.__annotations__):
-        options.clear()  # or a variable would show a key under a misspelt name
-        known = _COMMON_NAMES.union(kind.__annotations__)
-        raise TypeError(_unknown_name(name, known))
+    for name in options:
+        if name not in _COMMON_NAMES and name not in kind.__annotations__:
+            options.clear()  # or a variable would show a key under a misspelt name
+            known = _COMMON_NAMES.union(kind.__annotations__)
+            raise TypeError(_unknown_name(name, known))
     extra = options.pop("extra_body", None) or {}
     call = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}
-    pairs = [*named.items(), *options.items()]  # a mark leaves what stands before it
-    given = {name: value for name, value in pairs if value or _is_given(value)}
-    body = _drop_none({**_DEFAULTS, **given})
+    body: _Json = {**_DEFAULTS}
+    for name, value in itertools.chain(named.items(), options.items()):
+        if value is None:
+            body.pop(name, None)
+        elif value or _is_given(value):  # a mark leaves what stands before it
+            body[name] = value
     if "stream" in body:
         body["stream"] = bool(body["stream"])
     return body, extra, call
@@ -1407,7 +1419,7 @@ def _image_url(image: Any, client: LightLLMClient) -> str:
         if hasattr(image, "save"):
             return _png_url(image, side)
         url = _read_url(str(image), client.image_root)
-        return _shrink(url, side) if side and url[:5] == "data:" else url
+        return _shrink(url, side) if side and url.startswith("data:") else url
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"image {image!r:.200}: {error}") from error
 
@@ -1869,12 +1881,14 @@ class _ChoiceState:
 class _AnswerBuilder:
     """Builds the answer to one request from what the server sends."""
 
+    sends_tools = False  # to the server, which then reads the calls itself
+    usage: Any = None
+    _has_usage = _has_null_role = False
+
     def __init__(self, is_chat: bool, request: _Json, tools: Any = ()) -> None:
         self.is_stream = bool(request.get("stream"))
         self.native: _Json = {}  # the head of an answer of the native API
-        self.sends_tools = False  # to the server, which then reads the calls itself
         self.head: _Json = {}  # the fields that all chunks share
-        self.usage: Any = None
         self._is_chat = is_chat
         self._key = "content" if is_chat else "text"
         self._reply: Any = ChatCompletion if is_chat else Completion
@@ -1882,7 +1896,6 @@ class _AnswerBuilder:
         self._request = request
         self._schemas = _parameter_schemas(tools)
         self._choices: dict[int, _ChoiceState] = {}
-        self._has_usage = self._has_null_role = False
 
     def __call__(self, data: Any) -> Any:
         """The answer of a plain reply. Raises where it is none, or lost a call."""
@@ -1894,7 +1907,7 @@ class _AnswerBuilder:
         for choice in choices:
             fields = choice["message"] if self._is_chat else choice
             calls = fields.get("tool_calls")
-            has_tags = not calls and bool(_TAG.search(str(fields.get(self._key))))
+            has_tags = not calls and "<" in str(fields.get(self._key))  # perhaps
             is_usual = choice.get("finish_reason") in ("stop", "length")
             if calls or has_tags or self._request.get("stop") or not is_usual:
                 state = _ChoiceState(self._request, self._schemas, has_tags)
@@ -1943,8 +1956,7 @@ class _AnswerBuilder:
 
     def find_cut(self) -> str:
         """What is wrong with a stream that ended without [DONE], if anything is."""
-        states = self._choices.values()
-        reasons = [state.reason or state.pending for state in states]
+        reasons = [s.reason or s.pending for s in self._choices.values()]
         what = "the stream ended without [DONE] or a finish_reason: incomplete"
         if self.sends_tools and self._has_null_role and not self._has_usage:
             what = "the text of this stream is damaged"
@@ -1975,10 +1987,6 @@ def _objects(items: Any) -> _JsonList:
     return [item for item in items if isinstance(item, dict)]
 
 
-def _drop_none(fields: _Json) -> _Json:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 # --- server-made calls ---
 # Deltas of calls -> whole calls, each held until the next one begins or the answer ends:
 # servers run them together, send them twice, cut them, or close them themselves.
@@ -1989,12 +1997,13 @@ _CALL_TAG = re.compile(r"<\W?tool.call|<(?:\WDSML\W)?function[=_]")
 class _ServerCall:
     """A call that a server makes itself, as its deltas come."""
 
+    name = ""
+    _start = 0  # where the pieces behind its last head begin, which may be anew
+
     def __init__(self, index: Any) -> None:
         self.index = index
-        self.name = ""
         self.fields: _Json = {"function": {}}
         self.pieces: list[str] = []  # of its arguments
-        self._start = 0  # where those behind its last head begin, which may be anew
 
     def add(self, delta: _Json, function: _Json) -> None:
         name, arguments = function.get("name"), function.get("arguments")
@@ -2010,7 +2019,7 @@ class _ServerCall:
     def objects(self) -> list[tuple[_Json, str]]:
         """Its arguments if it is whole; those of each where a server ran calls together."""
         text, last = "".join(self.pieces), "".join(self.pieces[self._start :])
-        if not self.name.strip() or text.rstrip()[-1:] != "}":
+        if not self.name.strip() or not text.rstrip().endswith("}"):
             return []
         return _split_objects(text) or _split_objects(last)
 
@@ -2018,13 +2027,14 @@ class _ServerCall:
 class _ServerCalls:
     """The calls that a server makes itself, each held until it is whole."""
 
+    lost = ""  # what to say of one that did not come whole
+    _last: Any = None  # the one given last, if it came in one piece
+
     def __init__(self, schemas: _Json, text: io.StringIO, is_plain: bool) -> None:
         self.held: list[_ServerCall] = []
-        self.lost = ""  # what to say of one that did not come whole
         self._schemas = schemas
         self._text = text  # of the answer, which may show damage
         self._is_plain = is_plain
-        self._last: Any = None  # the one given last, if it came in one piece
 
     def take(self, deltas: _JsonList, calls: _Calls, ending: Any) -> _Calls:
         """The calls that are certain now: the server's, then `calls`, read from the text."""
@@ -2076,7 +2086,7 @@ class _ServerCalls:
         if name and call.name:  # a head: of this call again, or of the next one?
             is_other = call_id and call_id != call.fields.get("id", call_id)
             last = next(filter(str.strip, reversed(call.pieces)), "").rstrip()
-            is_whole = last[-1:] == "}" and _split_objects("".join(call.pieces))
+            is_whole = last.endswith("}") and _split_objects("".join(call.pieces))
             if is_other or name != call.name or is_whole:
                 call = _ServerCall(index)
         call.add(delta, function)
@@ -2121,14 +2131,14 @@ class _StreamSource:
         try:
             while not self.error:
                 raw = self._reply.read_next()
-                cut = "" if raw or decoder.finish() else builder.find_cut()
+                cut = "" if raw or _DONE in decoder.feed(b"\n") else builder.find_cut()
                 if cut and decoder.stray:
                     body = _ErrorText(decoder.stray.decode("utf-8", "replace"))
                     raise self._exchange.event_error(self.response, body, None)
                 if cut:
                     raise self._exchange.error(APIConnectionError, cut)
                 for text in filter(str.strip, decoder.feed(raw)) if raw else [_DONE]:
-                    self._is_over = text[:6] == _DONE
+                    self._is_over = text.startswith(_DONE)
                     if not self._is_over:
                         data = self._parse(text)
                         is_finished = bool(native and data.get("finished"))
@@ -2646,7 +2656,7 @@ _STRICT = json.JSONDecoder(
 
 def _parse_json(text: str, decoder: json.JSONDecoder = _DECODER) -> Any:
     """JSON, with U+FFFD for half surrogate pairs, which cannot be printed. ValueError."""
-    if "\\ud" in text or "\\uD" in text:
+    if "\\" in text and ("\\ud" in text or "\\uD" in text):
         text = _HALF_PAIR.sub(lambda found: found[1] or r"\ufffd", text)
     text = text.strip(" \t\n\r")
     try:
@@ -2663,9 +2673,9 @@ def _parse_json(text: str, decoder: json.JSONDecoder = _DECODER) -> Any:
 def _check_depth(text: str) -> None:
     """Raises RecursionError for levels that a thread's small stack may not hold."""
     depth = 0
-    if text.count("[") + text.count("{") > _MAX_DEPTH:
+    if text.replace("[", "{").count("{") > _MAX_DEPTH:
         for found in _BRACKET.finditer(text):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+            depth += (found[0] in "[{") - (found[0] in "]}")
             if depth > _MAX_DEPTH:
                 raise RecursionError
 
@@ -2699,48 +2709,47 @@ class _ErrorText(str):
 
 
 class _EventDecoder:
+    _after_cr = _is_error = False  # whether what has not ended is named "error"
+    _size = 0  # bytes since the last event
+    _is_first = True
+    stray = b""  # JSON that stands where events should: an error's, perhaps
+
     def __init__(self) -> None:
         self._line = bytearray()  # that has not ended
         self._data: list[bytes] = []  # the data lines of the event that has not ended
-        self._is_error = False  # whether that event is named "error"
-        self.stray = b""  # JSON that stands where events should: an error's, perhaps
-        self._size = 0  # bytes since the last event
-        self._after_cr = False
-        self._is_first = True
 
     def feed(self, raw: bytes) -> list[str]:
         """The data of the events that these bytes end. ValueError: one is too large."""
-        if self._after_cr and raw[:1] == b"\n":
+        if self._after_cr and raw.startswith(b"\n"):
             raw = raw[1:]
-        self._after_cr = raw[-1:] == b"\r"
+        self._after_cr = raw.endswith(b"\r")
         if b"\r" in raw:
             raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        whole, end, rest = raw.rpartition(b"\n\n")
+        if end and not (self._is_first or self._data or self._is_error):
+            text = (self._line + whole).decode("utf-8", "replace")
+            events = text[6:].split("\n\ndata: ")
+            if text[:6] == "data: " and all(events) and "\n" not in "".join(events):
+                self._line.clear()  # as most are: whole, and of one line each
+                return self._read_lines(rest, events)
+        return self._read_lines(raw, [])
+
+    def _read_lines(self, raw: bytes, events: list[str]) -> list[str]:
         *lines, rest = raw.split(b"\n")
         if lines:
             lines[0] = bytes(self._line) + lines[0]
             self._line.clear()
+            if self._is_first:
+                lines[0] = re.sub(rb"\A\xef\xbb\xbf", b"", lines[0])
+                self._is_first = False
         self._line += rest
-        events = self._end_lines(lines)
-        size = self._size + len(raw)
-        self._size = size if self._data and not events else len(self._line)
-        if self._size > MAX_EVENT_BYTES and not events:  # those go out first
-            raise ValueError("an event larger than MAX_EVENT_BYTES")
-        return events
-
-    def finish(self) -> bool:
-        """Whether [DONE] stands at the end of the body without a line's end."""
-        return self.feed(b"\n") == [_DONE]
-
-    def _end_lines(self, lines: list[bytes]) -> list[str]:
-        if self._is_first and lines:
-            lines[0] = re.sub(rb"\A\xef\xbb\xbf", b"", lines[0])
-            self._is_first = False
-        events, data = [], self._data
+        data = self._data
         for line in lines:
-            if line[:5] == b"data:" or line == b"data":
-                data.append(line[6 if line[5:6] == b" " else 5 :])
-            elif line[:6] == b"event:":
-                self._is_error = line[6:].strip() == b"error"
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                data.append(re.sub(rb"\A ", b"", value))
+            elif name == b"event":
+                self._is_error = value.strip() == b"error"
             elif line[:1] in (b"{", b"[") or (self.stray and line[:1] != b":"):
                 self.stray = (self.stray + line)[:_MAX_HEAD]
             if not line or data == [b"[DONE]"]:  # need not wait for the empty line
@@ -2749,6 +2758,9 @@ class _EventDecoder:
                     events.append(_ErrorText(text) if self._is_error else text)
                 data.clear()
                 self._is_error = False
+        self._size = self._size + len(raw) if data and not events else len(self._line)
+        if self._size > MAX_EVENT_BYTES and not events:  # those go out first
+            raise ValueError("an event larger than MAX_EVENT_BYTES")
         return events
 
 
@@ -2804,8 +2816,6 @@ class _StopFilter:
 
 _MAX_REDIRECTS = 5
 _LONGEST_RETRY_AFTER = 120.0  # seconds; a server that wants more gets no retry
-_SECRET_HEADERS = ("Authorization", "Proxy-authorization", "Api-key", "X-api-key")
-_WORD_EDGES = r"((?<!\w)|(?<=\\[bfnrt])){}(?!\w)"  # also behind an escape of JSON
 _CODINGS = re.compile(r"\b(gzip|deflate|br|zstd|compress|dcb|dcz)\b", re.IGNORECASE)
 _STREAM_START = re.compile(rb"\s*([:deir\xef]|\s\Z)")  # of a field, or of a BOM
 _REFUSAL_SECONDS = 0.1  # for the rest of a body that is not the stream asked for
@@ -3017,11 +3027,11 @@ class _Exchange:
         """`text` without the secrets of this request's headers."""
         login = self._client._transport.route(self._wire).login
         headers = {**self._wire.headers, **login}
-        for name in _SECRET_HEADERS:
+        for name in ("Authorization", "Proxy-authorization", "Api-key", "X-api-key"):
             secret = headers.get(name, "").rpartition(" ")[2]
             for form in {secret, _dump_json(secret)[1:-1]} - {""}:
-                # a short one, such as "EMPTY", is one only as a whole word
-                edges = _WORD_EDGES if len(secret) < 8 else "{}"
+                # a short one, such as "EMPTY", only as a word, or behind an escape of JSON
+                edges = r"((?<!\w)|(?<=\\[bfnrt])){}(?!\w)" if len(secret) < 8 else "{}"
                 text = re.sub(edges.format(re.escape(form)), "***", text)
         return text
 
@@ -3124,8 +3134,7 @@ def _merge_headers(merged: _StrDict, *layers: Any) -> _StrDict:
             merged.pop(name, None)
             if value is not None and _is_given(value):
                 merged[name] = _Secret(value)
-                is_name = re.fullmatch("[!-9;-~]+", name)
-                if not is_name or _UNSENDABLE.search(merged[name]):
+                if not re.fullmatch(r"[!-9;-~]+: [ -~\x80-\xff]*", f"{name}: {value}"):
                     what = "it needs a name, and no control characters"
                     raise ValueError(f"the header {name!r} cannot be sent: {what}")
     return merged
@@ -3197,10 +3206,8 @@ class _Connection(http.client.HTTPConnection):
             self.connect()
         self.clock.enter("write")
         body = request.data or b""
-        target, headers = (
-            request.selector or "/",
-            {"Host": request.host, **request.headers},
-        )
+        headers = {"Host": request.host, **request.headers}
+        target = request.selector or "/"
         if route.proxy and not route.tls:
             target = request.full_url
             headers.update(route.login)
@@ -3299,10 +3306,8 @@ class _Connection(http.client.HTTPConnection):
         self.buffer += raw
 
     def read_until(self, end: re.Pattern[bytes]) -> bytes:
-        found = end.search(self.buffer)
-        while not found:
+        while not (found := end.search(self.buffer)):
             self.grow()
-            found = end.search(self.buffer)
         raw, self.buffer = self.buffer[: found.start()], self.buffer[found.end() :]
         return raw
 
@@ -3457,7 +3462,6 @@ class _Transport(urllib.request.BaseHandler):
 
 _HEAD_END = re.compile(rb"\n\r?\n")  # behind a CR, perhaps: with it the search is slow
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) +([0-9]{3})(?= |\Z)")
-_FOLD = re.compile(r"\n[ \t]+")
 _LENGTH = re.compile(r"([0-9]{1,18})(?: *, *\1)*")  # the same one may come twice
 _CHUNK = re.compile(rb"\r?\n([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _TRAILERS_END = re.compile(rb"(?:\A|\n)\r?\n")
@@ -3473,15 +3477,16 @@ class _BadReply(ConnectionError):
 def _parse_head(head: bytes) -> tuple[str, int, _StrDict]:
     """HTTP's minor version, the status, and the headers by their lower-case names."""
     text = (head.decode("latin-1") + "\n").replace("\r\n", "\n")
-    line, *lines, _ = _FOLD.sub(" ", text).split("\n")
-    status = _STATUS_LINE.match(line)
+    lines = text.replace("\n ", " ").replace("\n\t", " ").split("\n")
+    status = _STATUS_LINE.match(lines[0])
     if not status:
         raise _BadReply("not an HTTP/1 reply: is it an HTTP server?")
     headers: _StrDict = {}
-    for line in lines:
+    is_bad = "\0" in text or "\r" in text
+    for line in lines[1:-1]:
         name, colon, value = line.partition(":")
         name, value = name.lower(), value.strip()
-        if not colon or name.split() != [name] or "\0" in line or "\r" in line:
+        if is_bad or not colon or name.split() != [name]:
             raise _BadReply("a malformed header line")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return status[1], int(status[2]), headers
@@ -3774,7 +3779,7 @@ def _check(client: LightLLMClient, options: Any) -> int:
     print(f"server: {'ready' if health else 'NOT ready'}: {health.reason}")
     if not health:
         return 1
-    model, parser = _find_model(client), ""
+    model, parser = _find_model(client), ""  # max_model_len: from April 2026 on
     print(f"model: {model['id']}, {model.get('max_model_len', '?')} tokens of context")
     try:
         parser = client.get("/get_server_info")["tool_call_parser"] or ""
