@@ -220,7 +220,7 @@ class APIError(OpenAIError):
     """A request that failed: `.message`, `.request`, `.body`, `.code`, `.param`, `.type`.
     `body` is the value of "error" in the server's JSON, else the JSON, else the text.
     `partial` is None, or what a stream had brought when it failed: a ChatCompletion with
-    the text and the finished calls so far; its finish_reason is None."""
+    the text and the finished calls so far, and finish_reason None if it had not come."""
 
     message = ""
 
@@ -328,6 +328,7 @@ _HINTS = {  # what to try, by the status or by the type of what broke a connecti
     500: "bad or too long: lower max_tokens (10000 unless given), or see the server's log",
     502: "does the server behind this gateway run?",
     503: "the server is busy or starting: wait, then try again",
+    504: "the gateway waits no longer: stream long answers, or lower max_tokens",
     "ConnectionRefusedError": "is a LightLLM server listening there?",
     "ConnectionResetError": "see the log of the server or of a gateway before it",
     "RemoteDisconnected": "see the log of the server or of a gateway before it",
@@ -2890,10 +2891,11 @@ class _Exchange:
             response = Response(self._request, reply.status, reply.headers)
             response.retries_taken = self._attempts - 1
             response._seconds = time.monotonic() - started
+            is_coded = _CODINGS.search(reply.headers.get("content-encoding", ""))
             if not 200 <= reply.status < 300:
-                response.content = reply.read_error()
+                response.content = b"" if is_coded else reply.read_error()
                 raise self._reply_error(response, "")
-            if _CODINGS.search(reply.headers.get("content-encoding", "")):
+            if is_coded:
                 raise self._reply_error(response, "a coded body, not asked for")
             if is_stream:
                 self._check_stream(response, reply)
@@ -3738,7 +3740,10 @@ def _print_answer(client: LightLLMClient, options: Any, text: str) -> None:
         sent[name] = getattr(options, name)
     answer: Any = client.chat.completions.create(**sent)
     if options.json:
-        return print(answer.to_json())
+        print(answer.to_json())
+        if answer.choices[0].finish_reason == "length":
+            _report("note: the answer is cut off (length)")
+        return
     said, line_end, reason = "", "", None
     try:
         for chunk in [answer] if is_plain else answer:

@@ -2861,7 +2861,7 @@ class Errors(TransportTest):
         table = [
             (400, long, lower), (417, total, lower), (500, long, lower), (400, text, lower),
             (417, node, "name the pd_master"), (413, "body too long", "send less"),
-            (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"),
+            (500, "Internal Server Error", ": lower max_tokens"), (503, "x", "then try"), (504, "x", "gateway"),
             (502, "<html>", "behind this gateway"), (407, "x", "HTTP_PROXY"),
             (405, "x", "check base_url"), (404, "x", "check base_url"),
             (401, "x", "check api_key"), (400, "x", "change what"), (409, "x", "try again"),
@@ -2927,9 +2927,11 @@ class Errors(TransportTest):
             for stream in (False, True):
                 error = self.error(reply=reply, stream=stream)
                 self.assertIn("with a coded body", str(error))
-        headers = {"Content-Encoding": "gzip", "Content-Length": "9"}
-        error = self.error(reply=(200, headers, [2.0]))
+        coded = {"Content-Encoding": "gzip"}
+        error = self.error(reply=(200, {**coded, "Content-Length": "9"}, [2.0]))
         self.assertTrue(self.server.aborted.wait(1), error)
+        reply = plain(b"\x1f\x8b", 500, Content_Encoding="gzip")
+        self.ask_error(": no text", kind=STATUS_ERROR, reply=reply)
 
     def test_headers_that_cannot_be_sent(self):
         self.request(extra_headers={"X-Raw": "\xe9".encode("latin-1")})
@@ -3894,7 +3896,7 @@ class CommandLine(TransportTest):
         path = self.new_folder() / "a picture#1.png"
         path.write_bytes(PNG)
         _, out, err = self.run_main("q", "--image", str(path), "--json", "-m", "m")
-        self.assertEqual(json.loads(out)["id"], "8", err)
+        self.assertEqual((json.loads(out)["id"], err), ("8", ""))
         parts = self.sent["messages"][0]["content"]
         self.assertEqual([part["type"] for part in parts], ["image_url", "text"])
         options += ["--base-url", self.server.url, "sum up"]
@@ -3914,6 +3916,8 @@ class CommandLine(TransportTest):
             done = self.run_main("q", "-m", "m")
             self.assertEqual(done[:2], (status, stdout))
             self.assertIn(stderr, done[2])
+        self.server.says(answer("P", "length"))
+        self.assertIn("cut off (length)", self.run_main("q", "-m", "m", "--json")[2])
 
     def test_errors_are_one_line(self):
         dead = ["q", "--base-url", "http://127.0.0.1:9", "--timeout", "1"]
