@@ -601,7 +601,8 @@ class Clients(ServerTest):
             "http://": "host", "http://..": "host", "http://hö.de": "ASCII"}  # fmt: skip
         for given, reason in self.cases(table):
             error = raised(self, ValueError, lightllm.LightLLMClient, base_url=given)
-            self.assertIn(reason, str(error))
+            shown = re.sub(r"\w+://.*@|[?#].*", "", given)
+            self.assert_says(error, reason, f"got {shown!r}")
             self.assertNotIn("pass@", str(error))
         raised(self, ValueError, setattr, self.client, "base_url", "nonsense")
         self.client.base_url = mock.MagicMock(**{"__str__.return_value": "http://host"})
@@ -812,6 +813,7 @@ class Create(ServerTest):
         limits = [getattr(lightllm, name + "_BYTES") / 2**20 for name in names]
         limits += [lightllm.MAX_IDLE_CONNECTIONS, lightllm.IDLE_SECONDS]
         self.assertEqual(limits, [20, 256, 8, 8, 100, 8])
+        self.assertEqual(repr(lightllm.omit), "NOT_GIVEN")
 
     def test_openai_and_lightllm_options_pass(self):
         options = {
@@ -1391,6 +1393,7 @@ TEXTS.update({JSON_FORM.format(given): [("f", expected)] for given, expected in 
     '{"n": 12345678901234567890.10}': '{"n": 12345678901234567890.10}',
     '{"a": "x\ny\tz"}': '{"a": "x\\ny\\tz"}',
     '{"r": "\\d+", "n": "a\\nb"}': '{"r": "\\\\d+", "n": "a\\nb"}',
+    "{'a': '\\xg \\u12'}": '{"a": "\\\\xg \\\\u12"}',
 }.items()})  # fmt: skip
 TEXTS.update({FORM.format("save", text): expected for text, expected in {
     **{param("text", text): saved(text=text) for text in (  # text in an argument is data
@@ -1412,6 +1415,7 @@ TEXTS.update({text: [] for text in [  # no call
     JSON_FORM.format('{"a": NaN}'), *(f"<tool_call>{inner}</tool_call>" for inner in [
         "<function= ></function>", '{"name": "", "arguments": {}}', "42", "not a call", "[]",
         '{"name": 5, "arguments": {}}', '[{"name": "f"}, 5]', "unknown\n",
+        '{"name": "f", "arguments": {}<b>',
         "save<arg_key>path</arg_key><arg_value>Oslo" + "<arg_key>zip</arg_key><arg_value>NO"
         "</arg_value>", "search<tool_call>query</arg_key><arg_value>x</arg_value>"]),
     *("<tool_call>" + cut for cut in [
@@ -1495,6 +1499,14 @@ class ToolCallsInText(ServerTest):
         answers = self.answers_to([*table], (1, 3, 7, 1000), tools=[TOOL])
         for text, _, cut in self.cases(answers):
             self.assertEqual({choice.message.content for choice in cut}, {table[text]})
+
+    def test_a_long_call_is_there_when_its_end_tag_is(self):
+        reader = lightllm._CallReader(SCHEMAS)
+        text = JSON_FORM.format(dumped(a="x" * 2000))
+
+        found = [reader.feed(piece) for piece in cut_at(text, 900, len(text) - 5)]
+
+        self.assertEqual([len(calls) for calls in found], [0, 0, 1])
 
     def test_hostile_texts_take_linear_time(self):
         size = 40_000
@@ -1931,6 +1943,7 @@ class ServerMadeStreamCalls(ServerTest):
             "it stands in a thought": [delta(f"<think>{CALL}<think> f</think>"), call, STOP],
             "cut an argument off, whose </arg_value>": [call, delta("b</arg_value>"), STOP],
             "cut an argument off, whose </parameter>": [call, delta("b\n</parameter>"), STOP],
+            "whose </arg_value>": [call, server_call(0, "x", "f", ""), delta("</arg_value>"), STOP],
             "a part of a call's text": [delta(begun), server_call(0, "x", *PINGED), STOP],
         }  # fmt: skip
         for words, items in self.cases(table):
@@ -2305,7 +2318,8 @@ class WholeOrError(TransportTest):
 
         for begin, end in self.cases([("[", "]"), ('{"a":', "}")]):
             flat = ",".join([nest(begin, end, 2)] * 600)
-            for text in (f"[{flat}]", nest(begin, end, 500)):
+            deep = nest(begin, end, 499)
+            for text in (f"[{flat}]", f"[{deep},{flat}]", nest(begin, end, 500)):
                 self.assertEqual(lightllm._parse_json(text), json.loads(text))
             with self.assertRaisesRegex(ValueError, "JSON of too many levels"):
                 lightllm._parse_json(nest(begin, end, 501))
@@ -2313,7 +2327,9 @@ class WholeOrError(TransportTest):
     def test_bodies_over_a_cap(self):
         self.limit("MAX_REPLY_BYTES", 10_000)
         self.limit("MAX_ERROR_BYTES", 100_000)
-        big, ended = b"x" * 20_000, {"Connection": "close"}
+        body = answer()[2][0]
+        self.assertEqual(self.receive(plain(body.ljust(10_000))).id, "8")
+        big, ended = b"x" * 10_001, {"Connection": "close"}
         chunks = {"Transfer-Encoding": "chunked"}
         for headers, part in (({}, big), (ended, big), (chunks, chunked(big))):
             self.ask_error("MAX_REPLY_BYTES", reply=(200, headers, [part]))
@@ -3024,7 +3040,7 @@ class Proxies(TransportTest):
     def test_a_refused_tunnel_is_asked_for_again_only_where_that_helps(self):
         self.skip_naps()
         port, login = self.proxy().port, "user:hunter22@"
-        table = [("http://", 407, 1), ("", 403, 1), ("http://", 503, 3)]
+        table = [("http://", 407, 1), ("", 403, 1), ("http://", 500, 3)]
         for scheme, status, attempts in self.cases(table):
             self.seen = []
             self.refusal = f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"
@@ -3922,12 +3938,15 @@ class CommandLine(TransportTest):
     def test_errors_are_one_line(self):
         dead = ["q", "--base-url", "http://127.0.0.1:9", "--timeout", "1"]
         lenient = io.TextIOWrapper(io.BytesIO(b"\xff"), "ascii", "surrogateescape")
+        broken = mock.Mock(
+            **{"isatty.return_value": False, "read.side_effect": OSError("no disk")}
+        )
         table = [
             ("bad thing", ["q", "--model", "m"], None), ("127.0.0.1:9", dead, None),
             ("base_url", ["q", "--base-url", "nonsense"], None), ("a prompt is needed", [], None),
             ("No such file", ["q", "--model", "m", "--image", "/no/such.png"], None),
             ("can't decode byte 0xe9", ["q"], b"caf\xe9"),
-            ("can't decode byte 0xff", ["q"], lenient)]  # fmt: skip
+            ("can't decode byte 0xff", ["q"], lenient), ("no disk", ["q"], broken)]  # fmt: skip
         self.server.says(plain({"message": "bad\nthing " + KEY}, 400))
         self.skip_naps()
         for words, arguments, stdin in self.cases(table):
