@@ -220,7 +220,7 @@ class APIError(OpenAIError):
     """A request that failed: `.message`, `.request`, `.body`, `.code`, `.param`, `.type`.
     `body` is the value of "error" in the server's JSON, else the JSON, else the text.
     `partial` is None, or what a stream had brought when it failed: a ChatCompletion with
-    the text and the finished calls so far, and finish_reason None if it had not come."""
+    the text and the finished calls so far, and the finish_reason if it had come."""
 
     message = ""
 
