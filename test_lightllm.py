@@ -637,10 +637,11 @@ class Clients(ServerTest):
         headers = {"authorization": "Bearer " + KEY}
         given = {"api_key": KEY, "default_headers": headers}
         for make in (lightllm.LightLLMClient, self.client.with_options):
-            raised(self, TypeError, make, **given, time_out=5)
+            raised(self, TypeError, make, **given, apikey=KEY)
             raised(self, ValueError, make, **given, timeout=0)
         raised(self, TypeError, self.ask, api_key=KEY)
         raised(self, TypeError, self.ask, extra_header=headers)
+        raised(self, TypeError, self.client.get, "/x", extra_header=headers)
         raised(self, ValueError, self.ask, extra_headers=headers, messages=[])
         client, words = self.new_client(api_key=lambda: None), "str .*, got NoneType"
         self.assertRaisesRegex(TypeError, "api_key must be " + words, self.ask, client)
@@ -2297,6 +2298,7 @@ class WholeOrError(TransportTest):
             "{} behind": plain(body + b" {}"), "] behind": plain(body + b"]"),
             "NUL behind": plain(body + b"\0"), "deep objects": plain(b'{"a":' * 100_000),
             "gzip": plain(b"\x1f\x8b\x08", Content_Encoding="gzip"),
+            "no message": plain({"choices": [{"message": []}]}),
             "huge int": plain(b'{"choices": ' + b"9" * 100_000 + b"}"),
             "echo": plain({"error": {"message": f"bad key {KEY}"}}),
             "echo in html": (200, {"X-Echo": KEY}, [b"<p>" + KEY.encode()]),
@@ -3614,6 +3616,7 @@ class OtherRoutes(TransportTest):
         query = {"a": True, "b": "C", "c": None}
         load = self.client.get("/token_load", extra_query=query, timeout=3)
         self.assertEqual(load, {"current_load": 0.5})
+        self.assertRaisesRegex(TypeError, "'timeout'", self.client.get, "/x", timeot=3)
         gateway = self.new_client(base_url=self.server.url + "/gateway/v1/")
         self.assertEqual(gateway.post("tokens", body={"text": "hello"}), {"ntokens": 5})
         paths = [heard.path for heard in self.server.heard]
@@ -3981,8 +3984,9 @@ class CommandLine(TransportTest):
             self.assertIn(advice, check())
             self.assertEqual(self.sent["model"], "qwen25")
             self.assertIn("qwen25, 16384 tokens", check("/generate"))
-        routes["/get_server_info"] = plain(["odd"])
-        self.assertIn("parser unknown", check("", "-m", "other"))
+        for odd in self.cases([["odd"], b"<html>"]):
+            routes["/get_server_info"] = plain(odd)
+            self.assertIn("parser unknown", check("", "-m", "other"))
         self.assertEqual(self.sent["model"], "other")
         routes["/v1/models"] = plain({"data": [*MODELS["data"], {"id": "second"}]})
         self.assertIn("model: qwen25, 16384", check())
