@@ -1558,8 +1558,7 @@ class Streams(ServerTest):
         self.assertEqual(found, (lightllm.ChatCompletion, ("Hello", "stop"), 3))
         facts = {"id": "c1", "object": "chat.completion", **LAB}
         self.assertLessEqual(facts.items(), final.items())
-        self.assertIs(self.sent["stream"], True)
-        self.assertEqual(list(stream), [])
+        self.assertEqual((self.sent["stream"], list(stream)), (True, []))
 
     def test_a_chunk_arrives_when_its_bytes_do(self):
         was_read = threading.Event()
@@ -2913,7 +2912,8 @@ class Errors(TransportTest):
         for first, kind in self.cases(itertools.product(starts, kinds)):
             _, headers, parts = events(first + event(delta("a")), 0.002, end)
             reply = 200, {**headers, "Content-Type": kind}, parts
-            self.assertEqual(reply_text(self.receive(reply, stream=True)), "a")
+            stream = self.receive(reply, stream=True)
+            self.assertEqual((reply_text(stream), stream.response.content), ("a", b""))
 
     def test_what_is_no_stream_is_refused_without_waiting_for_its_end(self):
         headers = {"Content-Type": "application/json", "Content-Length": "5000"}
