@@ -1316,6 +1316,7 @@ TEXTS = {
     CALL: [A], "before " + CALL + " after": [A], CALL + "\n" + CALL: [A, A],
     CALL + CALL[:-12] + CALL: [A, A, A], CALL[:-12]: [A], CALL[:-5]: [A],
     CALL[:-12] + "</tool_call": [A], CALL[:-12] + "<tool_": [A], FUNCTION_CALL: FOUND,
+    FORM.format("save", OSLO) + FUNCTION_CALL: saved(path="Oslo") + FOUND,
     FUNCTION_CALL[:-12]: FOUND, GLM_CALL: GLM_FOUND, GLM_CALL + " and more": GLM_FOUND,
     '<tool_call>{"name": "f", "arguments": {"a": [1 ' + CALL: [A],
     CODE_CALL: [("py", '{"code": "if a:\\n    print(\'</tool_call>\', \\"<tool_call>\\")"}')],
@@ -1521,7 +1522,7 @@ class ToolCallsInText(ServerTest):
         endings = ("", "</code></parameter></arg_value>x'\"", " " * size + "x")
         texts = [unit * (size // len(unit)) + end for unit in units for end in endings]
         texts.append("<function=search>" + "".join(param(n, n) for n in range(9000)))
-        in_pieces = pieces_of((CALL[:-14] + "x" * size + '"}}')[:size], 97)
+        in_pieces = pieces_of(CALL[:-14] + "x" * 10 * size, 97)
         for pieces in self.cases([*([text] for text in texts), in_pieces]):
             reader = lightllm._CallReader(SCHEMAS)
             started = time.process_time()
@@ -2665,7 +2666,7 @@ class Retries(TransportTest):
         self.assertNotIn(KEY, "".join(logs.output))
 
         date = email.utils.formatdate(time.time() + 60, usegmt=True)
-        bad = "0", "-5", "nan", "inf", "1,2", "x" * 99, "Sun Nov 99 2026", ""
+        bad = "0", "-0.5", "nan", "inf", "1,2", "x" * 99, "Sun Nov 99 2026", ""
         table = [
             *[({"Retry-After": text}, 0.3, 0.5) for text in bad], ({"Retry-After": date}, 50, 60),
             ({"Retry-After": "120"}, 120, 120), ({"Retry-After": "1.5"}, 1.5, 1.5),
@@ -3617,7 +3618,7 @@ class OtherRoutes(TransportTest):
         query = {"a": True, "b": "C", "c": None}
         load = self.client.get("/token_load", extra_query=query, timeout=3)
         self.assertEqual(load, {"current_load": 0.5})
-        self.assertRaisesRegex(TypeError, "'timeout'", self.client.get, "/x", timeot=3)
+        self.assertRaisesRegex(TypeError, "'timeout'", self.client.get, "", time_out=3)
         gateway = self.new_client(base_url=self.server.url + "/gateway/v1/")
         self.assertEqual(gateway.post("tokens", body={"text": "hello"}), {"ntokens": 5})
         paths = [heard.path for heard in self.server.heard]
@@ -3942,9 +3943,8 @@ class CommandLine(TransportTest):
     def test_errors_are_one_line(self):
         dead = ["q", "--base-url", "http://127.0.0.1:9", "--timeout", "1"]
         lenient = io.TextIOWrapper(io.BytesIO(b"\xff"), "ascii", "surrogateescape")
-        broken = mock.Mock(
-            **{"isatty.return_value": False, "read.side_effect": OSError("no disk")}
-        )
+        fails = {"isatty.return_value": False, "read.side_effect": OSError("no disk")}
+        broken = mock.Mock(**fails)
         table = [
             ("bad thing", ["q", "--model", "m"], None), ("127.0.0.1:9", dead, None),
             ("base_url", ["q", "--base-url", "nonsense"], None), ("a prompt is needed", [], None),
