@@ -4567,7 +4567,8 @@ def main():
     failed = len({getattr(test, "test_case", test).id() for test, _ in faults})
     failed += len(result.unexpectedSuccesses)
     skipped = len(result.skipped)
-    passed = max(0, result.testsRun - failed - skipped)
+    is_counted = sys.version_info[:3] != (3, 12, 1)  # which counts no skipped test
+    passed = max(0, result.testsRun - failed - skipped * is_counted)
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed or not passed else 0
 
