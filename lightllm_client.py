@@ -716,8 +716,7 @@ class LightLLMClient:
         api_key = _hide(_environment("API_KEY") if api_key is None else api_key)
         self.default_headers = default_headers = _hide(default_headers or {})
         for name in unknown:
-            unknown.clear()  # or a variable would show a key under a misspelt name
-            raise TypeError(_unknown_name(name, _OPTION_NAMES))
+            raise _unknown_name(name, _OPTION_NAMES, unknown)
         self.api_key = _check_key(api_key)
         self.base_url = base_url or _environment("BASE_URL") or "http://localhost:8000"
         self.timeout = _check_timeout(timeout, DEFAULT_TIMEOUT)
@@ -1234,18 +1233,22 @@ def _environment(name: str) -> str:
     return next(filter(None, map(str.strip, found)), "")
 
 
-def _unknown_name(name: str, known: Iterable[str]) -> str:
+def _unknown_name(name: str, known: Iterable[str], options: _Json) -> TypeError:
+    """The error for a name in `options`, which are emptied: a misspelt one may hold a key,
+    and no variable shows that."""
     import difflib
 
+    options.clear()
     if name == "http_client":
-        return f"{name} is not supported: use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
+        use = "use ssl_context=, HTTP_PROXY, SSL_CERT_FILE"
+        return TypeError(f"{name} is not supported: {use}")
     if name in _OPTION_NAMES:
         where = f"client.with_options({name}=...) or LightLLMClient({name}=...)"
-        return f"{name} is an option of the client: use {where}"
+        return TypeError(f"{name} is an option of the client: use {where}")
     close = difflib.get_close_matches(name, known, 1)
     hint = f"it takes {sorted(known)}; what only a server knows goes into extra_body"
     hint = f"did you mean {close[0]!r}?" if close else hint
-    return f"got an unexpected keyword argument {name!r}: {hint}"
+    return TypeError(f"got an unexpected keyword argument {name!r}: {hint}")
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
@@ -1299,9 +1302,8 @@ def _split_options(options: _Json, kind: Any, named: _Json) -> tuple[_Json, ...]
     _hide_secrets(options)
     for name in options:
         if name not in _COMMON_NAMES and name not in kind.__annotations__:
-            options.clear()  # or a variable would show a key under a misspelt name
             known = _COMMON_NAMES.union(kind.__annotations__)
-            raise TypeError(_unknown_name(name, known))
+            raise _unknown_name(name, known, options)
     extra = options.pop("extra_body", None) or {}
     call = {name: options.pop(name) for name in _CALL_OPTIONS if name in options}
     body: _Json = {**_DEFAULTS}
@@ -1775,7 +1777,7 @@ _ids = itertools.count(time.time_ns() // 1000)  # other than those of an earlier
 _WAY_OUT = "pass tool_mode='prompt', which loses no call on any LightLLM build"
 _NATURAL_ENDS = ("stop", "tool_calls", "function_call", None)  # not cut off
 _HEAD_FIELDS = ("id", "created", "model", "object", "system_fingerprint")
-_NAMING_FIELDS = {*_HEAD_FIELDS[:3]}  # which each answer has
+_NAMING_FIELDS = {"id", "created", "model"}  # which each answer has
 
 
 class _LostCall(ValueError):
@@ -2676,7 +2678,7 @@ def _check_depth(text: str) -> None:
     depth = 0
     if text.replace("[", "{").count("{") > _MAX_DEPTH:
         for found in _BRACKET.finditer(text):
-            depth += (found[0] in "[{") - (found[0] in "]}")
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
             if depth > _MAX_DEPTH:
                 raise RecursionError
 
@@ -2710,7 +2712,8 @@ class _ErrorText(str):
 
 
 class _EventDecoder:
-    _after_cr = _is_error = False  # whether what has not ended is named "error"
+    _after_cr = False
+    _is_error = False  # whether the event that has not ended is named "error"
     _size = 0  # bytes since the last event
     _is_first = True
     stray = b""  # JSON that stands where events should: an error's, perhaps
@@ -2748,7 +2751,7 @@ class _EventDecoder:
         for line in lines:
             name, _, value = line.partition(b":")
             if name == b"data":
-                data.append(re.sub(rb"\A ", b"", value))
+                data.append(value[1:] if value.startswith(b" ") else value)
             elif name == b"event":
                 self._is_error = value.strip() == b"error"
             elif line[:1] in (b"{", b"[") or (self.stray and line[:1] != b":"):
@@ -2837,8 +2840,7 @@ class _Exchange:
         data = None if body is None else _dump_request(body).encode()
         headers = _request_headers(client, call.pop("extra_headers", None) or {})
         for name in call:
-            call.clear()
-            raise TypeError(_unknown_name(name, _CALL_OPTIONS))
+            raise _unknown_name(name, _CALL_OPTIONS, call)
         # filled from one that was parsed before: making or copying one takes longer
         self._wire: Any = object.__new__(urllib.request.Request)
         vars(self._wire).update(vars(client._transport.parse_url(self._request.url)))
